@@ -1,0 +1,1 @@
+"""The DeepSeek-V2 network as functions of tensors. Opens no file, knows no device policy."""

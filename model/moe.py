@@ -1,0 +1,99 @@
+"""The mixture of experts: a gate that chooses, experts that compute (DeepSeek-V2 paper, section 2.2, eq. 20 to 22)."""
+
+# T tokens  D hidden  E experts  K experts per token  G groups
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dslite.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class MLP:
+    """down(silu(gate(x)) · up(x)): the dense layer, the shared experts and each routed expert."""
+
+    gate_proj: Tensor
+    up_proj: Tensor
+    down_proj: Tensor
+
+    @classmethod
+    def build(cls, take: Callable[[str], Tensor]) -> "MLP":
+        return cls(take("gate_proj"), take("up_proj"), take("down_proj"))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return F.linear(F.silu(F.linear(hidden, self.gate_proj)) * F.linear(hidden, self.up_proj), self.down_proj)
+
+
+class ExpertBank(Protocol):
+    """The routed experts of one layer, wherever they live."""
+
+    def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        """hidden (T, D), ids (T, K) and float32 weights (T, K): the weighted sum of the experts, (T, D) in float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Chooses K experts for each token. Everything in float32: near ties decide which expert answers."""
+
+    weight: Tensor
+    config: ModelConfig
+
+    def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden (T, D): expert ids (T, K) and their weights (T, K) float32, not renormalised."""
+        config = self.config
+        scores = F.linear(hidden.float(), self.weight.float()).softmax(dim=-1)
+        if config.topk_method == "group_limited_greedy":
+            scores = _best_groups_only(scores, config.n_group, config.topk_group)
+        weights, expert_ids = scores.topk(config.num_experts_per_tok, dim=-1)
+        return expert_ids, weights * config.routed_scaling_factor
+
+
+def _best_groups_only(scores: Tensor, n_group: int, topk_group: int) -> Tensor:
+    """Zero the scores outside the groups whose best expert is among the best. Paper, section 2.2.2."""
+    groups = scores.unflatten(-1, (n_group, -1))  # (T, G, E/G)
+    best = groups.amax(-1).topk(topk_group, dim=-1).indices
+    keep = torch.zeros(groups.shape[:2], dtype=torch.bool, device=scores.device).scatter(1, best, True)
+    return groups.masked_fill(~keep[..., None], 0.0).flatten(1)
+
+
+@dataclass(frozen=True)
+class ResidentExperts:
+    """All experts of a layer where the computing is done: the plain bank, and the reference of every other."""
+
+    experts: Sequence[MLP]
+
+    def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+        for expert, rows, row_weights in by_expert(expert_ids, weights, len(self.experts)):
+            out = self.experts[expert](hidden if hidden.shape[0] == 1 else hidden[rows])
+            total.index_add_(0, rows, out.float() * row_weights[:, None])
+        return total
+
+
+def by_expert(expert_ids: Tensor, weights: Tensor, n_experts: int) -> list[tuple[int, Tensor, Tensor]]:
+    """Group (T, K) choices: for each expert in use its number, the rows that chose it and their weights."""
+    order = expert_ids.flatten().argsort(stable=True)
+    rows = order // expert_ids.shape[1]
+    sorted_weights = weights.flatten()[order]
+    counts = torch.bincount(expert_ids.flatten(), minlength=n_experts).tolist()
+    groups = zip(rows.split(counts), sorted_weights.split(counts), strict=True)
+    return [(expert, *group) for expert, group in enumerate(groups) if counts[expert]]
+
+
+@dataclass(frozen=True)
+class MoE:
+    """Routed and shared experts of one layer."""
+
+    gate: Gate
+    experts: ExpertBank
+    shared_experts: MLP | None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        routed = self.experts(hidden, *self.gate(hidden)).to(hidden.dtype)
+        return routed if self.shared_experts is None else routed + self.shared_experts(hidden)

@@ -1,0 +1,140 @@
+"""The whole network.
+
+A forward pass is a generator over layers, so that whoever drives it can report and stop between them.
+"""
+
+# T tokens  D hidden
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dslite.model.attention import Form, MultiHeadLatentAttention, Span, rms_norm
+from dslite.model.config import ModelConfig
+from dslite.model.moe import MLP, ExpertBank, Gate, MoE, ResidentExperts
+from dslite.model.rope import amplitude, inverse_frequencies, rotation
+
+TakeTensor = Callable[[str], Tensor]
+MakeBank = Callable[[int], ExpertBank]
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """Attention and MLP, each behind a norm and beside a residual."""
+
+    index: int
+    input_layernorm: Tensor
+    self_attn: MultiHeadLatentAttention
+    post_attention_layernorm: Tensor
+    mlp: MLP | MoE
+    eps: float
+
+    def __call__(self, hidden: Tensor, factors: Tensor, spans: Sequence[Span], form: Form = "auto") -> Tensor:
+        normed = rms_norm(hidden, self.input_layernorm, self.eps)
+        hidden = hidden + self.self_attn(self.index, normed, factors, spans, form)
+        return hidden + self.mlp(rms_norm(hidden, self.post_attention_layernorm, self.eps))
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """DeepSeek-V2 for a batch of sequences whose new tokens lie one behind the other."""
+
+    config: ModelConfig
+    embed_tokens: Tensor
+    layers: Sequence[DecoderLayer]
+    norm: Tensor
+    lm_head: Tensor
+    frequencies: Tensor
+    amplitude: float
+
+    @classmethod
+    def build(cls, config: ModelConfig, take: TakeTensor, make_bank: MakeBank | None = None) -> "Transformer":
+        """`take` gives the tensor of a Hub name; `make_bank` the experts of a layer (default: taken too)."""
+        make_bank = make_bank or (lambda layer: resident_experts(config, layer, take))
+        embed_tokens = take("model.embed_tokens.weight")
+        layers = [_build_layer(config, index, take, make_bank) for index in range(config.num_hidden_layers)]
+        lm_head = take("lm_head.weight")
+        return cls(
+            config=config,
+            embed_tokens=embed_tokens,
+            layers=layers,
+            norm=take("model.norm.weight"),
+            lm_head=lm_head,
+            frequencies=inverse_frequencies(config).to(lm_head.device),
+            amplitude=amplitude(config),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.device
+
+    def steps(self, token_ids: Tensor, spans: Sequence[Span], form: Form = "auto") -> Generator[int, None, Tensor]:
+        """Run token ids (T,) through the layers, yielding after each the number done; returns hidden (T, D).
+
+        The caches hold the new tokens once the generator has returned; dropped before, it leaves them as they were.
+        """
+        positions = torch.cat(
+            [torch.arange(span.cache.length, span.cache.length + span.count, device=self.device) for span in spans]
+        )
+        factors = rotation(positions, self.frequencies, self.amplitude)
+        # The embedding may lie in host memory: a token needs one row of it.
+        hidden = F.embedding(token_ids.to(self.embed_tokens.device), self.embed_tokens).to(self.device)
+        for layer in self.layers:
+            hidden = layer(hidden, factors, spans, form)
+            yield layer.index + 1
+        for span in spans:
+            span.cache.commit(span.count)
+        return hidden
+
+    def forward(self, token_ids: Tensor, spans: Sequence[Span], form: Form = "auto") -> Tensor:
+        """All steps at once: hidden states (T, D) of token ids (T,)."""
+        steps = self.steps(token_ids, spans, form)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                hidden: Tensor = end.value
+                return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores (T, vocabulary) of the token behind each hidden state (T, D), float32."""
+        return F.linear(rms_norm(hidden, self.norm, self.config.rms_norm_eps), self.lm_head).float()
+
+
+def _build_layer(config: ModelConfig, index: int, take: TakeTensor, make_bank: MakeBank) -> DecoderLayer:
+    def take_from(prefix: str) -> TakeTensor:
+        return lambda name: take(f"model.layers.{index}.{prefix}{name}.weight")
+
+    here = take_from("")
+    return DecoderLayer(
+        index=index,
+        input_layernorm=here("input_layernorm"),
+        self_attn=MultiHeadLatentAttention.build(config, take_from("self_attn.")),
+        post_attention_layernorm=here("post_attention_layernorm"),
+        mlp=_build_moe(config, index, take_from, make_bank) if config.is_moe(index) else MLP.build(take_from("mlp.")),
+        eps=config.rms_norm_eps,
+    )
+
+
+def _build_moe(config: ModelConfig, index: int, take_from: Callable[[str], TakeTensor], make_bank: MakeBank) -> MoE:
+    return MoE(
+        gate=Gate(take_from("mlp.")("gate"), config),
+        experts=make_bank(index),
+        shared_experts=MLP.build(take_from("mlp.shared_experts.")) if config.n_shared_experts else None,
+    )
+
+
+def resident_experts(config: ModelConfig, layer: int, take: TakeTensor) -> ResidentExperts:
+    """All experts of a layer, taken by their Hub names."""
+
+    def take_expert(expert: int) -> MLP:
+        return MLP.build(lambda name: take(f"model.layers.{layer}.mlp.experts.{expert}.{name}.weight"))
+
+    return ResidentExperts([take_expert(expert) for expert in range(config.n_routed_experts)])

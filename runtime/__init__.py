@@ -1,0 +1,1 @@
+"""Everything that moves bytes and time: weights, cache, sampling, the engine."""

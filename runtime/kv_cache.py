@@ -1,0 +1,63 @@
+"""The latents of one conversation: what attention needs of every token, 31 KB each in Lite."""
+
+# T new tokens  S all tokens  C latent  R rope
+
+import torch
+from torch import Tensor
+
+from dslite.model.config import ModelConfig
+from dslite.runtime.errors import ContextFullError
+
+
+class LatentKVCache:
+    """One buffer [capacity, C+R] a layer, allocated once, so that attention reads one plain matrix.
+
+    On the CPU a page that no token has reached costs nothing: the whole context may be allocated at once.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        capacity: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (config.num_hidden_layers, capacity, config.latent_width)
+        self._rows = torch.empty(shape, dtype=dtype, device=device)
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def capacity(self) -> int:
+        return self._rows.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the whole context takes."""
+        return self._rows.nbytes
+
+    def append(self, layer: int, rows: Tensor) -> Tensor:
+        """Put rows (T, C+R) behind a layer's rows; return all of them as a view, (S, C+R)."""
+        end = self._length + rows.shape[0]
+        if end > self.capacity:
+            raise ContextFullError(f"{end} tokens do not fit into a context of {self.capacity}")
+        self._rows[layer, self._length : end] = rows
+        return self._rows[layer, :end]
+
+    def commit(self, count: int) -> None:
+        self._length += count
+
+    def truncate(self, length: int) -> None:
+        """Forget every token from `length` on."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"cannot truncate {self._length} tokens to {length}")
+        self._length = length
+
+
+def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Bytes of cache for one token: 31,104 for Lite in BF16."""
+    return config.num_hidden_layers * config.latent_width * dtype.itemsize
