@@ -56,7 +56,7 @@ class Gate:
 
 def _best_groups_only(scores: Tensor, n_group: int, topk_group: int) -> Tensor:
     """Zero the scores outside the groups whose best expert is among the best. Paper, section 2.2.2."""
-    groups = scores.unflatten(-1, (n_group, -1))  # (T, G, E/G)
+    groups: Tensor = scores.unflatten(-1, (n_group, -1))  # (T, G, E/G)
     best = groups.amax(-1).topk(topk_group, dim=-1).indices
     keep = torch.zeros(groups.shape[:2], dtype=torch.bool, device=scores.device).scatter(1, best, True)
     return groups.masked_fill(~keep[..., None], 0.0).flatten(1)
@@ -95,5 +95,5 @@ class MoE:
     shared_experts: MLP | None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        routed = self.experts(hidden, *self.gate(hidden)).to(hidden.dtype)
+        routed: Tensor = self.experts(hidden, *self.gate(hidden)).to(hidden.dtype)
         return routed if self.shared_experts is None else routed + self.shared_experts(hidden)

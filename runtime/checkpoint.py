@@ -107,7 +107,7 @@ def read_header(file: Path) -> Iterator[TensorEntry]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
-                raise CheckpointError(f"{file} is cut short or damaged: its header does not fit into {size} bytes", _REMEDY)
+                raise CheckpointError(f"{file} is cut short: its header does not fit into {size} bytes", _REMEDY)
             header = json.loads(stream.read(length).decode("utf-8"))
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}", _REMEDY) from None
