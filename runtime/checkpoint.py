@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from dslite.model.config import ModelConfig
-from dslite.model.errors import ConfigError
 from dslite.model.parameters import parameter_shapes
 from dslite.runtime.errors import CheckpointError
+from dslite.runtime.layout import INDEX, read_config, weight_map
 
-INDEX = "model.safetensors.index.json"
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 _MAX_HEADER = 100_000_000  # the format's own limit
 _REMEDY = "download the model again, or check the folder"
@@ -75,29 +74,6 @@ class Checkpoint:
             self._files[entry.file] = _map_file(entry.file)
         stretch = self._files[entry.file][entry.offset : entry.offset + entry.nbytes]
         return stretch.view(entry.dtype).view(entry.shape)
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """config.json of a folder. Raises CheckpointError, or ConfigError naming the key at fault."""
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder}", "give a folder in Hub layout, a Hub id or a short name")
-    file = folder / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{folder} has no config.json", "give a folder that holds a model in Hub layout")
-    try:
-        return ModelConfig.from_dict(read_json(file))
-    except ConfigError as error:
-        raise ConfigError(f"{folder}: {error.message}", error.remedy) from None
-
-
-def read_json(file: Path) -> Any:
-    """The JSON value of a file. Raises CheckpointError with its place."""
-    try:
-        return json.loads(file.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}", "check the file's permissions") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}", _REMEDY) from None
 
 
 def read_header(file: Path) -> Iterator[TensorEntry]:
@@ -168,16 +144,11 @@ def _read_index(folder: Path) -> dict[str, Path]:
     file = folder / INDEX
     if not file.exists():
         return {}
-    raw = read_json(file)
-    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{file} has no weight_map", _REMEDY)
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CheckpointError(f"{file}: {name} is said to be in {shard!r}, which is not a file name", _REMEDY)
+    owners = weight_map(file)
+    for name, shard in owners.items():
         if not (folder / shard).is_file():
             raise CheckpointError(f"{folder / shard} is missing; {INDEX} names it for {name}", _REMEDY)
-    return {name: folder / shard for name, shard in weight_map.items()}
+    return {name: folder / shard for name, shard in owners.items()}
 
 
 def _check_index(folder: Path, owner: Mapping[str, Path], entries: Mapping[str, TensorEntry]) -> None:

@@ -1,0 +1,33 @@
+"""Where dslite keeps its own files. The environment overrules the system's places."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+_NAME = "dslite"
+
+
+def config_dir() -> Path:
+    """config.toml: DSLITE_CONFIG_DIR, or the system's place for settings."""
+    return _chosen("DSLITE_CONFIG_DIR") or platformdirs.user_config_path(_NAME)
+
+
+def data_dir() -> Path:
+    """Conversations: DSLITE_DATA_DIR, or the system's place for data."""
+    return _chosen("DSLITE_DATA_DIR") or platformdirs.user_data_path(_NAME)
+
+
+def cache_dir() -> Path:
+    """What can be made again: saved caches, measurements. DSLITE_CACHE_DIR, or the system's place."""
+    return _chosen("DSLITE_CACHE_DIR") or platformdirs.user_cache_path(_NAME)
+
+
+def log_dir() -> Path:
+    """The log: beside the data when that was moved, or the system's place."""
+    return _chosen("DSLITE_DATA_DIR") or platformdirs.user_log_path(_NAME)
+
+
+def _chosen(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value).expanduser() if value else None
