@@ -7,20 +7,24 @@ read only from where it differs.
 
 # T tokens of a chunk  D hidden
 
+import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event as Flag
 
 import torch
 from torch import Tensor
 
 from dslite.model.attention import Span
+from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Candidate, Done, Event, FinishReason, Prefilling, Timing, Token
-from dslite.runtime.kv_cache import LatentKVCache
-from dslite.runtime.sampling import Sampler, SamplingParams, Scores, check_finite, score
+from dslite.runtime.hardware import peak_rss
+from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.sampling import Sampler, Scores, check_finite, score
+from dslite.runtime.sampling_params import SamplingParams
 from dslite.runtime.tokenizer import StopTexts, StreamDecoder, Tokenizer
 
 PREFILL_CHUNK = 2048
@@ -67,6 +71,22 @@ class Engine:
                 "shorten the prompt, or raise --ctx-size",
             )
         return _Answer(self, request, cancel or Flag()).run()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: weights, cache in use, cache of one token, most host and GPU memory of this process so far."""
+        per_token = kv_bytes_per_token(self.model.config, self.model.dtype)
+        return {
+            "weights_bytes": sum(math.prod(shape) for shape in parameter_shapes(self.model.config).values())
+            * self.model.dtype.itemsize,
+            "kv_bytes": self.cache.length * per_token,
+            "kv_bytes_per_token": per_token,
+            "peak_rss_bytes": peak_rss(),
+            "peak_vram_bytes": torch.cuda.max_memory_allocated() if self.model.device.type == "cuda" else 0,
+        }
+
+    def expert_stats(self) -> dict[str, int]:
+        """Slots on the compute device for each layer, and what they saved and cost."""
+        return {"slots": self.model.config.n_routed_experts, "hits": 0, "misses": 0, "bytes_moved": 0}
 
     def reuse(self, prompt_ids: Sequence[int], *, most: int) -> int:
         """Keep the longest cached prefix of the prompt, at most `most` tokens; return its length."""
@@ -178,7 +198,7 @@ class _Answer:
         """Tokens of the prompt that the hidden rows of a chunk predict, and the very first, which nothing predicts."""
         ids, k = self._request.prompt_ids, self._request.logprobs
         if start == 0:
-            yield self._token(ids[0], None, in_prompt=True)
+            yield replace(self._token(ids[0], None, in_prompt=True), top=None if k is None else ())
         wanted = ids[start + 1 : start + 1 + len(rows)]
         if k is None:
             yield from (self._token(token_id, None, in_prompt=True) for token_id in wanted)

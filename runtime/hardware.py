@@ -1,5 +1,6 @@
 """What this machine has: memory, and how fast it can be read."""
 
+import sys
 from dataclasses import dataclass
 
 
@@ -21,3 +22,13 @@ class MachineSpec:
     ram_bandwidth: float
     disk_bandwidth: float
     cores: int  # physical
+
+
+def peak_rss() -> int:
+    """Most host memory that this process has had resident, in bytes; 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,7 +1,6 @@
 """From a checked folder to a network that runs, with progress."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,12 +36,3 @@ def load(
 
     report(Loading(0, total))
     return Transformer.build(checkpoint.config, take)
-
-
-def generation_defaults(folder: Path) -> dict[str, object]:
-    """generation_config.json of a model, where there is one: sampling values and end tokens."""
-    from dslite.runtime.checkpoint import read_json
-
-    file = folder / "generation_config.json"
-    raw = read_json(file) if file.is_file() else {}
-    return raw if isinstance(raw, dict) else {}

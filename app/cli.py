@@ -1,0 +1,75 @@
+"""The `dslite` command. Starting it imports no torch and no Textual: commands import what they need when they run."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from dslite.app import console
+from dslite.app.commands import complete
+from dslite.app.options import command
+from dslite.model.errors import DsliteError
+
+app = typer.Typer(
+    name="dslite",
+    help="DeepSeek-V2-Lite on your own machine.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every flag --some-flag is also read from DSLITE_SOME_FLAG.",
+)
+app.command("complete")(command(complete.complete))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"dslite {version('dslite')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks.", envvar="DSLITE_DEBUG", show_envvar=False)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress.", envvar="DSLITE_QUIET", show_envvar=False)
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say more.", envvar="DSLITE_VERBOSE", show_envvar=False)
+    ] = False,
+) -> None:
+    console.configure(debug=debug, quiet=quiet, verbose=verbose)
+
+
+def main() -> None:
+    """The console script: run a command, and turn its end into the contract's exit code."""
+    # Surrogates in a name and characters that a terminal's encoding lacks must not end an answer.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app()
+        sys.stdout.flush()
+    except DsliteError as error:
+        if console.settings.debug:
+            raise
+        console.show_error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader has enough (`| head`). Python would complain again while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if console.settings.debug:
+            raise
+        console.show_error(DsliteError(f"unexpected {type(error).__name__}: {error}", "run again with --debug"))
+        sys.exit(1)

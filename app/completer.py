@@ -1,0 +1,124 @@
+"""The making of answers for `complete`: a model, opened once, and requests to it."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dslite.app.console import StatusLine
+from dslite.app.sampling import check_types, model_defaults
+from dslite.runtime.chat_template import ChatTemplate, Message
+from dslite.runtime.engine import Engine, Request
+from dslite.runtime.errors import UsageError
+from dslite.runtime.events import Done, Loading, Prefilling, Token
+from dslite.runtime.hub import ModelRef, locate
+from dslite.runtime.options import EngineOptions, open_engine
+from dslite.runtime.sampling_params import SamplingParams
+
+RAW_MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Style:
+    """How prompts are read and answers told; the same for all prompts of a call."""
+
+    sampling: Mapping[str, Any]
+    raw: bool = False
+    bos: bool = True
+    system: str | None = None
+    logprobs: int | None = None
+    echo: bool = False
+
+
+@dataclass
+class Answer:
+    """An answer while it grows; `done` once it is whole."""
+
+    tokens: list[Token] = field(default_factory=list)
+    text: str = ""
+    done: Done | None = None
+
+    def add(self, event: Token | Done) -> None:
+        self.text += event.delta
+        if isinstance(event, Token):
+            self.tokens.append(event)
+        else:
+            self.done = event
+
+
+class Completer:
+    """One loaded model that answers prompts in a style."""
+
+    def __init__(self, ref: ModelRef, style: Style, engine: Engine, defaults: Mapping[str, Any], load_s: float) -> None:
+        self.name = ref.repo_id or ref.name
+        self.engine = engine
+        self.load_s = load_s
+        self._style = style
+        self._defaults = defaults
+        self._template = None if style.raw else ChatTemplate(engine.tokenizer)
+
+    @classmethod
+    def open(cls, ref: ModelRef, style: Style, options: EngineOptions) -> "Completer":
+        """Find and load the model, telling how far on the status line."""
+        started = time.perf_counter()
+        status = StatusLine()
+        folder: Path = locate(ref)
+        try:
+            engine = open_engine(folder, options, lambda event: status.show(_loading(event)))
+        finally:
+            status.clear()
+        return cls(ref, style, engine, model_defaults(folder), time.perf_counter() - started)
+
+    def request(self, prompt: str | Sequence[Message], overrides: Mapping[str, Any] | None = None) -> Request:
+        """What to ask the engine for a text or a conversation. Raises UsageError."""
+        overrides = overrides or {}
+        style = self._style
+        chosen = {key: value for key, value in style.sampling.items() if value is not None}
+        sampling = {**self._defaults, **chosen, **check_types(overrides)}
+        if self._template is None:
+            sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
+            ids = self._raw_ids(prompt)
+        else:
+            ids = self._template.encode(self._messages(prompt, overrides.get("system", style.system)))
+        return Request(ids, SamplingParams(**sampling), style.logprobs, style.echo)
+
+    def _raw_ids(self, prompt: str | Sequence[Message]) -> list[int]:
+        if not isinstance(prompt, str):
+            raise UsageError("messages need the chat template", "leave out --raw")
+        start = [self.engine.model.config.bos_token_id] if self._style.bos else []
+        return start + self.engine.tokenizer.encode(prompt)
+
+    def _messages(self, prompt: str | Sequence[Message], system: str | None) -> list[Message]:
+        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        if system and messages[0].role != "system":
+            messages.insert(0, Message("system", system))
+        return messages
+
+    def stream(self, request: Request, cancel: threading.Event) -> Iterator[Token | Done]:
+        """The tokens of an answer and its end; reading the prompt shows on the status line."""
+        status = StatusLine()
+        # A chat answer begins with a space that belongs to the template: it is not part of the text.
+        at_start = self._template is not None and not request.echo
+        try:
+            for event in self.engine.generate(request, cancel):
+                if isinstance(event, Prefilling):
+                    status.show(_reading(event))
+                    continue
+                status.clear()
+                if at_start and event.delta:
+                    event, at_start = replace(event, delta=event.delta.removeprefix(" ")), False
+                yield event
+        finally:
+            status.clear()
+
+
+def _loading(event: Loading) -> str:
+    percent = 100 * event.done_bytes // max(event.total_bytes, 1)
+    return f"loading weights {percent} % · {event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"
+
+
+def _reading(event: Prefilling) -> str:
+    speed = (event.done - event.cached) / event.elapsed_s if event.elapsed_s > 0 else 0.0
+    return f"reading {event.done:,.0f} of {event.total:,} · {speed:,.0f} tok/s"

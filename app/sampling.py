@@ -1,0 +1,51 @@
+"""How an answer is drawn: flags over the model's own defaults."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dslite.runtime.errors import UsageError
+from dslite.runtime.sampling_params import SamplingParams
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "temperature": (int, float),
+    "top_p": (int, float),
+    "top_k": int,
+    "min_p": (int, float),
+    "repetition_penalty": (int, float),
+    "seed": int,
+    "max_tokens": int,
+}
+KEYS = (*_TYPES, "stop")
+
+
+def chosen(**flags: Any) -> dict[str, Any]:
+    """The sampling flags that were given, checked. Raises UsageError."""
+    values = check_types(flags)
+    SamplingParams(**values)
+    return values
+
+
+def check_types(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling values of a mapping from JSON or TOML, each of its type. Raises UsageError."""
+    chosen: dict[str, Any] = {key: values[key] for key in KEYS if values.get(key) is not None}
+    for key, kind in _TYPES.items():
+        if key in chosen and (isinstance(chosen[key], bool) or not isinstance(chosen[key], kind)):
+            raise UsageError(f"{key} is {chosen[key]!r}; it must be a number")
+    if "stop" in chosen:
+        stop = [chosen["stop"]] if isinstance(chosen["stop"], str) else chosen["stop"]
+        if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
+            raise UsageError(f"stop is {chosen['stop']!r}; it must be a text or a list of texts")
+        chosen["stop"] = tuple(stop)
+    return chosen
+
+
+def model_defaults(folder: Path) -> dict[str, Any]:
+    """What generation_config.json says about sampling."""
+    from dslite.runtime.options import generation_defaults
+
+    raw = generation_defaults(folder)
+    values = {key: raw[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty") if raw.get(key)}
+    if raw.get("do_sample") is False:
+        values["temperature"] = 0.0
+    return check_types(values)

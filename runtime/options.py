@@ -1,0 +1,93 @@
+"""What a user may ask of the runtime, and opening a model with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dslite.model.config import ModelConfig
+from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.engine import Engine
+from dslite.runtime.errors import ModelUnavailableError, UsageError
+from dslite.runtime.events import Loading
+from dslite.runtime.layout import read_json
+from dslite.runtime.loader import load
+from dslite.runtime.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 32_768  # what the paper says for Lite, though its config.json allows more
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where and how to run. None means: decide by the machine and the model."""
+
+    device: str = "auto"
+    dtype: str = "bfloat16"
+    ctx_size: int | None = None
+    threads: int | None = None
+    offline: bool = False
+
+
+def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading], None] = lambda _: None) -> Engine:
+    """Check, load and ready the model of a folder. Raises UsageError, ModelUnavailableError."""
+    dtype = parse_dtype(options.dtype)
+    device = pick_device(options.device)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UsageError(f"--threads is {options.threads}; it must be at least 1")
+        torch.set_num_threads(options.threads)
+    checkpoint = Checkpoint.open(folder)
+    context = pick_context(options.ctx_size, checkpoint.config)
+    tokenizer = Tokenizer.from_folder(folder)
+    model = load(checkpoint, device=device, dtype=dtype, report=report)
+    return Engine(model, tokenizer, context=context, eos_token_ids=_end_tokens(folder, checkpoint.config))
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """bfloat16 or float32. Raises UsageError."""
+    if name == "float16":
+        raise UsageError("float16 overflows in this model", "use bfloat16, or float32 to check numbers")
+    if name not in _DTYPES:
+        raise UsageError(f"--dtype is {name!r}; it must be bfloat16 or float32")
+    return _DTYPES[name]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; auto takes cuda, then mps, then cpu. Raises UsageError, ModelUnavailableError."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in available.items() if present)
+    kind, _, index = name.partition(":")
+    if kind not in available or (index and (kind != "cuda" or not index.isdecimal())):
+        raise UsageError(f"--device is {name!r}; it must be auto, cuda, cuda:N, mps or cpu")
+    if not available[kind] or (index and int(index) >= torch.cuda.device_count()):
+        raise ModelUnavailableError(
+            f"the device {name} is not available", "choose another with --device; dslite doctor lists what is there"
+        )
+    return torch.device(name)
+
+
+def pick_context(asked: int | None, config: ModelConfig) -> int:
+    """Tokens that the context holds. Raises UsageError."""
+    most = config.max_position_embeddings
+    if asked is None:
+        return min(DEFAULT_CONTEXT, most)
+    if not 1 <= asked <= most:
+        raise UsageError(f"--ctx-size is {asked}; it must be from 1 to {most} for this model")
+    return asked
+
+
+def _end_tokens(folder: Path, config: ModelConfig) -> list[int]:
+    """End tokens of config.json and, where it names more, of generation_config.json."""
+    more = generation_defaults(folder).get("eos_token_id", [])
+    listed = more if isinstance(more, list) else [more]
+    return [*config.eos_token_ids, *(token for token in listed if isinstance(token, int))]
+
+
+def generation_defaults(folder: Path) -> dict[str, object]:
+    """generation_config.json of a model: sampling values and end tokens; empty where there is none."""
+    file = folder / "generation_config.json"
+    raw = read_json(file) if file.is_file() else {}
+    return raw if isinstance(raw, dict) else {}

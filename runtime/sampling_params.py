@@ -1,0 +1,42 @@
+"""How an answer is drawn and where it ends. No torch here: a wrong flag should not take its import to be told."""
+
+import math
+from dataclasses import dataclass, fields
+
+from dslite.runtime.errors import UsageError
+
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "temperature": (0, 2, "from 0 to 2"),
+    "top_p": (1e-9, 1, "above 0, up to 1"),
+    "top_k": (0, math.inf, "0 (off) or more"),
+    "min_p": (0, 1, "from 0 to 1"),
+    "repetition_penalty": (1e-9, 10, "above 0, up to 10"),
+    "seed": (0, 2**63 - 1, "from 0 to 2^63 - 1"),
+    "max_tokens": (0, math.inf, "0 or more"),
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How an answer is drawn and where it ends.
+
+    Temperature 0 is greedy; top_k 0 is off; `max_tokens` None means what the context leaves.
+    """
+
+    temperature: float = 0.3
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None or field.name not in _RANGES:
+                continue
+            low, high, text = _RANGES[field.name]
+            if not low <= value <= high:
+                raise UsageError(f"{field.name} is {value}; it must be {text}")
