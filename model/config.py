@@ -5,6 +5,7 @@ answers, only wrongly.
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -171,6 +172,8 @@ def _check_consistency(config: ModelConfig, raw: Mapping[str, Any]) -> None:
         raise _wrong("head_dim", raw["head_dim"], "absent or equal to qk_rope_head_dim")
     if config.qk_rope_head_dim % 2:
         raise _wrong("qk_rope_head_dim", config.qk_rope_head_dim, "even: rotation acts on pairs")
+    if config.rope_theta <= 1:
+        raise _wrong("rope_theta", config.rope_theta, "above 1: pairs turn slower and slower")
     if config.num_experts_per_tok > config.n_routed_experts:
         raise _wrong("num_experts_per_tok", config.num_experts_per_tok, "at most n_routed_experts")
     if config.first_k_dense_replace > config.num_hidden_layers:
@@ -190,12 +193,13 @@ def _yarn(raw: Mapping[str, Any]) -> YarnConfig | None:
         return None
     if not isinstance(scaling, Mapping):
         raise _wrong("rope_scaling", scaling, "an object or null")
-    kind = scaling.get("type", scaling.get("rope_type"))
-    if kind != "yarn":
-        raise ConfigError(
-            f"config.json: rope_scaling.type is {kind!r}, and only 'yarn' is implemented",
-            "use a checkpoint of the published DeepSeek-V2 form",
-        )
+    kinds = [scaling[key] for key in ("type", "rope_type") if key in scaling] or [None]
+    for kind in kinds:
+        if kind != "yarn":
+            raise ConfigError(
+                f"config.json: rope_scaling.type is {kind!r}, and only 'yarn' is implemented",
+                "use a checkpoint of the published DeepSeek-V2 form",
+            )
     for key in scaling:
         if key not in _YARN_KEYS:
             raise ConfigError(f"config.json: the key 'rope_scaling.{key}' is not implemented")
@@ -234,7 +238,7 @@ def _integer(raw: Mapping[str, Any], key: str, *, minimum: int = 0, prefix: str 
 
 def _number(raw: Mapping[str, Any], key: str, prefix: str = "") -> float:
     value = _required(raw, key, prefix)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or math.isinf(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise _wrong(prefix + key, value, "a positive number")
     return float(value)
 
