@@ -42,7 +42,7 @@ class ChatTemplate:
     """Renders and encodes conversations for one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        if tokenizer.chat_template is None:
+        if not isinstance(tokenizer.chat_template, str):
             raise CheckpointError("the model has no chat template", "complete plain text with --raw")
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise
@@ -102,7 +102,7 @@ class ChatTemplate:
                 eos_token=self._tokenizer.eos_token,
                 add_generation_prompt=add_generation_prompt,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is foreign code: it may fail in any way
             raise UsageError(f"the model's chat template refuses these messages: {error}") from None
 
     def _encode_rendered(self, text: str, masks: dict[str, str]) -> list[int]:

@@ -33,7 +33,7 @@ class Tokenizer:
         self.special_tokens = {token.content: id for id, token in added.items() if token.special}
         self._literal = {id: token.content for id, token in added.items() if not token.special}
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.chat_template: str | None = config.get("chat_template")
+        self.chat_template: object = config.get("chat_template")  # text, where it is sound
         self.bos_token = _content(config.get("bos_token"))
         self.eos_token = _content(config.get("eos_token"))
 
