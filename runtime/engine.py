@@ -8,9 +8,7 @@ read only from where it differs.
 # T tokens of a chunk  D hidden
 
 import math
-import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
 from threading import Event as Flag
 
 import torch
@@ -19,27 +17,20 @@ from torch import Tensor
 from dslite.model.attention import Span
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
+from dslite.runtime.draft import Draft, Request
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.events import Candidate, Done, Event, FinishReason, Prefilling, Timing, Token
+from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.hardware import peak_rss
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
-from dslite.runtime.sampling import Sampler, Scores, check_finite, score
-from dslite.runtime.sampling_params import SamplingParams
-from dslite.runtime.tokenizer import StopTexts, StreamDecoder, Tokenizer
+from dslite.runtime.sampling import check_finite
+from dslite.runtime.tokenizer import Tokenizer
 
 PREFILL_CHUNK = 2048
 _LOGIT_ROWS = 64  # prompt positions scored at once: 64 × 102,400 × 4 bytes
 _PROGRESS_S = 0.1
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to answer. `logprobs` K: each token's log-probability and the K best; `echo`: the prompt's tokens too."""
-
-    prompt_ids: Sequence[int]
-    params: SamplingParams
-    logprobs: int | None = None
-    echo: bool = False
+__all__ = ["Engine", "Request"]
 
 
 class Engine:
@@ -70,7 +61,7 @@ class Engine:
                 f"the prompt has {count:,} tokens, and the context holds {self.context:,}, the answer included",
                 "shorten the prompt, or raise --ctx-size",
             )
-        return _Answer(self, request, cancel or Flag()).run()
+        return self._answer(request, cancel or Flag())
 
     def memory(self) -> dict[str, int]:
         """Bytes: weights, cache in use, cache of one token, most host and GPU memory of this process so far."""
@@ -136,141 +127,56 @@ class Engine:
             raise
         return logits
 
-
-class _Answer:
-    """The making of one answer."""
-
-    def __init__(self, engine: Engine, request: Request, cancel: Flag) -> None:
-        self._engine = engine
-        self._request = request
-        self._cancel = cancel
-        self._decoder = StreamDecoder(engine.tokenizer)
-        self._stops = StopTexts(request.params.stop)
-        self._ids: list[int] = []
-        self._text: list[str] = []
-        self._started = time.perf_counter()
-        self._prefilled = self._first = 0.0
-        self._cached = 0
-
-    def run(self) -> Iterator[Event]:
-        request, engine = self._request, self._engine
+    def _answer(self, request: Request, cancel: Flag) -> Iterator[Event]:
         most = 0 if request.echo else len(request.prompt_ids) - 1  # the last token's logits are wanted
-        self._cached = engine.reuse(request.prompt_ids, most=most)
-        hidden = yield from self._prefill()
-        self._prefilled = time.perf_counter()
-        if hidden is None:
-            yield self._done("interrupted")
-            return
-        sampler = Sampler(request.params, request.prompt_ids, engine.tokenizer.vocab_size)
-        yield from self._decode(hidden, sampler)
+        cached = self.reuse(request.prompt_ids, most=most)
+        draft = Draft(request, self.tokenizer, end_tokens=self.eos_token_ids, context=self.context, cached=cached)
+        hidden = yield from self._prefill(draft, cancel)
+        if hidden is not None:
+            draft.begin()
+        while hidden is not None and draft.finish_reason is None:
+            yield from draft.push(self.logits(hidden)[0])
+            if cancel.is_set():
+                draft.interrupt()
+            if draft.finish_reason is None:
+                hidden = self.forward([draft.token_ids[-1]])
+        yield draft.done()
 
-    def _prefill(self) -> Generator[Event, None, Tensor | None]:
-        """Read the prompt; return the last token's hidden state (1, D), or None when cancelled."""
-        ids, layers = self._request.prompt_ids, len(self._engine.model.layers)
-        hidden: Tensor | None = None
+    def _prefill(self, draft: Draft, cancel: Flag) -> Generator[Event, None, Tensor | None]:
+        """Read what is not cached of the prompt; return the last hidden state (1, D), or None when cancelled."""
+        ids, layers = draft.request.prompt_ids, len(self.model.layers)
         told = 0.0
-        for start in range(self._cached, len(ids), PREFILL_CHUNK):
+        rows: Tensor | None = None
+        for start in range(draft.cached, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
-            steps = self._engine.steps(chunk)
+            steps = self.steps(chunk)
             while True:
-                if self._cancel.is_set():
+                if cancel.is_set():
+                    draft.interrupt()
                     return None
-                now = time.perf_counter()
                 try:
                     done = next(steps)
                 except StopIteration as end:
-                    rows: Tensor = end.value
+                    rows = end.value
                     break
-                if now - told >= _PROGRESS_S:
-                    told = now
-                    yield self._progress(start + len(chunk) * done / layers)
-            if self._request.echo:
-                yield from self._echo(start, rows)
-            hidden = rows[-1:]
-        yield self._progress(len(ids))
-        return hidden
+                if draft.elapsed_s - told >= _PROGRESS_S:
+                    told = draft.elapsed_s
+                    yield Prefilling(start + len(chunk) * done / layers, len(ids), draft.cached, told)
+            if draft.request.echo:
+                assert rows is not None
+                yield from self._echo(draft, start, rows)
+        yield Prefilling(len(ids), len(ids), draft.cached, draft.elapsed_s)
+        return None if rows is None else rows[-1:]
 
-    def _progress(self, done: float) -> Prefilling:
-        elapsed = time.perf_counter() - self._started
-        return Prefilling(done=done, total=len(self._request.prompt_ids), cached=self._cached, elapsed_s=elapsed)
-
-    def _echo(self, start: int, rows: Tensor) -> Iterator[Event]:
+    def _echo(self, draft: Draft, start: int, rows: Tensor) -> Iterator[Event]:
         """Tokens of the prompt that the hidden rows of a chunk predict, and the very first, which nothing predicts."""
-        ids, k = self._request.prompt_ids, self._request.logprobs
+        ids = draft.request.prompt_ids
         if start == 0:
-            yield replace(self._token(ids[0], None, in_prompt=True), top=None if k is None else ())
+            yield from draft.echo(ids[:1], None)
         wanted = ids[start + 1 : start + 1 + len(rows)]
-        if k is None:
-            yield from (self._token(token_id, None, in_prompt=True) for token_id in wanted)
+        if draft.request.logprobs is None:
+            yield from draft.echo(wanted, None)
             return
         for place in range(0, len(wanted), _LOGIT_ROWS):
             some = wanted[place : place + _LOGIT_ROWS]
-            logits = self._engine.logits(rows[place : place + len(some)])
-            for token_id, scores in zip(some, score(logits, some, k), strict=True):
-                yield self._token(token_id, scores, in_prompt=True)
-
-    def _decode(self, hidden: Tensor, sampler: Sampler) -> Iterator[Event]:
-        engine, params = self._engine, self._request.params
-        while True:
-            if params.max_tokens is not None and len(self._ids) >= params.max_tokens:
-                yield self._done("length")
-                return
-            if len(self._request.prompt_ids) + len(self._ids) >= engine.context:
-                yield self._done("context")
-                return
-            logits = engine.logits(hidden)
-            token_id = sampler.sample(logits[0])
-            self._ids.append(token_id)
-            self._first = self._first or time.perf_counter()
-            if token_id in engine.eos_token_ids:
-                yield self._done("stop")
-                return
-            scores = None if self._request.logprobs is None else score(logits, [token_id], self._request.logprobs)[0]
-            stopped = yield from self._emit(token_id, scores)
-            if stopped or self._cancel.is_set():
-                yield self._done("stop" if stopped else "interrupted")
-                return
-            if len(self._request.prompt_ids) + len(self._ids) < engine.context:
-                hidden = engine.forward([token_id])
-
-    def _emit(self, token_id: int, scores: Scores | None) -> Generator[Event, None, bool]:
-        """Yield a generated token; return whether it completed a stop text."""
-        text = self._decoder.push(token_id)
-        delta, stopped = self._stops.push(text)
-        self._text.append(delta)
-        yield self._token(token_id, scores, text=text, delta=delta)
-        return stopped
-
-    def _token(
-        self, token_id: int, scores: Scores | None, *, text: str | None = None, delta: str = "", in_prompt: bool = False
-    ) -> Token:
-        if text is None:
-            text = delta = self._decoder.push(token_id)
-            self._text.append(delta)
-        if scores is None:
-            return Token(token_id, text, delta, in_prompt=in_prompt)
-        name = self._engine.tokenizer.token_text
-        top = tuple(Candidate(candidate, name(candidate), logprob) for candidate, logprob in scores.top)
-        return Token(token_id, text, delta, scores.logprob, top, in_prompt)
-
-    def _done(self, reason: FinishReason) -> Done:
-        now = time.perf_counter()
-        delta = ""
-        if reason != "stop" or (self._ids and self._ids[-1] in self._engine.eos_token_ids):
-            # What waited for a stop text, or for the rest of a character, comes after all.
-            delta, stopped = self._stops.push(self._decoder.flush())
-            delta += "" if stopped else self._stops.flush()
-            self._text.append(delta)
-        return Done(
-            finish_reason=reason,
-            text="".join(self._text),
-            token_ids=tuple(self._ids),
-            prompt_tokens=len(self._request.prompt_ids),
-            cached_tokens=self._cached,
-            delta=delta,
-            timing=Timing(
-                prefill_s=(self._prefilled or now) - self._started,
-                decode_s=now - self._prefilled if self._prefilled else 0.0,
-                ttft_s=(self._first or now) - self._started,
-            ),
-        )
+            yield from draft.echo(some, self.logits(rows[place : place + len(some)]))

@@ -1,0 +1,131 @@
+"""An answer in the making: logits go in, tokens come out, until it is over.
+
+It knows nothing of networks and caches, so that one sequence and a batch of them make their answers with the same code.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from dslite.runtime.events import Candidate, Done, FinishReason, Timing, Token
+from dslite.runtime.sampling import Sampler, Scores, score
+from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.tokenizer import StopTexts, StreamDecoder, Tokenizer
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to answer. `logprobs` K: each token's log-probability and the K best; `echo`: the prompt's tokens too."""
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    logprobs: int | None = None
+    echo: bool = False
+
+
+class Draft:
+    """The growing answer to one request. `finish_reason` is set when it is over."""
+
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, *, end_tokens: frozenset[int], context: int, cached: int = 0
+    ) -> None:
+        """`context` is the most tokens of prompt and answer; `cached` how many of the prompt's were known already."""
+        self.request = request
+        self.cached = cached
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._tokenizer = tokenizer
+        self._end_tokens = end_tokens
+        self._room = context - len(request.prompt_ids)
+        self._sampler = Sampler(request.params, request.prompt_ids, tokenizer.vocab_size)
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = StopTexts(request.params.stop)
+        self._text: list[str] = []
+        self._started = time.perf_counter()
+        self._prefilled = self._first = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._started
+
+    def echo(self, token_ids: Sequence[int], logits: Tensor | None) -> list[Token]:
+        """Tokens of the prompt; the logits (T, vocabulary) in front of each score it, where there are any."""
+        k = self.request.logprobs
+        if k is None or logits is None:
+            top = None if k is None else ()
+            return [replace(self._prompt_token(token_id), top=top) for token_id in token_ids]
+        scored = zip(token_ids, score(logits, token_ids, k), strict=True)
+        return [self._scored(self._prompt_token(token_id), scores) for token_id, scores in scored]
+
+    def begin(self) -> None:
+        """The prompt is read: the answer may begin, unless none was asked for or there is no room."""
+        self._prefilled = time.perf_counter()
+        self._check_room()
+
+    def push(self, logits: Tensor) -> list[Token]:
+        """Draw the next token from logits (vocabulary,). Nothing comes of an end token, which only ends the answer."""
+        token_id = self._sampler.sample(logits)
+        self.token_ids.append(token_id)
+        self._first = self._first or time.perf_counter()
+        if token_id in self._end_tokens:
+            self.finish_reason = "stop"
+            return []
+        text = self._decoder.push(token_id)
+        delta, stopped = self._stops.push(text)
+        self._text.append(delta)
+        if stopped:
+            self.finish_reason = "stop"
+        else:
+            self._check_room()
+        token = Token(token_id, text, delta)
+        if self.request.logprobs is None:
+            return [token]
+        return [self._scored(token, score(logits[None], [token_id], self.request.logprobs)[0])]
+
+    def interrupt(self) -> None:
+        """Nobody waits for the rest."""
+        self.finish_reason = self.finish_reason or "interrupted"
+
+    def done(self) -> Done:
+        """The end of the answer, with the text that had been held back."""
+        assert self.finish_reason is not None
+        now = time.perf_counter()
+        ended = bool(self.token_ids) and self.token_ids[-1] in self._end_tokens
+        delta = ""
+        if self.finish_reason != "stop" or ended:
+            # What waited for a stop text, or for the rest of a character, comes after all.
+            delta, stopped = self._stops.push(self._decoder.flush())
+            delta += "" if stopped else self._stops.flush()
+            self._text.append(delta)
+        return Done(
+            finish_reason=self.finish_reason,
+            text="".join(self._text),
+            token_ids=tuple(self.token_ids),
+            prompt_tokens=len(self.request.prompt_ids),
+            cached_tokens=self.cached,
+            delta=delta,
+            timing=Timing(
+                prefill_s=(self._prefilled or now) - self._started,
+                decode_s=now - self._prefilled if self._prefilled else 0.0,
+                ttft_s=(self._first or now) - self._started,
+            ),
+        )
+
+    def _check_room(self) -> None:
+        most = self.request.params.max_tokens
+        if most is not None and len(self.token_ids) >= most:
+            self.finish_reason = "length"
+        elif len(self.token_ids) >= self._room:
+            self.finish_reason = "context"
+
+    def _prompt_token(self, token_id: int) -> Token:
+        text = self._decoder.push(token_id)
+        self._text.append(text)
+        return Token(token_id, text, text, in_prompt=True)
+
+    def _scored(self, token: Token, scores: Scores) -> Token:
+        name = self._tokenizer.token_text
+        top = tuple(Candidate(candidate, name(candidate), logprob) for candidate, logprob in scores.top)
+        return replace(token, logprob=scores.logprob, top=top)
