@@ -9,6 +9,7 @@ from torch import Tensor
 from dslite.runtime.errors import NumericsError
 from dslite.runtime.sampling_params import SamplingParams
 
+_COLDEST = 1e-6  # a temperature below it would divide logits to infinity; its draw is greedy already
 _FEW = 512  # candidates that top-p looks at before it sorts the whole vocabulary
 
 
@@ -44,7 +45,7 @@ class Sampler:
         return logits.index_put((seen,), torch.where(values > 0, values / penalty, values * penalty))
 
     def _draw(self, logits: Tensor) -> int:
-        probabilities = (logits / self._params.temperature).softmax(-1)
+        probabilities = (logits / max(self._params.temperature, _COLDEST)).softmax(-1)
         kept, ids = self._candidates(probabilities)
         if self._params.min_p > 0:
             kept = kept * (kept >= self._params.min_p * kept[0])
