@@ -1,0 +1,120 @@
+"""config.toml: read cheaply, edited so that comments and unknown keys survive, and never overwritten when broken.
+
+[defaults]                    # for every answer; `profile` names the default profile
+profile = "coder"
+temperature = 0.2
+
+[profiles.brief]
+system = "Answer in one sentence."
+
+[chat]                        # the terminal application
+theme = "dark"
+"""
+
+import os
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dslite.app.errors import ConfigFileError
+from dslite.runtime.places import config_dir
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
+
+
+@dataclass(frozen=True)
+class Config:
+    """What config.toml says."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    def table(self, *names: str) -> Mapping[str, Any]:
+        """A table, empty where the file has none. Raises ConfigFileError where it is something else."""
+        found: Any = self.values
+        for place, name in enumerate(names):
+            found = found.get(name, {})
+            if not isinstance(found, dict):
+                raise ConfigFileError(
+                    f"{self.path}: {'.'.join(names[: place + 1])} is {found!r}; it must be a table",
+                    f"write it as [{'.'.join(names[: place + 1])}]",
+                )
+        table: Mapping[str, Any] = found
+        return table
+
+    def text(self, table: str, key: str) -> str | None:
+        """A text of a table, None where there is none. Raises ConfigFileError."""
+        value = self.table(table).get(key)
+        if value is not None and not isinstance(value, str):
+            raise ConfigFileError(f"{self.path}, [{table}]: {key} is {value!r}; it must be a text")
+        return value
+
+
+def config_path() -> Path:
+    return config_dir() / "config.toml"
+
+
+def read_config(path: Path | None = None) -> Config:
+    """Read config.toml; none is as good as an empty one. Raises ConfigFileError with line and column."""
+    path = path or config_path()
+    text = _read(path)
+    try:
+        return Config(path, tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigFileError(f"{path} is not valid TOML: {error}", "correct it; dslite leaves it as it is") from None
+
+
+@contextmanager
+def editing(path: Path | None = None) -> Iterator["TOMLDocument"]:
+    """The file's document, to be changed; written whole when the block ends. Raises ConfigFileError."""
+    import tomlkit
+
+    path = path or config_path()
+    read_config(path)  # tells what is wrong as everywhere else
+    document = tomlkit.parse(_read(path))
+    yield document
+    text = tomlkit.dumps(document)
+    tomllib.loads(text)  # never write what could not be read again
+    write_atomically(path, text)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise ConfigFileError(f"{path} cannot be read: {error.strerror}", "check its permissions") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        column = error.start - error.object.rfind(b"\n", 0, error.start)
+        raise ConfigFileError(
+            f"{path} is not valid UTF-8 (at line {line}, column {column})", "correct it; dslite leaves it as it is"
+        ) from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file: a reader, or a crash at any time, sees the old text or the new one. Raises ConfigFileError."""
+    path = path.resolve()  # a link into somebody's dotfiles stays a link
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with open(descriptor, "w", encoding="utf-8", newline="") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.chmod(mode)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ConfigFileError(f"{path} cannot be written: {error.strerror}", "check the folder and the disk") from None

@@ -1,0 +1,177 @@
+"""Profiles: a system message and, where wanted, sampling values and a model, under a name.
+
+The ones that ship (assets/profiles.toml) lie under those of config.toml. A user's [profiles.NAME] replaces a shipped
+one of that name; a shipped one that was removed is listed in `[shipped] removed`, so that it can be restored.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from dslite.app import sampling
+from dslite.app.config import Config, editing, read_config
+from dslite.app.errors import ConfigFileError, NotFoundError
+from dslite.runtime.errors import UsageError
+from dslite.runtime.sampling_params import SamplingParams
+
+PLAIN = "plain"  # the profile where none is chosen: nothing set
+_TEXTS = ("description", "system", "model")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`sampling` holds keys of SamplingParams; `shipped`: it is as it came with dslite."""
+
+    name: str
+    description: str = ""
+    system: str | None = None
+    model: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    shipped: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of its table in config.toml."""
+        texts = {"description": self.description or None, "system": self.system, "model": self.model}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in self.sampling.items()}
+        return {key: value for key, value in texts.items() if value is not None} | values
+
+
+def all_profiles(config: Config | None = None) -> dict[str, Profile]:
+    """Every profile by its name, the shipped ones first. Raises ConfigFileError."""
+    config = config or read_config()
+    removed = config.table("shipped").get("removed", [])
+    profiles = {name: profile for name, profile in shipped_profiles().items() if name not in removed}
+    for name in config.table("profiles"):
+        profiles[name] = parse_profile(name, config.table("profiles", name), f"{config.path}, [profiles.{name}]")
+    return profiles
+
+
+def get_profile(name: str, config: Config | None = None) -> Profile:
+    """Raises NotFoundError."""
+    profiles = all_profiles(config)
+    if name not in profiles:
+        raise NotFoundError(f"there is no profile {name!r}", f"choose one of {', '.join(sorted(profiles))}")
+    return profiles[name]
+
+
+def default_profile(config: Config | None = None) -> Profile:
+    """The profile of `[defaults] profile`, or the plain one. Raises NotFoundError where it is not there any more."""
+    config = config or read_config()
+    name = config.text("defaults", "profile")
+    return Profile(PLAIN) if name is None else get_profile(name, config)
+
+
+def default_values(config: Config | None = None) -> dict[str, Any]:
+    """The sampling values of [defaults]. Raises ConfigFileError."""
+    config = config or read_config()
+    return _sampling(config.table("defaults"), f"{config.path}, [defaults]")
+
+
+def save_profile(profile: Profile) -> None:
+    """Write [profiles.NAME]; keys there that dslite does not know, and comments, stay. Raises ConfigFileError."""
+    import tomlkit
+
+    check_name(profile.name)
+    values = profile.to_dict()
+    with editing() as document:
+        if "profiles" not in document:
+            document["profiles"] = tomlkit.table(is_super_table=True)
+        profiles: Any = document["profiles"]
+        if profile.name not in profiles:
+            profiles[profile.name] = tomlkit.table()
+        table = profiles[profile.name]
+        for key in (*_TEXTS, *sampling.KEYS):
+            if key not in values:
+                table.pop(key, None)
+            elif table.get(key) != values[key]:
+                table[key] = _toml_text(values[key]) if isinstance(values[key], str) else values[key]
+        _set_removed(document, [name for name in _removed(document) if name != profile.name])
+
+
+def remove_profile(name: str) -> None:
+    """Delete a profile; a shipped one is hidden until it is restored. Raises NotFoundError, ConfigFileError."""
+    get_profile(name)
+    with editing() as document:
+        document.get("profiles", {}).pop(name, None)
+        if name in shipped_profiles():
+            _set_removed(document, [*_removed(document), name])
+        if document.get("defaults", {}).get("profile") == name:
+            document["defaults"].pop("profile")  # type: ignore[union-attr]
+
+
+def restore_profile(name: str) -> Profile:
+    """Bring a shipped profile back as it came. Raises NotFoundError, ConfigFileError."""
+    if name not in shipped_profiles():
+        raise NotFoundError(f"no profile {name!r} ships with dslite", f"choose one of {', '.join(shipped_profiles())}")
+    with editing() as document:
+        document.get("profiles", {}).pop(name, None)
+        _set_removed(document, [other for other in _removed(document) if other != name])
+    return get_profile(name)
+
+
+def set_default_profile(name: str) -> None:
+    """Use a profile wherever none is named. Raises NotFoundError, ConfigFileError."""
+    import tomlkit
+
+    get_profile(name)
+    with editing() as document:
+        if "defaults" not in document:
+            document["defaults"] = tomlkit.table()
+        document["defaults"]["profile"] = name  # type: ignore[index]
+
+
+@cache
+def shipped_profiles() -> dict[str, Profile]:
+    """The profiles that come with dslite, as they came."""
+    raw = tomllib.loads((files("dslite.assets") / "profiles.toml").read_text(encoding="utf-8"))
+    return {name: parse_profile(name, table, name, shipped=True) for name, table in raw.items()}
+
+
+def parse_profile(name: str, table: Mapping[str, Any], where: str, *, shipped: bool = False) -> Profile:
+    """A profile of a table; `where` begins the message of its ConfigFileError."""
+    texts = {key: table[key] for key in _TEXTS if key in table}
+    for key, value in texts.items():
+        if not isinstance(value, str):
+            raise ConfigFileError(f"{where}: {key} is {value!r}; it must be a text")
+    return Profile(name, sampling=_sampling(table, where), shipped=shipped, **texts)
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for a name that could not be typed or seen."""
+    if not name or name != name.strip() or not name.isprintable():
+        raise UsageError(f"{name!r} is no name for a profile", "use letters, digits, - and _")
+
+
+def _sampling(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    try:
+        values = sampling.check_types(table)
+        SamplingParams(**values)
+    except UsageError as error:
+        raise ConfigFileError(f"{where}: {error.message}", error.remedy) from None
+    return values
+
+
+def _removed(document: Any) -> Sequence[str]:
+    return list(document.get("shipped", {}).get("removed", []))
+
+
+def _set_removed(document: Any, names: Sequence[str]) -> None:
+    import tomlkit
+
+    if names:
+        if "shipped" not in document:
+            document["shipped"] = tomlkit.table()
+        document["shipped"]["removed"] = list(dict.fromkeys(names))
+    elif "shipped" in document:
+        document["shipped"].pop("removed", None)
+
+
+def _toml_text(text: str) -> Any:
+    """A text of several lines in the form that people can edit."""
+    import tomlkit
+
+    plain = "\n" in text and all(char.isprintable() or char == "\n" for char in text)
+    return tomlkit.string(text, multiline=plain)

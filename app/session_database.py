@@ -1,0 +1,208 @@
+"""The database of conversations: opening it, its schema, its migrations, and its faults in our words.
+
+Messages are a tree and rows are never replaced: another answer, or an edited question, is one more child. The search
+index knows a message once it is whole; text that still grows is left out, as indexing it anew every second would cost.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dslite.app.errors import SessionsError
+
+Migration = Sequence[str]
+
+# A database at version N has run the first N. Never change one that was released; append another.
+MIGRATIONS: tuple[Migration, ...] = (
+    (
+        """CREATE TABLE conversations (
+            key INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            title TEXT NOT NULL,
+            model TEXT NOT NULL,
+            profile TEXT,
+            system TEXT,
+            leaf INTEGER REFERENCES messages (id) DEFERRABLE INITIALLY DEFERRED,
+            created REAL NOT NULL,
+            updated REAL NOT NULL,
+            deleted REAL
+        )""",
+        "CREATE INDEX conversations_by_age ON conversations (updated, key) WHERE deleted IS NULL",
+        # Without a cascade along `parent`: SQLite would recurse, and stop at a chain of 1,000 messages.
+        """CREATE TABLE messages (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            conversation INTEGER NOT NULL REFERENCES conversations (key) ON DELETE CASCADE,
+            parent INTEGER REFERENCES messages (id),
+            role TEXT NOT NULL CHECK (role IN ('system', 'user', 'assistant')),
+            content TEXT NOT NULL,
+            token_ids BLOB,
+            finish_reason TEXT,
+            info TEXT NOT NULL DEFAULT '{}',
+            growing INTEGER NOT NULL DEFAULT 0,
+            created REAL NOT NULL,
+            updated REAL NOT NULL
+        )""",
+        "CREATE INDEX messages_in_conversation ON messages (conversation, parent)",
+        "CREATE INDEX messages_under ON messages (parent)",
+        "CREATE INDEX messages_growing ON messages (updated) WHERE growing",
+        "CREATE INDEX messages_of_user ON messages (id) WHERE role = 'user'",
+        # Trigrams find words inside words, and Chinese, which has no spaces between them. Two spaces behind every text
+        # let its last two characters begin a trigram, too: so two characters can be found by the trigrams they begin.
+        "CREATE VIEW padded_messages AS SELECT id, content || '  ' AS content FROM messages",
+        """CREATE VIRTUAL TABLE message_search USING fts5 (
+            content, content = 'padded_messages', content_rowid = 'id', tokenize = 'trigram'
+        )""",
+        "CREATE VIRTUAL TABLE message_trigrams USING fts5vocab (message_search, row)",
+        """CREATE TRIGGER message_added AFTER INSERT ON messages WHEN NOT new.growing BEGIN
+            INSERT INTO message_search (rowid, content) VALUES (new.id, new.content || '  ');
+        END""",
+        """CREATE TRIGGER message_left AFTER UPDATE OF content, growing ON messages WHEN NOT old.growing BEGIN
+            INSERT INTO message_search (message_search, rowid, content)
+            VALUES ('delete', old.id, old.content || '  ');
+        END""",
+        """CREATE TRIGGER message_whole AFTER UPDATE OF content, growing ON messages WHEN NOT new.growing BEGIN
+            INSERT INTO message_search (rowid, content) VALUES (new.id, new.content || '  ');
+        END""",
+        """CREATE TRIGGER message_gone AFTER DELETE ON messages WHEN NOT old.growing BEGIN
+            INSERT INTO message_search (message_search, rowid, content)
+            VALUES ('delete', old.id, old.content || '  ');
+        END""",
+    ),
+)
+VERSION = len(MIGRATIONS)
+_WAIT_S = 5.0  # for another dslite that is writing
+
+
+class Database:
+    """One connection, for any thread, one at a time."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, path: Path) -> "Database":
+        """Open or create; bring an older schema up to date. Raises SessionsError, with a newer schema untouched."""
+        with _told(path):
+            connection = _connect(path)
+            try:
+                connection.row_factory = sqlite3.Row
+                _check_version(path, connection)
+                connection.execute("PRAGMA foreign_keys = ON")
+                if _version(connection) < VERSION:
+                    _migrate(path, connection)
+                # With a write-ahead log, NORMAL loses nothing when the process is killed.
+                connection.execute("PRAGMA synchronous = NORMAL")
+            except BaseException:
+                connection.close()
+                raise
+        return cls(path, connection)
+
+    def close(self) -> None:
+        with self._lock, _told(self.path):
+            self._connection.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for queries. Faults become SessionsError."""
+        with self._lock, _told(self.path):
+            yield self._connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """The connection in a transaction: all of it or nothing. Faults become SessionsError."""
+        with self._lock, _told(self.path), _transaction(self._connection):
+            yield self._connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that may write, or one that only reads where the file allows no more."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # what people write is theirs alone
+        writable = True
+    except OSError:
+        if not path.is_file():
+            raise
+        writable = False
+    connection = _open_uri(path, "mode=rw" if writable else "mode=ro")
+    if not writable:
+        try:
+            _version(connection)
+        except sqlite3.OperationalError:
+            # The log's files cannot be made beside it; nobody else can, either, so the file stands still.
+            connection.close()
+            connection = _open_uri(path, "immutable=1")
+    return connection
+
+
+def _open_uri(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
+    )
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _check_version(path: Path, connection: sqlite3.Connection) -> None:
+    version = _version(connection)
+    if version > VERSION:
+        raise SessionsError(
+            f"{path} was written by a newer dslite: its version is {version}, and this one knows {VERSION}",
+            "update dslite, or point DSLITE_DATA_DIR to another folder; the file was not touched",
+        )
+
+
+def _migrate(path: Path, connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    with _transaction(connection):
+        _check_version(path, connection)  # another dslite may have been faster
+        for migration in MIGRATIONS[_version(connection) :]:
+            for statement in migration:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    # IMMEDIATE: a transaction that begins by reading could not wait its turn to write.
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # a full disk has already rolled it back
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the database or the file system says into SessionsError; mistakes of our own stay what they are."""
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise
+    except sqlite3.DatabaseError as error:
+        raise SessionsError(f"{path}: {error}", _remedy(error)) from None
+    except OSError as error:
+        raise SessionsError(
+            f"{path}: {error.strerror}", "check the folder's permissions, or set DSLITE_DATA_DIR"
+        ) from None
+
+
+def _remedy(error: sqlite3.DatabaseError) -> str:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith("SQLITE_FULL"):
+        return "make room on the disk"
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return "another dslite is writing: try again"
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return "the file is damaged: move it away, and dslite begins a new one"
+    return "check the file's permissions and the disk, or set DSLITE_DATA_DIR"
