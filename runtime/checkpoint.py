@@ -100,7 +100,7 @@ def _entry(file: Path, name: str, raw: Any, start: int) -> TensorEntry:
     """One header entry. `start` is where the file's payload begins."""
     try:
         kind, shape, (begin, end) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
-        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        sound = isinstance(kind, str) and all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:

@@ -15,8 +15,6 @@ from dslite.runtime.sampling import Sampler, SamplingParams, check_finite, score
 
 # Distances between logits keep the reference's cuts away from rounding.
 LOGITS = st.lists(st.integers(-60, 60), min_size=1, max_size=40, unique=True).map(lambda ns: [n / 8 for n in ns])
-    lambda values: [v / 8 for v in values]
-)
 PARAMS = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.1, 0.3, 1.0, 2.0]),
