@@ -1,9 +1,60 @@
 """What the runtime tells while it works. Everything that a screen shows comes as one of these."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "interrupted", "context"]
+Stage = Literal["waiting", "fetching", "retrying", "checking", "done"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the Hub has of a model, told before any of its files is fetched. Sizes in bytes."""
+
+    repo_id: str
+    commit: str
+    licence: str
+    licence_url: str
+    total_bytes: int
+    present_bytes: int
+    free_bytes: int
+    place: Path
+
+    @property
+    def missing_bytes(self) -> int:
+        return self.total_bytes - self.present_bytes
+
+
+@dataclass(frozen=True)
+class Downloading:
+    """Where one file of several stands: waiting for another process, fetching, retrying, checking its hash, or done.
+
+    `all_*` count every file of the model. `note` says why it waits or tries again.
+    """
+
+    stage: Stage
+    file: str
+    done_bytes: int
+    total_bytes: int
+    all_done_bytes: int
+    all_total_bytes: int
+    bytes_per_s: float = 0.0
+    note: str = ""
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to go at this rate; None while it is not known."""
+        return (self.all_total_bytes - self.all_done_bytes) / self.bytes_per_s if self.bytes_per_s else None
+
+
+@dataclass(frozen=True)
+class Present:
+    """Every file is there and has the hash that the Hub gives. `older` are commits of the same model still on disk."""
+
+    folder: Path
+    commit: str
+    older: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,3 +119,4 @@ class Done:
 
 
 Event = Prefilling | Token | Done
+PullEvent = Found | Downloading | Present

@@ -10,3 +10,5 @@ settings.register_profile("dslite", derandomize=True, deadline=None, max_example
 settings.load_profile("dslite")
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+pytest_plugins = ["support.hub_fixtures"]

@@ -1,0 +1,240 @@
+"""Getting a model: which files, how much room, several at once, and links that appear only when all are whole.
+
+The hub's own download call links files by asking for each one's headers again and believing their ETag: a mirror with
+another ETag would cost 31 GB a second time. The snapshot's links are therefore made here, as the cache's layout
+documents them, with config.json last: a snapshot that has it is whole. The ref moves after that, so that a revision
+that is on disk stays usable until the new one is complete.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from threading import Event as Flag
+
+from dslite.model.config import ModelConfig
+from dslite.runtime.errors import ConfigError, ModelUnavailableError
+from dslite.runtime.events import Downloading, Found, Present, PullEvent
+from dslite.runtime.fetch import fetch, hash_file
+from dslite.runtime.hub import ModelRef, RepoCache
+from dslite.runtime.jobs import Job, Teller, run
+from dslite.runtime.layout import CONFIG, INDEX, read_json, weight_map
+from dslite.runtime.repository import RemoteFile, Repository, ask, explain
+from dslite.runtime.retry import Retry
+from dslite.runtime.verified import VerifiedFiles
+
+_AT_ONCE = 4
+
+
+def pull(
+    ref: ModelRef, *, offline: bool = False, cancel: Flag | None = None, retry: Retry | None = None
+) -> Iterator[PullEvent]:
+    """Make a model present: Found, then Downloading events, then Present.
+
+    Whoever drops the generator after Found has fetched nothing. Set `cancel`, and it ends within a second without
+    Present. Raises DsliteError; whatever came before stays for the next pull.
+    """
+    repository = ask(ref, offline=offline, retry=retry)
+    cache = RepoCache.of(repository.repo_id)
+    pulling = _Pull(ref, repository, cache, cancel or Flag(), retry or Retry())
+    yield pulling.found()
+    yield from pulling.files([repository.files[CONFIG]])
+    if pulling.cancelled:
+        return
+    pulling.check_config()
+    yield from pulling.files([file for file in repository.files.values() if file not in repository.weights])
+    if pulling.cancelled:
+        return
+    pulling.choose_weights()
+    pulling.check_room()
+    yield from pulling.files(list(pulling.repository.files.values()))
+    if pulling.cancelled:
+        return
+    yield pulling.finish()
+
+
+class _Pull:
+    """One download of one repository."""
+
+    def __init__(self, ref: ModelRef, repository: Repository, cache: RepoCache, cancel: Flag, retry: Retry) -> None:
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        self.repository = repository
+        self._ref = ref
+        self._cache = cache
+        self._cancel = cancel
+        self._retry = retry
+        self._verified = VerifiedFiles.read()
+        self._headers: dict[str, str] = build_hf_headers(library_name="dslite")  # the user's token among them
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancel.is_set()
+
+    def found(self) -> Found:
+        repository = self.repository
+        return Found(
+            repo_id=repository.repo_id,
+            commit=repository.commit,
+            licence=repository.licence.name,
+            licence_url=repository.licence.url,
+            total_bytes=sum(file.size for file in self._blobs()),
+            present_bytes=sum(map(self._bytes_here, self._blobs())),
+            free_bytes=free_bytes(self._cache.folder),
+            place=self._cache.folder,
+        )
+
+    def check_config(self) -> None:
+        """Raises ConfigError for a model that dslite cannot run: before the big files."""
+        try:
+            ModelConfig.from_dict(read_json(self._cache_file(self.repository.files[CONFIG])))
+        except ConfigError as error:
+            raise ConfigError(f"{self.repository.repo_id}: {error.message}", error.remedy) from None
+
+    def choose_weights(self) -> None:
+        """Leave out weights that the index does not name: other forms of the same tensors."""
+        files = self.repository.files
+        if INDEX not in files:
+            return
+        named = set(weight_map(self._cache_file(files[INDEX])).values())
+        if absent := sorted(named - files.keys()):
+            raise ModelUnavailableError(f"{self.repository.repo_id} has no {absent[0]}, which its {INDEX} names")
+        for file in self.repository.weights:
+            if file.name not in named:
+                del files[file.name]
+
+    def check_room(self) -> None:
+        """Raises ModelUnavailableError where the disk cannot take what is missing."""
+        missing = sum(file.size - self._bytes_here(file) for file in self._blobs())
+        free = free_bytes(self._cache.folder)
+        if missing > free:
+            raise ModelUnavailableError(
+                f"{self._ref.name} needs {missing / 1e9:.1f} GB more in {self._cache.folder.parent}, "
+                f"and {free / 1e9:.1f} GB are free",
+                "make room, or put the cache on another disk with HF_HOME",
+            )
+
+    def files(self, files: Sequence[RemoteFile]) -> Iterator[Downloading]:
+        """Have these files in the cache, each checked."""
+        self._cache.blobs.mkdir(parents=True, exist_ok=True)
+        wanted = {file.blob: file for file in files if not self._trusted(file)}
+        jobs = {Job(file.name, file.size): file for file in wanted.values()}
+        total = sum(file.size for file in self._blobs())
+        done = sum(file.size for file in self._blobs() if self._trusted(file))
+        teller = Teller(list(jobs), done=done, total=total)
+        try:
+            yield from run(
+                lambda job: self._obtain(jobs[job], job), list(jobs), teller, workers=_AT_ONCE, cancel=self._cancel
+            )
+        except Exception as error:
+            raise explain(error, self._ref) from error
+        finally:
+            self._verified.write()
+
+    def finish(self) -> Present:
+        """Link the snapshot, move the ref, sweep up."""
+        cache, commit = self._cache, self.repository.commit
+        snapshot = cache.snapshot(commit)
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for file in sorted(self.repository.files.values(), key=lambda file: file.name == CONFIG):
+            _link(cache.blobs / file.blob, snapshot / file.name)
+        revision = self._ref.revision or "main"
+        if revision != commit:
+            ref = cache.folder / "refs" / revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            beside = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
+            beside.write_text(commit, encoding="utf-8")
+            beside.replace(ref)
+        _sweep(cache)
+        return Present(snapshot, commit, tuple(older for older in cache.commits() if older != commit))
+
+    def _blobs(self) -> list[RemoteFile]:
+        """The files, equal ones once."""
+        return list({file.blob: file for file in self.repository.files.values()}.values())
+
+    def _trusted(self, file: RemoteFile) -> bool:
+        return self._cache_file(file) in self._verified
+
+    def _cache_file(self, file: RemoteFile) -> Path:
+        """Where a file's bytes lie: as a blob, or in the snapshot itself where the disk knows no links."""
+        plain = self._cache.snapshot(self.repository.commit) / file.name
+        return plain if plain.is_file() and not plain.is_symlink() else self._cache.blobs / file.blob
+
+    def _bytes_here(self, file: RemoteFile) -> int:
+        for place in (self._cache_file(file), self._cache.partial(file.blob)):
+            if place.is_file():
+                return min(place.stat().st_size, file.size)
+        return 0
+
+    def _obtain(self, file: RemoteFile, job: Job) -> None:
+        """Have one file: check what is there, else fetch it. Two processes do it one after the other."""
+        from huggingface_hub import constants, hf_hub_url
+
+        with ExitStack() as stack:
+            self._lock(file, job, stack)
+            if self._sound(file, job):
+                return
+            repository, partial = self.repository, self._cache.partial(file.blob)
+            url = hf_hub_url(repository.repo_id, file.name, revision=repository.commit, endpoint=constants.ENDPOINT)
+            fetch(url, self._headers, file, partial, job, self._retry)
+            blob = self._cache.blobs / file.blob
+            partial.replace(blob)
+            self._verified.add(blob)
+
+    def _lock(self, file: RemoteFile, job: Job, stack: ExitStack) -> None:
+        from filelock import Timeout
+
+        while True:
+            try:
+                stack.enter_context(self._cache.hold(file.blob))
+                return
+            except Timeout:
+                job.check_cancel()
+                job.stage, job.note = "waiting", "another process is fetching it"
+                job.done = self._bytes_here(file)
+
+    def _sound(self, file: RemoteFile, job: Job) -> bool:
+        """Whether a file is there with the right bytes; wrong ones are removed."""
+        place = self._cache_file(file)
+        if not place.is_file():
+            return False
+        if place in VerifiedFiles.read() or hash_file(place, file.blob, job) == file.blob:
+            self._verified.add(place)
+            job.done = file.size
+            return True
+        place.unlink()
+        job.done = 0
+        return False
+
+
+def free_bytes(place: Path) -> int:
+    """Free bytes of the disk that a folder is on, or will be."""
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _link(blob: Path, target: Path) -> None:
+    """Let a snapshot's name point to its blob; where the disk knows no links, the blob itself moves there."""
+    if target.is_file() and not target.is_symlink():
+        return
+    pointer = os.path.relpath(blob, target.parent)
+    if target.is_symlink() and os.readlink(target) == pointer:
+        return
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        beside.symlink_to(pointer)
+    except OSError:
+        blob.replace(target)
+    else:
+        beside.replace(target)
+
+
+def _sweep(cache: RepoCache) -> None:
+    """Remove the beginnings that nobody is fetching: dslite's, and those that huggingface_hub leaves when killed."""
+    from filelock import Timeout
+
+    for orphan in cache.blobs.glob("*.incomplete"):
+        with suppress(Timeout), cache.hold(orphan.name.partition(".")[0]):
+            orphan.unlink(missing_ok=True)
