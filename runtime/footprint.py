@@ -1,0 +1,117 @@
+"""How many bytes a network needs, by the part they play. Arithmetic on its config alone: no torch, no file."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dslite.model.config import ModelConfig
+from dslite.model.parameters import parameter_shapes
+
+ITEM_BYTES = {"bfloat16": 2, "float32": 4}
+LOGIT_ROWS = 64  # prompt positions scored at once
+
+_EMBEDDING = "model.embed_tokens.weight"
+_ROUTED = ".mlp.experts."
+_PAGE = 4096
+_EXTENTS = 3  # gate, up and down of an expert may lie in three places of a file
+_MASK_ROWS = 512  # query rows that attention masks at a time
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The bytes of a network in a dtype (a key of ITEM_BYTES)."""
+
+    config: ModelConfig
+    dtype: str
+
+    @property
+    def item(self) -> int:
+        """Bytes of one value."""
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def parameters(self) -> int:
+        return _parameters(self.config)
+
+    @property
+    def weights(self) -> int:
+        return self.parameters * self.item
+
+    @property
+    def moe_layers(self) -> int:
+        return max(self.config.num_hidden_layers - self.config.first_k_dense_replace, 0)
+
+    @property
+    def expert(self) -> int:
+        """One routed expert: gate, up and down. 16.5 MiB in Lite."""
+        return 3 * self.config.hidden_size * self.config.moe_intermediate_size * self.item
+
+    @property
+    def routed(self) -> int:
+        """All routed experts of all layers."""
+        return self.expert * self.config.n_routed_experts * self.moe_layers
+
+    @property
+    def embedding(self) -> int:
+        return self.config.vocab_size * self.config.hidden_size * self.item
+
+    @property
+    def always(self) -> int:
+        """What every token reads whole: all but routed experts and embedding."""
+        return self.weights - self.routed - self.embedding
+
+    @property
+    def read_per_token(self) -> int:
+        """Weights that one token reads: its row of the embedding and its experts among them."""
+        return self.always + self.routed_per_token + self.config.hidden_size * self.item
+
+    @property
+    def routed_per_token(self) -> int:
+        return self.expert * self.config.num_experts_per_tok * self.moe_layers
+
+    @property
+    def shared_per_layer(self) -> int:
+        """The shared experts of one layer."""
+        return self.expert * self.config.n_shared_experts
+
+    @property
+    def kv_per_token(self) -> int:
+        """Cache of one token: latent and rotary key of each layer."""
+        return self.config.num_hidden_layers * self.config.latent_width * self.item
+
+    @property
+    def direct_slot(self) -> int:
+        """A slot that unbuffered reads fill: whole pages, and room for an extent that begins or ends inside one."""
+        return -(-self.expert // _PAGE) * _PAGE + _EXTENTS * 2 * _PAGE
+
+    def workspace(self, chunk: int, context: int) -> int:
+        """Most bytes of intermediate values at once while `chunk` tokens are read at the end of `context`.
+
+        The phases of a layer do not overlap: attention, the widest MLP, the routed experts, then the logits.
+        """
+        config, item = self.config, self.item
+        chunk = min(chunk, context)
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        key_rows = context * heads * (config.qk_nope_head_dim + config.v_head_dim + 2 * config.qk_head_dim) * item
+        masks = min(chunk, _MASK_ROWS) * context * (1 + item)
+        attention = key_rows + masks + 4 * chunk * heads * config.qk_head_dim * item
+        shared = config.moe_intermediate_size * config.n_shared_experts
+        mlp = 3 * chunk * max(config.intermediate_size, shared, config.moe_intermediate_size) * item
+        routed = chunk * (config.num_experts_per_tok + 1) * hidden * item + 2 * chunk * hidden * 4
+        logits = min(chunk, LOGIT_ROWS) * config.vocab_size * (item + 3 * 4)
+        residuals = 4 * chunk * hidden * item + 2 * chunk * hidden * 4
+        return residuals + max(attention, mlp, routed, logits)
+
+
+@lru_cache(maxsize=8)
+def _parameters(config: ModelConfig) -> int:
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+def is_routed(name: str) -> bool:
+    """Whether a parameter's Hub name is a routed expert's."""
+    return _ROUTED in name
+
+
+def is_embedding(name: str) -> bool:
+    return name == _EMBEDDING

@@ -1,0 +1,294 @@
+"""What lives where: a pure function from a machine and a network to a plan.
+
+One idea serves every machine: some routed experts of each layer lie in slots on the compute device, the others in a
+slower source. A plan says how many slots there are, which source is behind them and what happens on a miss. It counts
+every byte before anything is loaded, and never promises what does not fit.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dslite.model.config import ModelConfig
+from dslite.runtime.errors import UsageError
+from dslite.runtime.footprint import Footprint
+from dslite.runtime.hardware import MachineSpec
+from dslite.runtime.prediction import Prediction, Traffic, host_beats_pcie, predict
+
+Miss = Literal["fetch", "compute"]
+# resident: every expert is on the compute device. host: in one arena of host memory. mapped: in the mapped files, of
+# which the system keeps pages in memory. disk: read from the files when wanted.
+Source = Literal["resident", "host", "mapped", "disk"]
+
+DEFAULT_CONTEXT = 32_768  # what the paper says for Lite, though its config.json allows more
+PREFILL_CHUNKS = (2048, 1024, 512, 256)  # tokens; a shorter one only where nothing else fits
+MEMORY_SHARE = 0.93  # of a memory may be planned: the driver, other programs and fragmentation have the rest
+CPU_PROCESS = 512 * 2**20  # Python, torch and their threads
+GPU_PROCESS = 1536 * 2**20  # the same with the driver's libraries
+_CONTEXT_STEP = 256  # tokens
+_SPARE = {"host": 4, "mapped": 4, "disk": 16, "resident": 0}  # buffers in flight besides the slots
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What the user asks for. Bytes and tokens; None means: decide."""
+
+    dtype: str = "bfloat16"
+    context: int | None = None
+    vram: int | None = None
+    ram: int | None = None
+    expert_slots: int | None = None
+    miss: Literal["auto", "fetch", "compute"] = "auto"
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """Where everything lies, in bytes and experts per layer, and the speed to expect.
+
+    `spare` are buffers of the arena besides the slots, through which experts pass. Where `fits` is false, `reason` says
+    what is missing, the figures are what was asked, and `nearest` is the nearest plan that fits, if any does.
+    """
+
+    device: str
+    dtype: str
+    context: int
+    prefill_chunk: int
+    source: Source
+    miss: Miss
+    slots: int
+    spare: int
+    slot_bytes: int
+    experts_in_ram: int
+    experts_on_disk: int
+    embedding_on_device: bool
+    parameters: int
+    weights_bytes: int
+    resident_bytes: int
+    kv_bytes_per_token: int
+    kv_bytes: int
+    workspace_bytes: int
+    vram_bytes: int
+    ram_bytes: int
+    bytes_read_per_token: int
+    prediction: Prediction
+    reason: str | None = None
+    nearest: "DevicePlan | None" = None
+
+    @property
+    def fits(self) -> bool:
+        return self.reason is None
+
+
+def plan(machine: MachineSpec, config: ModelConfig, request: PlanRequest | None = None) -> DevicePlan:
+    """The best placement of a network on a machine. Raises UsageError for a request outside the model's range."""
+    request = request or PlanRequest()
+    _check(config, request)
+    asked = _place(machine, config, request)
+    if asked.fits:
+        return asked
+    return replace(asked, nearest=_nearest(machine, config, request))
+
+
+def _check(config: ModelConfig, request: PlanRequest) -> None:
+    fewest, most = config.num_experts_per_tok, config.n_routed_experts
+    if request.expert_slots is not None and not fewest <= request.expert_slots <= most:
+        raise UsageError(f"--expert-slots is {request.expert_slots}; it must be from {fewest} to {most} for this model")
+    longest = config.max_position_embeddings
+    if request.context is not None and not 1 <= request.context <= longest:
+        raise UsageError(f"--ctx-size is {request.context}; it must be from 1 to {longest} for this model")
+
+
+def _nearest(machine: MachineSpec, config: ModelConfig, request: PlanRequest) -> DevicePlan | None:
+    """Fewer slots, then a shorter context, then the CPU."""
+    free = replace(request, expert_slots=None)
+    places = [machine] if machine.device == "cpu" else [machine, replace(machine, device="cpu")]
+    for place in places:
+        candidate = _place(place, config, free)
+        if candidate.fits:
+            return candidate
+        shorter = _longest_context(place, config, replace(free, context=candidate.context))
+        if shorter is not None:
+            return shorter
+    return None
+
+
+def _longest_context(machine: MachineSpec, config: ModelConfig, request: PlanRequest) -> DevicePlan | None:
+    """The plan with the longest context below the asked one that fits, in steps of 256 tokens."""
+    assert request.context is not None
+    low, high, best = 1, (request.context - 1) // _CONTEXT_STEP, None
+    while low <= high:
+        middle = (low + high) // 2
+        candidate = _place(machine, config, replace(request, context=middle * _CONTEXT_STEP))
+        if candidate.fits:
+            low, best = middle + 1, candidate
+        else:
+            high = middle - 1
+    return best
+
+
+def _place(machine: MachineSpec, config: ModelConfig, request: PlanRequest) -> DevicePlan:
+    """The plan of one context on one device: with the longest prefill chunk that leaves room for the fewest slots."""
+    placer = _OnCpu if machine.device == "cpu" else _OnGpu
+    for chunk in PREFILL_CHUNKS:
+        candidate = placer(machine, config, request, chunk).plan()
+        if candidate.fits:
+            break
+    return candidate
+
+
+class _Placer:
+    """What both kinds of machine have in common."""
+
+    def __init__(self, machine: MachineSpec, config: ModelConfig, request: PlanRequest, chunk: int) -> None:
+        self.machine, self.config, self.request, self.chunk = machine, config, request, chunk
+        self.size = Footprint(config, request.dtype)
+        self.context = request.context or min(DEFAULT_CONTEXT, config.max_position_embeddings)
+        self.kv = self.size.kv_per_token * self.context
+        self.activations = self.size.workspace(chunk, self.context)
+        self.ram = request.ram if request.ram is not None else int(machine.ram_free * MEMORY_SHARE)
+
+    def slots(self, room: int, slot_bytes: int) -> int:
+        """Slots per layer: as asked, or as many as `room` bytes hold; where the chunk is cut for room, the fewest."""
+        fewest, most = self.config.num_experts_per_tok, self.config.n_routed_experts
+        if self.request.expert_slots is not None:
+            return self.request.expert_slots
+        per_slot = slot_bytes * self.size.moe_layers
+        fit = room // per_slot if per_slot else most
+        return max(fewest, min(fit, most if self.chunk == PREFILL_CHUNKS[0] else fewest))
+
+    def spare(self, source: Source) -> int:
+        return min(_SPARE[source], self.config.n_routed_experts) if self.size.moe_layers else 0
+
+    def build(
+        self, *, source: Source, miss: Miss, slots: int, spare: int, slot_bytes: int, in_ram: int, embedded: bool,
+        resident: int, workspace: int, vram: int, ram: int, reason: str | None,
+    ) -> DevicePlan:  # fmt: skip
+        size, machine = self.size, self.machine
+        on_disk = self.config.n_routed_experts - slots - in_ram
+        traffic = Traffic(
+            slots=slots, in_ram=in_ram, on_disk=on_disk, pinned=source == "host", computed=miss == "compute"
+        )
+        return DevicePlan(
+            device=machine.device,
+            dtype=self.request.dtype,
+            context=self.context,
+            prefill_chunk=self.chunk,
+            source=source,
+            miss=miss,
+            slots=slots,
+            spare=spare,
+            slot_bytes=slot_bytes,
+            experts_in_ram=in_ram,
+            experts_on_disk=on_disk,
+            embedding_on_device=embedded,
+            parameters=size.parameters,
+            weights_bytes=size.weights,
+            resident_bytes=resident,
+            kv_bytes_per_token=size.kv_per_token,
+            kv_bytes=self.kv,
+            workspace_bytes=workspace,
+            vram_bytes=vram,
+            ram_bytes=ram,
+            bytes_read_per_token=size.read_per_token,
+            prediction=predict(machine, size, traffic, self.chunk),
+            reason=reason,
+        )
+
+
+class _OnCpu(_Placer):
+    """Weights as mapped where memory holds them all; else slots in memory over the files."""
+
+    def plan(self) -> DevicePlan:
+        size, most = self.size, self.config.n_routed_experts
+        workspace = self.activations + CPU_PROCESS
+        whole = size.weights + self.kv + workspace
+        if self.request.expert_slots in (None, most) and (whole <= self.ram or not size.moe_layers):
+            return self._build(most, "resident", size.expert, size.weights, workspace)
+        workspace += self.spare("disk") * size.direct_slot
+        fixed = size.always + size.embedding
+        slots = self.slots(self.ram - fixed - self.kv - workspace, size.direct_slot)
+        if slots == most:
+            return self._build(most, "resident", size.expert, size.weights, self.activations + CPU_PROCESS)
+        return self._build(
+            slots, "disk", size.direct_slot, fixed + slots * size.moe_layers * size.direct_slot, workspace
+        )
+
+    def _build(self, slots: int, source: Source, slot_bytes: int, resident: int, workspace: int) -> DevicePlan:
+        ram = resident + self.kv + workspace
+        return self.build(
+            source=source,
+            miss="fetch",
+            slots=slots,
+            spare=self.spare(source),
+            slot_bytes=slot_bytes,
+            in_ram=0,
+            embedded=True,
+            resident=resident,
+            workspace=workspace,
+            vram=0,
+            ram=ram,
+            reason=None if ram <= self.ram else _shortage("host memory", ram, self.ram, slots, self.context),
+        )
+
+
+class _OnGpu(_Placer):
+    """What every token reads on the GPU, and as many experts as its memory holds; the others in host memory."""
+
+    def plan(self) -> DevicePlan:
+        size, most = self.size, self.config.n_routed_experts
+        vram = int((self.machine.vram_free if self.request.vram is None else self.request.vram) * MEMORY_SHARE)
+        room = vram - size.always - self.kv - self.activations
+        if self.request.expert_slots in (None, most) and (room >= size.routed or not size.moe_layers):
+            return self._build(most, "resident", vram, embedded=room - size.routed >= size.embedding)
+        source: Source = "host" if size.routed + size.embedding + GPU_PROCESS <= self.ram else "mapped"
+        slots = self.slots(room - self.spare(source) * size.expert, size.expert)
+        return self._build(slots, "resident" if slots == most else source, vram, embedded=False)
+
+    def _build(self, slots: int, source: Source, vram: int, *, embedded: bool) -> DevicePlan:
+        size = self.size
+        spare = self.spare(source)
+        resident = size.always + slots * size.moe_layers * size.expert + embedded * size.embedding
+        workspace = self.activations + spare * size.expert
+        needed = resident + self.kv + workspace
+        ram = GPU_PROCESS + (not embedded) * size.embedding + (source == "host") * size.routed
+        reason = None
+        if needed > vram:
+            reason = _shortage("GPU memory", needed, vram, slots, self.context)
+        elif ram > self.ram:
+            reason = _shortage("host memory", ram, self.ram, slots, self.context)
+        return self.build(
+            source=source,
+            miss=self._miss(source),
+            slots=slots,
+            spare=spare,
+            slot_bytes=size.expert,
+            in_ram=self._in_ram(slots, source),
+            embedded=embedded,
+            resident=resident,
+            workspace=workspace,
+            vram=needed,
+            ram=ram,
+            reason=reason,
+        )
+
+    def _in_ram(self, slots: int, source: Source) -> int:
+        """Experts per layer that miss the slots and find host memory."""
+        others = self.config.n_routed_experts - slots
+        if source != "mapped":
+            return others
+        pages = self.ram - GPU_PROCESS - self.size.embedding
+        return max(0, min(others, pages // (self.size.expert * self.size.moe_layers)))
+
+    def _miss(self, source: Source) -> Miss:
+        """Where reading host memory is faster than moving it, an expert is computed where it lies."""
+        if self.request.miss != "auto":
+            return self.request.miss
+        if source == "resident" or self.machine.device != "cuda":
+            return "fetch"
+        return "compute" if host_beats_pcie(self.machine, pinned=source == "host") else "fetch"
+
+
+def _shortage(memory: str, needed: int, present: int, slots: int, context: int) -> str:
+    return (
+        f"{needed / 1e9:.1f} GB of {memory} are needed for {slots} experts per layer and a context of {context:,}, "
+        f"and {max(present, 0) / 1e9:.1f} GB may be used"
+    )

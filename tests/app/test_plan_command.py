@@ -1,0 +1,112 @@
+"""`dslite plan` as a user or a script meets it, on a machine that is described: the figures are the same everywhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.machines import GOLDEN, machine
+from typer.testing import CliRunner, Result
+
+from dslite.app.cli import app
+from dslite.runtime import hardware
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine has 64 GiB of memory and no GPU."""
+    spec = machine(0, 64, pcie=0, gpu=0, host=70)
+    monkeypatch.setattr(hardware, "machine", lambda *_, **__: spec, raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model of which only config.json is here."""
+    (tmp_path / "config.json").write_bytes((GOLDEN / "deepseek-v2-lite.config.json").read_bytes())
+    return tmp_path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["plan", *map(str, arguments)])
+
+
+def plan_json(*arguments: object) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(run(*arguments, "-o", "json").stdout)
+    return shown
+
+
+@pytest.mark.usefixtures("here")
+def test_json_has_the_contracts_keys_and_figures(folder: Path) -> None:
+    shown = plan_json("-m", folder, "--device", "cuda", "--vram", "24GiB", "--ctx-size", 32768)
+    expected = {
+        "device": "cuda",
+        "fits": True,
+        "reason": None,
+        "parameters": 15706484224,
+        "weights_bytes": 31412968448,
+        "kv_bytes_per_token": 31104,
+        "kv_bytes": 31104 * 32768,
+        "expert_slots_per_layer": 44,
+        "experts_in_ram_per_layer": 20,
+        "experts_on_disk_per_layer": 0,
+        "max_context": 32768,
+        "bytes_read_per_token": 4902874112,
+    }
+    assert {key: shown[key] for key in expected} == expected
+    assert {"model", "resident_bytes", "workspace_bytes", "vram_bytes", "ram_bytes"} < shown.keys()
+    assert shown["predicted_decode_tps"] > 0
+    assert shown["bound"] in ("gpu-bandwidth", "pcie", "ram-bandwidth", "disk", "compute")
+
+
+@pytest.mark.usefixtures("here")
+def test_what_does_not_fit_exits_with_3_and_names_the_nearest(folder: Path) -> None:
+    result = run("-m", folder, "--device", "cuda", "--vram", "6GiB", "--ctx-size", 32768, "-o", "json")
+    assert result.exit_code == 3
+    shown = json.loads(result.stdout)
+    assert shown["fits"] is False
+    assert "GPU memory" in shown["reason"]
+    assert shown["nearest"]["fits"] is True
+    assert shown["nearest"]["max_context"] < 32768
+
+
+@pytest.mark.usefixtures("here")
+def test_described_bandwidths_change_the_prediction(folder: Path) -> None:
+    base = ["-m", folder, "--device", "cuda", "--vram", "16GiB"]
+    slow = plan_json(*base, "--ram-bandwidth", 15, "--pcie", 6)
+    fast = plan_json(*base, "--ram-bandwidth", 15, "--pcie", 50)
+    assert slow["bound"] == "ram-bandwidth"
+    assert fast["miss"] == "fetch"
+    assert fast["predicted_decode_tps"] > slow["predicted_decode_tps"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_short_name_needs_no_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    shown = plan_json("-m", "chat", "--device", "cpu", "--offline")
+    assert shown["model"] == "chat"
+    assert shown["parameters"] == 15706484224
+    assert (shown["expert_slots_per_layer"], shown["vram_bytes"]) == (64, 0)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_table_says_what_lives_where(folder: Path) -> None:
+    text = run("-m", folder, "--device", "cuda", "--vram", "24GiB").stdout
+    assert "44 of 64 experts per layer" in text
+    assert "20 experts per layer, computed there" in text
+    assert "predicted" in text
+
+
+@pytest.mark.usefixtures("here")
+def test_a_gpu_that_is_not_here_must_be_described(folder: Path) -> None:
+    result = run("-m", folder, "--device", "cuda")
+    assert result.exception is not None
+    assert "describe one" in getattr(result.exception, "remedy", "")
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--pcie", "0"), ("--miss", "drop"), ("--vram", "many"), ("--expert-slots", "5"), ("-o", "xml")]
+)
+@pytest.mark.usefixtures("here")
+def test_what_is_out_of_range_is_a_usage_error(folder: Path, wrong: tuple[str, str]) -> None:
+    result = run("-m", folder, *wrong)
+    assert getattr(result.exception, "exit_code", None) == 2

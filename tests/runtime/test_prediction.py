@@ -1,0 +1,69 @@
+"""Predicted speeds, each with its arithmetic. They are predictions: nothing here was measured on such a card."""
+
+import pytest
+from support.machines import lite_config, machine
+
+from dslite.model.config import ModelConfig
+from dslite.runtime.placement import PlanRequest, plan
+
+ALWAYS = 2_203_835_392  # bytes of every weight that is neither embedding nor routed expert
+ROUTED = 2_699_034_624  # 6 experts × 26 layers × 17,301,504 bytes
+EXPERT_LAYER = 26 * 17_301_504
+TURNS = 26 * 60e-6 + 1e-4
+
+
+@pytest.fixture(scope="module")
+def lite() -> ModelConfig:
+    return lite_config()
+
+
+def test_a_24_gb_card_decodes_at_40_or_more(lite: ModelConfig) -> None:
+    """936 GB/s of GPU memory, DDR5 at 70 GB/s: 44 slots on the card, the misses computed by the CPU meanwhile."""
+    made = plan(machine(24), lite)
+    hits, misses = 44 / 64 * ROUTED, 20 / 64 * ROUTED
+    on_gpu, on_cpu = (ALWAYS + hits) / (936e9 * 0.65), misses / (70e9 * 0.8)
+    beside = 26 * 2 * 17_301_504 / (936e9 * 0.65)
+    expected = 1 / (on_gpu + on_cpu - min(on_cpu, beside) + TURNS)
+    assert made.prediction.decode_tps == pytest.approx(expected, rel=1e-6)
+    assert expected >= 40
+
+
+def test_an_8_gb_card_with_ddr5_decodes_at_20_or_more(lite: ModelConfig) -> None:
+    """448 GB/s of GPU memory, DDR5 at 70 GB/s: 8 slots, so that seven of eight experts are computed by the CPU."""
+    made = plan(machine(8, gpu=448), lite)
+    hits, misses = 8 / 64 * ROUTED, 56 / 64 * ROUTED
+    on_gpu, on_cpu = (ALWAYS + hits) / (448e9 * 0.65), misses / (70e9 * 0.8)
+    beside = 26 * 2 * 17_301_504 / (448e9 * 0.65)
+    expected = 1 / (on_gpu + on_cpu - min(on_cpu, beside) + TURNS)
+    assert made.prediction.decode_tps == pytest.approx(expected, rel=1e-6)
+    assert expected >= 20
+    assert made.prediction.bound == "ram-bandwidth"
+
+
+@pytest.mark.parametrize("card", [8, 12, 16, 24])
+def test_prefill_moves_experts_fast_enough_for_2000_tokens_a_second(lite: ModelConfig, card: int) -> None:
+    """PCIe 4 x16 at 25 GB/s: a chunk of 2,048 tokens brings each layer's missing experts once."""
+    made = plan(machine(card), lite)
+    seconds = (64 - made.slots) * EXPERT_LAYER / 25e9
+    assert made.prediction.prefill_tps == pytest.approx(2048 / seconds)
+    assert 2048 / seconds >= 2000
+
+
+def test_a_card_that_holds_everything_is_bound_by_its_memory(lite: ModelConfig) -> None:
+    made = plan(machine(40, gpu=1555), lite)
+    expected = 1 / ((ALWAYS + ROUTED) / (1555e9 * 0.65) + 1e-4)
+    assert made.prediction.decode_tps == pytest.approx(expected, rel=1e-6)
+    assert made.prediction.bound == "gpu-bandwidth"
+
+
+def test_the_disk_bounds_a_cpu_without_the_memory(lite: ModelConfig) -> None:
+    made = plan(machine(0, 24, host=18, disk=2.3), lite, PlanRequest(ram=20 * 2**30, context=4096))
+    from_disk = made.experts_on_disk / 64 * ROUTED / 2.3e9
+    assert made.prediction.bound == "disk"
+    assert 0.5 / from_disk < made.prediction.decode_tps < 1 / from_disk
+
+
+def test_slow_pcie_bounds_a_card_whose_misses_are_fetched(lite: ModelConfig) -> None:
+    made = plan(machine(8, host=10, pcie=12), lite)
+    assert made.miss == "fetch"
+    assert made.prediction.bound == "pcie"
