@@ -21,6 +21,8 @@ app = typer.Typer(
     epilog="Every flag --some-flag is also read from DSLITE_SOME_FLAG.",
 )
 app.command("complete")(command(complete.complete))
+app.add_typer(profile.app, name="profile")
+app.add_typer(session.app, name="session")
 app.command("plan")(command(plan.plan))
 
 

@@ -1,4 +1,11 @@
-"""What can go wrong with a user's own files: conversations and settings."""
+"""What can go wrong with a user's own files: conversations and settings.
+
+DsliteError
+├── SessionsError            conversations cannot be read or saved
+├── ConfigFileError          config.toml cannot be read, understood or written
+└── NotFoundError            there is no profile of that name
+    └── NoConversationError  there is no such conversation; a SessionsError, too
+"""
 
 from dslite.model.errors import DsliteError
 
@@ -12,4 +19,8 @@ class ConfigFileError(DsliteError):
 
 
 class NotFoundError(DsliteError):
-    """No conversation or profile has that name, or more than one begins so."""
+    """Nothing has that name."""
+
+
+class NoConversationError(NotFoundError, SessionsError):
+    """No conversation has that id, or more than one begins so."""

@@ -44,6 +44,17 @@ Seed = Annotated[int | None, flag("--seed", help="The same answer again.")]
 MaxTokens = Annotated[int | None, flag("--max-tokens", "-n", help="Most tokens of the answer.")]
 Stop = Annotated[list[str] | None, flag("--stop", metavar="TEXT", help="End before this text (repeatable).")]
 
+# Which profile, which conversation (chat, complete).
+Profile = Annotated[str | None, flag("--profile", metavar="NAME", help="Use this profile.")]
+SaveProfile = Annotated[str | None, flag("--save-profile", metavar="NAME", help="Keep these flags as a profile.")]
+Continue = Annotated[bool, flag("--continue", "-c", help="Go on with the latest conversation.")]
+Session = Annotated[str | None, flag("--session", metavar="ID", help="Go on with this conversation.")]
+NoSave = Annotated[bool, flag("--no-save", help="Save no conversation.")]
+
+# Lists.
+ListOutput = Annotated[str, flag("--output", "-o", help="text or json.")]
+AsJson = Annotated[bool, flag("--json", help="The same as -o json.")]
+
 # Everywhere.
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -67,6 +78,13 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     wrapper.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
     wrapper.__annotations__ = {**function.__annotations__, **extra}
     return wrapper
+
+
+def wants_json(output: str, as_json: bool) -> bool:
+    """Whether a list is asked for as JSON. Raises UsageError."""
+    if output not in ("text", "json"):
+        raise UsageError(f"--output is {output!r}; it must be text or json")
+    return as_json or output == "json"
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}

@@ -87,8 +87,8 @@ def save_profile(profile: Profile) -> None:
             if key not in values:
                 table.pop(key, None)
             elif table.get(key) != values[key]:
-                table[key] = _toml_text(values[key]) if isinstance(values[key], str) else values[key]
-        _set_removed(document, [name for name in _removed(document) if name != profile.name])
+                table[key] = toml_text(values[key])
+        forget_removed(document, profile.name)
 
 
 def remove_profile(name: str) -> None:
@@ -99,7 +99,7 @@ def remove_profile(name: str) -> None:
         if name in shipped_profiles():
             _set_removed(document, [*_removed(document), name])
         if document.get("defaults", {}).get("profile") == name:
-            document["defaults"].pop("profile")  # type: ignore[union-attr]
+            document["defaults"].pop("profile")
 
 
 def restore_profile(name: str) -> Profile:
@@ -108,7 +108,7 @@ def restore_profile(name: str) -> Profile:
         raise NotFoundError(f"no profile {name!r} ships with dslite", f"choose one of {', '.join(shipped_profiles())}")
     with editing() as document:
         document.get("profiles", {}).pop(name, None)
-        _set_removed(document, [other for other in _removed(document) if other != name])
+        forget_removed(document, name)
     return get_profile(name)
 
 
@@ -120,7 +120,7 @@ def set_default_profile(name: str) -> None:
     with editing() as document:
         if "defaults" not in document:
             document["defaults"] = tomlkit.table()
-        document["defaults"]["profile"] = name  # type: ignore[index]
+        document["defaults"]["profile"] = name
 
 
 @cache
@@ -139,6 +139,17 @@ def parse_profile(name: str, table: Mapping[str, Any], where: str, *, shipped: b
     return Profile(name, sampling=_sampling(table, where), shipped=shipped, **texts)
 
 
+def changed(profile: Profile, values: Mapping[str, Any]) -> Profile:
+    """A profile with other values, the user's own from then on; an empty text takes its key away."""
+    return Profile(
+        profile.name,
+        values.get("description", profile.description),
+        values.get("system", profile.system) or None,
+        values.get("model", profile.model) or None,
+        {**profile.sampling, **{key: values[key] for key in sampling.KEYS if key in values}},
+    )
+
+
 def check_name(name: str) -> None:
     """Raises UsageError for a name that could not be typed or seen."""
     if not name or name != name.strip() or not name.isprintable():
@@ -152,6 +163,11 @@ def _sampling(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     except UsageError as error:
         raise ConfigFileError(f"{where}: {error.message}", error.remedy) from None
     return values
+
+
+def forget_removed(document: Any, name: str) -> None:
+    """Take a name from the list of the removed ones."""
+    _set_removed(document, [other for other in _removed(document) if other != name])
 
 
 def _removed(document: Any) -> Sequence[str]:
@@ -169,9 +185,11 @@ def _set_removed(document: Any, names: Sequence[str]) -> None:
         document["shipped"].pop("removed", None)
 
 
-def _toml_text(text: str) -> Any:
-    """A text of several lines in the form that people can edit."""
+def toml_text(value: Any) -> Any:
+    """A value for a document: a text of several lines in the form that people can edit."""
     import tomlkit
 
-    plain = "\n" in text and all(char.isprintable() or char == "\n" for char in text)
-    return tomlkit.string(text, multiline=plain)
+    if not isinstance(value, str):
+        return value
+    plain = "\n" in value and all(char.isprintable() or char == "\n" for char in value)
+    return tomlkit.string(value, multiline=plain)

@@ -12,73 +12,34 @@ wait up to five seconds for another dslite that writes, so a screen's thread sho
 file or the disk is a SessionsError.
 """
 
-import json
-import secrets
 import sqlite3
-import sys
 import time
-import unicodedata
-from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from dslite.app import session_search
-from dslite.app.errors import NotFoundError, SessionsError
+from dslite.app.errors import NoConversationError, SessionsError
 from dslite.app.session_database import Database
+from dslite.app.session_names import clean, new_id, title_of
+from dslite.app.session_rows import (
+    CONVERSATIONS,
+    MESSAGES,
+    UPWARD,
+    Conversation,
+    Role,
+    StoredMessage,
+    pack,
+    stored_message,
+    to_json,
+)
 from dslite.app.session_search import Hit
 from dslite.runtime.places import data_dir
 
-if TYPE_CHECKING:
-    from dslite.runtime.chat_template import Message
-
 __all__ = ["Conversation", "Hit", "Role", "SessionStore", "SessionsError", "StoredMessage", "title_of"]
 
-Role = Literal["system", "user", "assistant"]
-
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: what a ULID is written in
-_TITLE_LENGTH = 60
 _UNDO_DAYS = 7
 _ABANDONED_S = 60.0  # an answer that has not grown for so long belongs to a process that was killed
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """What a list shows of a conversation. Times are Unix seconds; `leaf` is the last message of its active branch."""
-
-    id: str
-    title: str
-    model: str
-    profile: str | None
-    system: str | None
-    leaf: int | None
-    created: float
-    updated: float
-    messages: int  # of all branches
-
-
-@dataclass(frozen=True)
-class StoredMessage:
-    """One message of the tree. `info` is how it was made: sampling, timing; `growing`: its answer is not finished."""
-
-    id: int
-    conversation: str
-    parent: int | None
-    role: Role
-    content: str
-    token_ids: tuple[int, ...] | None
-    finish_reason: str | None
-    info: Mapping[str, Any] = field(default_factory=dict)
-    growing: bool = False
-    created: float = 0.0
-    updated: float = 0.0
-
-    def to_message(self) -> "Message":
-        """As the chat template takes it, with the very ids that were generated."""
-        from dslite.runtime.chat_template import Message  # not above: a list of conversations needs no tokenizer
-
-        return Message(self.role, self.content, self.token_ids)
 
 
 class SessionStore:
@@ -120,24 +81,24 @@ class SessionStore:
         return Conversation(identity, clean(title), model, profile, system, None, now, now, 0)
 
     def get(self, conversation_id: str) -> Conversation:
-        """Raises NotFoundError."""
+        """Raises NoConversationError."""
         with self.database.reading() as db:
-            row = db.execute(f"{_CONVERSATIONS} WHERE c.id = ? AND c.deleted IS NULL", (conversation_id,)).fetchone()
+            row = db.execute(f"{CONVERSATIONS} WHERE c.id = ? AND c.deleted IS NULL", (conversation_id,)).fetchone()
         if row is None:
-            raise NotFoundError(f"there is no conversation {conversation_id}", "see dslite session list")
+            raise NoConversationError(f"there is no conversation {conversation_id}", "see dslite session list")
         return Conversation(**row)
 
     def find(self, prefix: str, *, deleted: bool = False) -> Conversation:
-        """The one conversation whose id begins so. Raises NotFoundError when there is none or more than one."""
+        """The one conversation whose id begins so. Raises NoConversationError when there is none or more than one."""
         start = prefix.upper()
         where = f"WHERE c.id >= ? AND c.id < ? AND c.deleted IS {'NOT NULL' if deleted else 'NULL'}"
         with self.database.reading() as db:
-            rows = db.execute(f"{_CONVERSATIONS} {where} LIMIT 2", (start, start + "~")).fetchall() if start else []
+            rows = db.execute(f"{CONVERSATIONS} {where} LIMIT 2", (start, start + "~")).fetchall() if start else []
         if len(rows) != 1:
             what = (
                 "more than one conversation has an id that begins" if rows else "no conversation has an id that begins"
             )
-            raise NotFoundError(f"{what} with {prefix!r}", "see dslite session list")
+            raise NoConversationError(f"{what} with {prefix!r}", "see dslite session list")
         return Conversation(**rows[0])
 
     def latest(self) -> Conversation | None:
@@ -152,7 +113,7 @@ class SessionStore:
             values = [before.updated, before.id]
         with self.database.reading() as db:
             rows = db.execute(
-                f"{_CONVERSATIONS} {where} ORDER BY c.updated DESC, c.id DESC LIMIT ?",
+                f"{CONVERSATIONS} {where} ORDER BY c.updated DESC, c.id DESC LIMIT ?",
                 [*values, -1 if limit is None else limit],
             ).fetchall()
         return [Conversation(**row) for row in rows]
@@ -176,6 +137,11 @@ class SessionStore:
         with self.database.writing() as db:
             db.execute("DELETE FROM conversations WHERE deleted < ?", (now - _UNDO_DAYS * 86400,))
 
+    def purge(self, conversation_id: str) -> None:
+        """Delete a conversation for good."""
+        with self.database.writing() as db:
+            db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+
     def restore(self, conversation_id: str) -> None:
         """Undo a delete."""
         self._change(conversation_id, deleted=None)
@@ -185,7 +151,7 @@ class SessionStore:
         with self.database.writing() as db:
             found = db.execute(f"UPDATE conversations SET {columns} WHERE id = ?", (*values.values(), conversation_id))
             if not found.rowcount:
-                raise NotFoundError(f"there is no conversation {conversation_id}", "see dslite session list")
+                raise NoConversationError(f"there is no conversation {conversation_id}", "see dslite session list")
 
     # Messages.
 
@@ -213,7 +179,7 @@ class SessionStore:
             cursor = db.execute(
                 "INSERT INTO messages (conversation, parent, role, content, token_ids, finish_reason, info, growing,"
                 " created, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (key, parent, role, clean(content), _pack(token_ids), finish_reason, _json(info), growing, now, now),
+                (key, parent, role, clean(content), pack(token_ids), finish_reason, to_json(info), growing, now, now),
             )
             db.execute(
                 "UPDATE conversations SET leaf = ?, title = ?, updated = ? WHERE key = ?",
@@ -226,7 +192,7 @@ class SessionStore:
         with self.database.writing() as db:
             db.execute(
                 "UPDATE messages SET content = ?, token_ids = ?, growing = 1, updated = ? WHERE id = ?",
-                (clean(content), _pack(token_ids), time.time(), message_id),
+                (clean(content), pack(token_ids), time.time(), message_id),
             )
 
     def finish_answer(
@@ -243,7 +209,7 @@ class SessionStore:
             db.execute(
                 "UPDATE messages SET content = ?, token_ids = ?, finish_reason = ?, info = ?, growing = 0, updated = ?"
                 " WHERE id = ?",
-                (clean(content), _pack(token_ids), finish_reason, _json(info), now, message_id),
+                (clean(content), pack(token_ids), finish_reason, to_json(info), now, message_id),
             )
             db.execute(
                 "UPDATE conversations SET updated = ? WHERE key = (SELECT conversation FROM messages WHERE id = ?)",
@@ -252,21 +218,21 @@ class SessionStore:
             return self._message(db, message_id)
 
     def message(self, message_id: int) -> StoredMessage:
-        """Raises NotFoundError."""
+        """Raises NoConversationError."""
         with self.database.reading() as db:
             return self._message(db, message_id)
 
     def path(self, leaf: int | None) -> list[StoredMessage]:
         """The branch that ends in `leaf`, its first message first; None is an empty one."""
         with self.database.reading() as db:
-            rows = db.execute(f"{_UPWARD} {_MESSAGES} JOIN up ON up.id = m.id ORDER BY m.id", (leaf,)).fetchall()
-        return [_stored(row) for row in rows]
+            rows = db.execute(f"{UPWARD} {MESSAGES} JOIN up ON up.id = m.id ORDER BY m.id", (leaf,)).fetchall()
+        return [stored_message(row) for row in rows]
 
     def tree(self, conversation_id: str) -> list[StoredMessage]:
         """All messages of all branches, parents before children."""
         with self.database.reading() as db:
-            rows = db.execute(f"{_MESSAGES} WHERE c.id = ? ORDER BY m.id", (conversation_id,)).fetchall()
-        return [_stored(row) for row in rows]
+            rows = db.execute(f"{MESSAGES} WHERE c.id = ? ORDER BY m.id", (conversation_id,)).fetchall()
+        return [stored_message(row) for row in rows]
 
     def siblings(self, message_id: int) -> list[int]:
         """Ids of the branches at a message, itself among them, the oldest first."""
@@ -282,7 +248,7 @@ class SessionStore:
         """`siblings` of every message of the branch that ends in `leaf`, in one query."""
         with self.database.reading() as db:
             rows = db.execute(
-                f"{_UPWARD} SELECT own.id AS id, m.id AS sibling FROM up JOIN messages own ON own.id = up.id"
+                f"{UPWARD} SELECT own.id AS id, m.id AS sibling FROM up JOIN messages own ON own.id = up.id"
                 " JOIN messages m ON m.conversation = own.conversation AND m.parent IS own.parent"
                 " ORDER BY own.id, m.id",
                 (leaf,),
@@ -339,80 +305,12 @@ class SessionStore:
     def _key_and_title(db: sqlite3.Connection, conversation_id: str) -> tuple[int, str]:
         row = db.execute("SELECT key, title FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
         if row is None:
-            raise NotFoundError(f"there is no conversation {conversation_id}", "see dslite session list")
+            raise NoConversationError(f"there is no conversation {conversation_id}", "see dslite session list")
         return row["key"], row["title"]
 
     @staticmethod
     def _message(db: sqlite3.Connection, message_id: int) -> StoredMessage:
-        row = db.execute(f"{_MESSAGES} WHERE m.id = ?", (message_id,)).fetchone()
+        row = db.execute(f"{MESSAGES} WHERE m.id = ?", (message_id,)).fetchone()
         if row is None:
-            raise NotFoundError(f"there is no message {message_id}")
-        return _stored(row)
-
-
-_CONVERSATIONS = (
-    "SELECT c.id, c.title, c.model, c.profile, c.system, c.leaf, c.created, c.updated,"
-    " (SELECT count(*) FROM messages m WHERE m.conversation = c.key) AS messages FROM conversations c"
-)
-_MESSAGES = (
-    "SELECT m.id, c.id AS conversation, m.parent, m.role, m.content, m.token_ids, m.finish_reason, m.info, m.growing,"
-    " m.created, m.updated FROM messages m JOIN conversations c ON c.key = m.conversation"
-)
-_UPWARD = (
-    "WITH RECURSIVE up (id) AS (VALUES (?) UNION ALL"
-    " SELECT m.parent FROM messages m JOIN up ON m.id = up.id WHERE m.parent IS NOT NULL)"
-)
-
-
-def _stored(row: sqlite3.Row) -> StoredMessage:
-    values = dict(row)
-    values |= {
-        "token_ids": _unpack(row["token_ids"]),
-        "info": json.loads(row["info"]),
-        "growing": bool(row["growing"]),
-    }
-    return StoredMessage(**values)
-
-
-def _pack(token_ids: Sequence[int] | None) -> bytes | None:
-    """Four bytes an id, the lowest first."""
-    if token_ids is None:
-        return None
-    packed = array("I", token_ids)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def _unpack(blob: bytes | None) -> tuple[int, ...] | None:
-    if blob is None:
-        return None
-    ids = array("I", blob)
-    if sys.byteorder == "big":
-        ids.byteswap()
-    return tuple(ids)
-
-
-def _json(info: Mapping[str, Any] | None) -> str:
-    return json.dumps(dict(info or {}), ensure_ascii=False)
-
-
-def clean(text: str) -> str:
-    """Text that UTF-8 can carry: a lone surrogate becomes U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def new_id(now: float) -> str:
-    """A ULID: 48 bits of milliseconds and 80 random ones in 26 characters, so that ids sort by age."""
-    number = int(now * 1000) << 80 | secrets.randbits(80)
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
-
-
-def title_of(text: str) -> str:
-    """The first words of a message, on one line."""
-    line = next((line for line in text.splitlines() if line.strip()), "")
-    words = " ".join("".join(" " if unicodedata.category(char) == "Cc" else char for char in clean(line)).split())
-    if len(words) <= _TITLE_LENGTH:
-        return words
-    cut = words[:_TITLE_LENGTH].rpartition(" ")[0]
-    return (cut if len(cut) > _TITLE_LENGTH // 2 else words[: _TITLE_LENGTH - 1]) + "…"
+            raise NoConversationError(f"there is no message {message_id}")
+        return stored_message(row)

@@ -1,0 +1,158 @@
+"""`dslite profile`: system messages and sampling values under a name."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dslite.app import options
+from dslite.app.options import command, flag, read_text
+from dslite.runtime.errors import UsageError
+
+app = typer.Typer(help="Keep a system message and sampling values under a name.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The profile's name.")]
+Description = Annotated[str | None, flag("--description", help="What the profile is for, in a few words.")]
+
+
+def list_profiles(*, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
+    """List the profiles; a star marks the default one."""
+    from dslite.app.config import read_config
+    from dslite.app.profiles import all_profiles, default_profile
+    from dslite.app.tables import print_table
+
+    config = read_config()
+    profiles, default = all_profiles(config).values(), default_profile(config).name
+    if options.wants_json(output, as_json):
+        print(json.dumps([_object(profile, profile.name == default) for profile in profiles]))
+        return
+    rows = [
+        (profile.name + "*" * (profile.name == default), profile.model or "", profile.description)
+        for profile in profiles
+    ]
+    print_table(("NAME", "MODEL", "DESCRIPTION"), rows)
+
+
+def show(name: Name, *, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
+    """Print a profile as its table in config.toml."""
+    from dslite.app.config import read_config
+    from dslite.app.console import visible
+    from dslite.app.profile_text import profile_text
+    from dslite.app.profiles import default_profile, get_profile
+
+    config = read_config()
+    profile = get_profile(name, config)
+    if options.wants_json(output, as_json):
+        print(json.dumps(_object(profile, profile.name == default_profile(config).name)))
+        return
+    print(visible(profile_text(name)), end="")
+
+
+def add(
+    name: Name,
+    *,
+    description: Description = None,
+    model: options.Model = None,
+    system: options.System = None,
+    system_file: options.SystemFile = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+) -> None:
+    """Add a profile."""
+    from dslite.app.profiles import Profile, all_profiles, changed, save_profile
+
+    if name in all_profiles():
+        raise UsageError(f"there is a profile {name!r} already", f"change it with dslite profile edit {name}")
+    save_profile(changed(Profile(name), _given(locals())))
+
+
+def edit(
+    name: Name,
+    *,
+    description: Description = None,
+    model: options.Model = None,
+    system: options.System = None,
+    system_file: options.SystemFile = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+) -> None:
+    """Change a profile: by flags (an empty text takes one away), or without any in your editor."""
+    from dslite.app.editor import edit_text
+    from dslite.app.profile_text import profile_text, save_profile_text
+    from dslite.app.profiles import changed, get_profile, save_profile
+
+    profile = get_profile(name)
+    values = _given(locals())
+    if values:
+        save_profile(changed(profile, values))
+        return
+    text = profile_text(name)
+    edited = edit_text(text, name="profile.toml")
+    if edited != text:
+        save_profile_text(name, edited)
+
+
+def remove(name: Name) -> None:
+    """Remove a profile; one that came with dslite can be restored."""
+    from dslite.app.profiles import remove_profile
+
+    remove_profile(name)
+
+
+def restore(name: Name) -> None:
+    """Bring back a profile that came with dslite, as it came."""
+    from dslite.app.profiles import restore_profile
+
+    restore_profile(name)
+
+
+def default(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The profile; without: say which.")] = None,
+) -> None:
+    """Use a profile wherever none is named."""
+    from dslite.app.profiles import default_profile, set_default_profile
+
+    if name is None:
+        print(default_profile().name)
+    else:
+        set_default_profile(name)
+
+
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The flags of a profile that were given, checked. Raises UsageError."""
+    from dslite.app import sampling
+
+    system, file = arguments["system"], arguments["system_file"]
+    if file is not None:
+        if system is not None:
+            raise UsageError("the system message is given twice, with --system and --system-file", "give it once")
+        system = read_text(Path(file), "the system message's file")
+    texts = {"description": arguments["description"], "model": arguments["model"], "system": system}
+    given = sampling.chosen(**{key: arguments[key] for key in sampling.KEYS})
+    return {key: value for key, value in texts.items() if value is not None} | given
+
+
+def _object(profile: Any, default: bool) -> dict[str, Any]:
+    return {"name": profile.name, "default": default, "shipped": profile.shipped, **profile.to_dict()}
+
+
+app.command("list")(command(list_profiles))
+app.command("show")(command(show))
+app.command("add")(command(add))
+app.command("edit")(command(edit))
+app.command("rm")(command(remove))
+app.command("restore")(command(restore))
+app.command("default")(command(default))

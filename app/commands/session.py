@@ -1,0 +1,139 @@
+"""`dslite session`: saved conversations."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dslite.app import options
+from dslite.app.options import command, flag, read_text
+from dslite.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from dslite.app.sessions import Conversation
+
+app = typer.Typer(help="List, read, search, rename, export, import and remove conversations.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The conversation's id, or how it begins.")]
+Limit = Annotated[int | None, flag("--limit", "-n", min=1, help="Most conversations; default: all.")]
+
+
+def list_sessions(*, limit: Limit = None, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
+    """List the conversations, the last changed first."""
+    from dslite.app.session_export import local_time
+    from dslite.app.sessions import SessionStore
+    from dslite.app.tables import print_table
+
+    with SessionStore.open() as store:
+        found = store.conversations(limit=limit)
+    if options.wants_json(output, as_json):
+        print(json.dumps([_summary(talk) for talk in found]))
+        return
+    rows = [(talk.id, local_time(talk.updated), f"{talk.messages}", talk.title) for talk in found]
+    print_table(("ID", "CHANGED", "MESSAGES", "TITLE"), rows)
+
+
+def search(
+    text: Annotated[list[str], typer.Argument(metavar="TEXT", help="Words that one message, or the title, has.")],
+    *,
+    limit: Annotated[int, flag("--limit", "-n", min=1, help="Most conversations.")] = 50,
+    output: options.ListOutput = "text",
+    as_json: options.AsJson = False,
+) -> None:
+    """Find conversations by what is said in them."""
+    from dslite.app.session_export import local_time
+    from dslite.app.sessions import SessionStore
+    from dslite.app.tables import print_table
+
+    with SessionStore.open() as store:
+        hits = store.search(" ".join(text), limit=limit)
+    if options.wants_json(output, as_json):
+        keys = ("id", "title", "updated", "message", "snippet")
+        print(json.dumps([{key: getattr(hit, key) for key in keys} for hit in hits]))
+        return
+    rows = [(hit.id, local_time(hit.updated), hit.title, "" if hit.message is None else hit.snippet) for hit in hits]
+    print_table(("ID", "CHANGED", "TITLE", "TEXT"), rows)
+
+
+def show(id: Id, *, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
+    """Print a conversation: its active branch, or with -o json all of it."""
+    from dslite.app.console import visible
+
+    print(visible(_exported(id, "json" if options.wants_json(output, as_json) else "md")), end="")
+
+
+def export(
+    id: Id,
+    *,
+    output: Annotated[str, flag("--output", "-o", help="md or json.")] = "md",
+    as_json: options.AsJson = False,
+    output_file: Annotated[Path | None, flag("--output-file", help="Write into a file.")] = None,
+) -> None:
+    """Export a conversation as Markdown, or as JSON that `import` takes."""
+    from dslite.app.console import visible
+    from dslite.app.output_file import open_output
+
+    if output not in ("md", "json"):
+        raise UsageError(f"--output is {output!r}; it must be md or json")
+    text = _exported(id, "json" if as_json else output)
+    with open_output(output_file) as file:
+        file.write(visible(text) if output_file is None else text)
+
+
+def rename(id: Id, title: Annotated[list[str], typer.Argument(metavar="TITLE", help="The new title.")]) -> None:
+    """Give a conversation another title."""
+    from dslite.app.sessions import SessionStore
+
+    name = " ".join(" ".join(title).split())
+    if not name:
+        raise UsageError("the title is empty")
+    with SessionStore.open() as store:
+        store.rename(store.find(id).id, name)
+
+
+def import_file(file: Annotated[str, typer.Argument(metavar="FILE", help="The file; - is stdin.")]) -> None:
+    """Import conversations: an export of ours, or ChatGPT's conversations.json."""
+    from dslite.app.prompt import read_stdin
+    from dslite.app.session_import import import_text
+    from dslite.app.sessions import SessionStore
+    from dslite.app.tables import print_table
+
+    text = read_stdin() if file == "-" else read_text(Path(file), "the file")
+    with SessionStore.open() as store:
+        talks = import_text(store, text)
+    print_table(("ID", "TITLE"), [(talk.id, talk.title) for talk in talks])
+
+
+def remove(ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, or how they begin.")]) -> None:
+    """Remove conversations for good."""
+    from dslite.app.sessions import SessionStore
+
+    with SessionStore.open() as store:
+        for talk in [store.find(id) for id in ids]:  # all are found before one is removed
+            store.purge(talk.id)
+
+
+def _summary(talk: "Conversation") -> dict[str, Any]:
+    keys = ("id", "title", "model", "profile", "created", "updated", "messages")
+    return {key: getattr(talk, key) for key in keys}
+
+
+def _exported(id: str, kind: str) -> str:
+    from dslite.app.session_export import to_dict, to_markdown
+    from dslite.app.sessions import SessionStore
+
+    with SessionStore.open() as store:
+        talk = store.find(id)
+        if kind == "md":
+            return to_markdown(talk, store.path(talk.leaf))
+        return json.dumps(to_dict(talk, store.tree(talk.id))) + "\n"
+
+
+app.command("list")(command(list_sessions))
+app.command("search")(command(search))
+app.command("show")(command(show))
+app.command("rename")(command(rename))
+app.command("export")(command(export))
+app.command("import")(command(import_file))
+app.command("rm")(command(remove))

@@ -1,0 +1,40 @@
+"""A profile as text, for people to read and to edit."""
+
+import tomllib
+from typing import Any
+
+from dslite.app.config import config_path, editing, read_config
+from dslite.app.errors import ConfigFileError
+from dslite.app.profiles import forget_removed, get_profile, parse_profile, toml_text
+
+
+def profile_text(name: str) -> str:
+    """The lines of a profile's table, its comments included. Raises NotFoundError, ConfigFileError."""
+    import tomlkit
+
+    profile = get_profile(name)
+    if name in read_config().table("profiles"):
+        table: Any = tomlkit.parse(config_path().read_bytes().decode("utf-8"))["profiles"]
+        return str(table[name].as_string()).strip("\n") + "\n"
+    document = tomlkit.document()
+    for key, value in profile.to_dict().items():
+        document[key] = toml_text(value)
+    return tomlkit.dumps(document) or '# system = "…"\n'
+
+
+def save_profile_text(name: str, text: str) -> None:
+    """Make these lines the profile's table. Raises ConfigFileError, with config.toml as it was."""
+    import tomlkit
+
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigFileError(f"the profile is not valid TOML: {error}", "edit it again; nothing was changed") from None
+    parse_profile(name, values, f"the profile {name}")
+    table = tomlkit.table()
+    for key, item in tomlkit.parse(text).body:
+        table.append(key, item)
+    with editing() as document:
+        profiles: Any = document.setdefault("profiles", tomlkit.table(is_super_table=True))
+        profiles[name] = table
+        forget_removed(document, name)
