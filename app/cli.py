@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dslite.app import console
-from dslite.app.commands import complete, plan
+from dslite.app.commands import complete, plan, profile, session
 from dslite.app.options import command
 from dslite.model.errors import DsliteError
 
@@ -21,9 +21,9 @@ app = typer.Typer(
     epilog="Every flag --some-flag is also read from DSLITE_SOME_FLAG.",
 )
 app.command("complete")(command(complete.complete))
+app.command("plan")(command(plan.plan))
 app.add_typer(profile.app, name="profile")
 app.add_typer(session.app, name="session")
-app.command("plan")(command(plan.plan))
 
 
 def _show_version(wanted: bool) -> None:
