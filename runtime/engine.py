@@ -17,11 +17,13 @@ from torch import Tensor
 from dslite.model.attention import Span
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
+from dslite.runtime.branches import Shelf, common_prefix
 from dslite.runtime.draft import Draft, Request
-from dslite.runtime.errors import ContextFullError
+from dslite.runtime.errors import ContextFullError, UsageError
 from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.hardware import peak_rss
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.latents import LatentStore
 from dslite.runtime.sampling import check_finite
 from dslite.runtime.tokenizer import Tokenizer
 
@@ -45,6 +47,7 @@ class Engine:
         self.cache = LatentKVCache(model.config, context, dtype=model.dtype, device=model.device)
         self.eos_token_ids = frozenset(model.config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         self._cached_ids: list[int] = []
+        self._shelf = Shelf(self.cache.nbytes // 2)  # so that branches never double the memory
 
     @property
     def context(self) -> int:
@@ -55,13 +58,19 @@ class Engine:
 
         Raises ContextFullError for a prompt that does not fit, NumericsError where the network breaks.
         """
+        self.check_fits(request)
+        return self._answer(request, cancel or Flag())
+
+    def check_fits(self, request: Request) -> None:
+        """Raise ContextFullError for a prompt that leaves no room in the context, UsageError for an empty one."""
         count = len(request.prompt_ids)
+        if not count:
+            raise UsageError("the prompt is empty: there is nothing to go on from", "write one")
         if count + (request.params.max_tokens != 0) > self.context:
             raise ContextFullError(
                 f"the prompt has {count:,} tokens, and the context holds {self.context:,}, the answer included",
                 "shorten the prompt, or raise --ctx-size",
             )
-        return self._answer(request, cancel or Flag())
 
     def memory(self) -> dict[str, int]:
         """Bytes: weights, cache in use, cache of one token, most host and GPU memory of this process so far."""
@@ -79,16 +88,38 @@ class Engine:
         """Slots on the compute device for each layer, and what they saved and cost."""
         return {"slots": self.model.config.n_routed_experts, "hits": 0, "misses": 0, "bytes_moved": 0}
 
+    @property
+    def cached_ids(self) -> Sequence[int]:
+        """The tokens whose rows the cache holds."""
+        return self._cached_ids
+
     def reuse(self, prompt_ids: Sequence[int], *, most: int) -> int:
-        """Keep the longest cached prefix of the prompt, at most `most` tokens; return its length."""
-        common = 0
-        for cached, wanted in zip(self._cached_ids, prompt_ids[:most], strict=False):
-            if cached != wanted:
-                break
-            common += 1
-        self.cache.truncate(common)
-        del self._cached_ids[common:]
-        return common
+        """Make the cache hold as much as is known of the prompt's first `most` tokens; return how many.
+
+        What it held behind them goes to the shelf: another branch, to which the conversation may return.
+        """
+        wanted = prompt_ids[:most]
+        known = common_prefix(self._cached_ids, wanted)
+        self._shelf.put(self._cached_ids, known, self.cache.rows(known, self.cache.length))
+        self.cache.truncate(known)
+        while (rows := self._shelf.take(wanted, known)) is not None:
+            self.cache.put(rows)
+            known = self.cache.length
+        self._cached_ids = list(wanted[:known])
+        return known
+
+    def resume(self, store: LatentStore, key: str, prompt_ids: Sequence[int]) -> int:
+        """Take what is saved of a conversation, as far as it is what the prompt begins with; return how many tokens."""
+        self.reuse(prompt_ids, most=len(prompt_ids))
+        known = store.load(key, prompt_ids, self.cache)
+        self._cached_ids = list(prompt_ids[:known])
+        return known
+
+    def forget(self) -> None:
+        """Empty the cache and the shelf."""
+        self.cache.truncate(0)
+        self._shelf.clear()
+        self._cached_ids.clear()
 
     def steps(self, token_ids: Sequence[int]) -> Generator[int, None, Tensor]:
         """Run tokens behind the cached ones: yields the layers done, returns hidden (T, D)."""
@@ -123,7 +154,7 @@ class Engine:
         try:
             check_finite(logits)
         except Exception:
-            self.reuse([], most=0)
+            self.forget()
             raise
         return logits
 
@@ -164,11 +195,11 @@ class Engine:
                     yield Prefilling(start + len(chunk) * done / layers, len(ids), draft.cached, told)
             if draft.request.echo:
                 assert rows is not None
-                yield from self._echo(draft, start, rows)
+                yield from self.echo(draft, start, rows)
         yield Prefilling(len(ids), len(ids), draft.cached, draft.elapsed_s)
         return None if rows is None else rows[-1:]
 
-    def _echo(self, draft: Draft, start: int, rows: Tensor) -> Iterator[Event]:
+    def echo(self, draft: Draft, start: int, rows: Tensor) -> Iterator[Event]:
         """Tokens of the prompt that the hidden rows of a chunk predict, and the very first, which nothing predicts."""
         ids = draft.request.prompt_ids
         if start == 0:

@@ -51,6 +51,21 @@ class LatentKVCache:
     def commit(self, count: int) -> None:
         self._length += count
 
+    def copy_rows(self, other: "LatentKVCache", count: int) -> None:
+        """Begin anew with the first `count` tokens of another sequence."""
+        self._rows[:, :count] = other._rows[:, :count]
+        self._length = count
+
+    def rows(self, start: int, end: int) -> Tensor:
+        """The rows of some tokens in all layers, as a view: (layers, end - start, C+R)."""
+        return self._rows[:, start:end]
+
+    def put(self, rows: Tensor) -> None:
+        """Append tokens whose rows (layers, T, C+R) are known."""
+        end = self._length + rows.shape[1]
+        self._rows[:, self._length : end] = rows
+        self._length = end
+
     def truncate(self, length: int) -> None:
         """Forget every token from `length` on."""
         if not 0 <= length <= self._length:

@@ -1,7 +1,5 @@
 """Settings of the whole suite."""
 
-import os
-
 import torch
 from hypothesis import settings
 
@@ -9,6 +7,7 @@ from hypothesis import settings
 settings.register_profile("dslite", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("dslite")
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# The models of the suite are tiny: a second thread has nothing to do, and on a loaded machine waits for long.
+torch.set_num_threads(1)
 
 pytest_plugins = ["support.hub_fixtures"]

@@ -1,0 +1,76 @@
+"""Where the cached rows of a conversation's inactive branches wait.
+
+The cache holds one path through a conversation. When a prompt leaves that path (an answer is made again, a message is
+edited, another chat is opened), what is cut off goes to a shelf in host memory; going back takes it from there.
+"""
+
+# L layers  T tokens  C latent  R rope
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+_WORTH_KEEPING = 16  # tokens; fewer are computed again in no time
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """The end of a path: rows (L, T, C+R) of tokens `start` to len(ids), valid behind ids[:start]."""
+
+    ids: tuple[int, ...]
+    start: int
+    rows: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
+
+
+class Shelf:
+    """Suffixes up to `most_bytes`; the least recently used one goes first."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._suffixes: list[Suffix] = []  # least recently used first
+
+    @property
+    def nbytes(self) -> int:
+        return sum(suffix.nbytes for suffix in self._suffixes)
+
+    def put(self, ids: Sequence[int], start: int, rows: Tensor) -> None:
+        """Keep a copy of rows (L, T, C+R) of the tokens ids[start:], or of as many of them as fit."""
+        per_token = rows.nbytes // max(rows.shape[1], 1)
+        count = min(rows.shape[1], self._most // max(per_token, 1))
+        if count < _WORTH_KEEPING:
+            return
+        copy = rows[:, :count].to("cpu", copy=True)
+        self._suffixes.append(Suffix(tuple(ids[: start + count]), start, copy))
+        while self.nbytes > self._most:
+            del self._suffixes[0]
+
+    def take(self, ids: Sequence[int], known: int) -> Tensor | None:
+        """Rows (L, T, C+R) that continue the `known` first tokens of a path; None where there are none."""
+        best, most = None, known
+        for suffix in self._suffixes:
+            end = common_prefix(suffix.ids, ids)
+            if suffix.start <= known and end > most:
+                best, most = suffix, end
+        if best is None:
+            return None
+        self._suffixes.remove(best)
+        self._suffixes.append(best)
+        return best.rows[:, known - best.start : most - best.start]
+
+    def clear(self) -> None:
+        self._suffixes.clear()
+
+
+def common_prefix(known: Sequence[int], wanted: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    count = 0
+    for left, right in zip(known, wanted, strict=False):
+        if left != right:
+            break
+        count += 1
+    return count

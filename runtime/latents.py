@@ -1,0 +1,215 @@
+"""A conversation's rows on disk, so that going on with it tomorrow costs a file read and not a prefill.
+
+One safetensors file a conversation: `token_ids`, and the rows in blocks of 1,024 tokens. A fingerprint tells all that
+the rows depend on, and each block has a checksum over fingerprint, tokens up to there and bytes. Whatever does not
+match exactly is as if it were not there: a lost file costs time, never an answer.
+"""
+
+# L layers  T tokens of a block  C latent  R rope
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dslite.model.rope import ROPE_LAYOUT
+from dslite.runtime.branches import common_prefix
+from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.kv_cache import LatentKVCache
+
+DEFAULT_MOST_BYTES = 4_000_000_000
+_FORMAT = "dslite-latents-1"
+_BLOCK = 1024
+_HASHERS = 2
+_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+_BLOB = re.compile(r"[0-9a-f]{64}")
+
+log = logging.getLogger(__name__)
+
+
+def fingerprint(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
+    """Identifies what rows depend on: format, config, weights, tokenizer, rotation layout, dtype.
+
+    Weights of the Hub's cache are known by their content hash; those of a plain folder by size, date and samples.
+    """
+    digest = hashlib.sha256(f"{_FORMAT} {checkpoint.config} {ROPE_LAYOUT} {dtype}".encode())
+    tokenizer = checkpoint.folder / "tokenizer.json"
+    digest.update(tokenizer.read_bytes() if tokenizer.is_file() else b"")
+    for file in sorted({entry.file for entry in checkpoint.entries.values()}):
+        digest.update(f"\n{file.name} ".encode())
+        digest.update(_file_identity(file))
+    return digest.hexdigest()
+
+
+def _file_identity(file: Path) -> bytes:
+    blob = file.resolve().name
+    if file.is_symlink() and _BLOB.fullmatch(blob):
+        return blob.encode()
+    status = file.stat()
+    identity = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
+    with file.open("rb") as stream:
+        for place in range(_SAMPLES):
+            stream.seek(place * max(status.st_size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
+            identity.update(stream.read(_SAMPLE_BYTES))
+    return identity.digest()
+
+
+class LatentStore:
+    """The files of one model, in a folder that all models share and that never exceeds `most_bytes`."""
+
+    def __init__(self, folder: Path, fingerprint: str, *, most_bytes: int = DEFAULT_MOST_BYTES) -> None:
+        self._folder = folder
+        self._fingerprint = fingerprint
+        self._most = most_bytes
+
+    def save(self, key: str, token_ids: Sequence[int], cache: LatentKVCache) -> bool:
+        """Write the rows of a conversation. A folder that cannot take them is logged, and costs nothing else."""
+        count = min(len(token_ids), cache.length)
+        ids = torch.tensor(token_ids[:count], dtype=torch.int32)
+        rows = cache.rows(0, count)
+        if not count or rows.nbytes > self._most:
+            return False
+        temporary = self._folder / f".{key}.{os.getpid()}.tmp"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(self._file(key), rows.nbytes)
+            with temporary.open("wb") as stream:
+                for part in self._parts(ids, rows):
+                    stream.write(part)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self._file(key))
+        except OSError as error:
+            log.warning("the rows of %s were not saved: %s", key, error)
+            _remove(temporary)
+            return False
+        return True
+
+    def load(self, key: str, token_ids: Sequence[int], cache: LatentKVCache) -> int:
+        """Continue the cache with what is saved of the tokens, as far as it verifies; return the cache's new length."""
+        try:
+            for rows in self._verified(self._file(key), token_ids, cache):
+                cache.put(rows)
+            os.utime(self._file(key))
+        except FileNotFoundError:
+            pass
+        except (OSError, SafetensorError, ValueError, TypeError, IndexError) as error:
+            log.warning("the saved rows of %s are not used: %s", key, error)
+        return cache.length
+
+    def remove(self, key: str) -> None:
+        _remove(self._file(key))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(size for _, _, size in self._files())
+
+    def _file(self, key: str) -> Path:
+        return self._folder / f"{key}.safetensors"
+
+    def _parts(self, ids: Tensor, rows: Tensor) -> Iterator[bytes | memoryview]:
+        """The file, piece by piece: header, token ids, blocks (L, T, C+R), checksums."""
+        blocks = rows.split(_BLOCK, dim=1)
+        layout = {"token_ids": ids} | {f"rows.{number}": block for number, block in enumerate(blocks)}
+        layout["checksums"] = torch.empty(len(blocks), hashlib.sha256().digest_size, dtype=torch.uint8)
+        yield _header(layout, {"format": _FORMAT, "fingerprint": self._fingerprint})
+        yield _bytes(ids)
+        checksums, end = [], 0
+        for block in blocks:
+            end += block.shape[1]
+            data = _bytes(block)
+            checksums.append(self._checksum(ids[:end], data))
+            yield data
+        yield b"".join(checksums)
+
+    def _checksum(self, ids: Tensor, block: memoryview) -> bytes:
+        digest = hashlib.sha256(self._fingerprint.encode())
+        digest.update(_bytes(ids))
+        digest.update(block)
+        return digest.digest()
+
+    def _verified(self, file: Path, token_ids: Sequence[int], cache: LatentKVCache) -> Iterator[Tensor]:
+        """Rows (L, T, C+R) of the tokens behind those of the cache, up to the first block that is not right."""
+        known, form = cache.length, cache.rows(0, 0)
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            if metadata.get("format") != _FORMAT or metadata.get("fingerprint") != self._fingerprint:
+                raise ValueError("they belong to another model, or to another version")
+            ids, checksums = opened.get_tensor("token_ids"), opened.get_tensor("checksums").tolist()
+            wanted = common_prefix(ids.tolist(), token_ids)
+            numbers = range(known // _BLOCK, -(-wanted // _BLOCK))
+
+            def verify(number: int) -> Tensor | None:
+                rows = opened.get_tensor(f"rows.{number}")
+                end = min((number + 1) * _BLOCK, len(ids))
+                shape = (form.shape[0], end - number * _BLOCK, form.shape[2])
+                if rows.dtype != form.dtype or rows.shape != shape:
+                    return None
+                return rows if self._checksum(ids[:end], _bytes(rows)) == bytes(checksums[number]) else None
+
+            with ThreadPoolExecutor(_HASHERS) as pool:  # hashing lets go of the interpreter
+                for number, rows in zip(numbers, pool.map(verify, numbers), strict=True):
+                    if rows is None:
+                        log.warning("%s: block %d is damaged and will be computed again", file, number)
+                        return
+                    start = number * _BLOCK
+                    yield rows[:, max(known - start, 0) : wanted - start]
+
+    def _files(self) -> list[tuple[float, Path, int]]:
+        """Date, path and size of every conversation's file, the longest unused first."""
+        found = []
+        for file in self._folder.glob("*.safetensors"):
+            try:
+                status = file.stat()
+            except OSError:
+                continue  # another process removed it
+            found.append((status.st_mtime, file, status.st_size))
+        return sorted(found)
+
+    def _make_room(self, incoming: Path, nbytes: int) -> None:
+        """Remove what was not used for longest, until another file fits."""
+        files = [item for item in self._files() if item[1] != incoming]
+        total = sum(size for _, _, size in files) + nbytes
+        for _, file, size in files:
+            if total <= self._most:
+                return
+            _remove(file)
+            total -= size
+
+
+def _header(layout: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors header for tensors that lie one behind the other in this order."""
+    entries: dict[str, object] = {"__metadata__": metadata}
+    place = 0
+    for name, tensor in layout.items():
+        entries[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + tensor.nbytes],
+        }
+        place += tensor.nbytes
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor; copied only where it is not contiguous or not in host memory."""
+    flat = tensor.cpu().contiguous().flatten()
+    return memoryview(flat.view(torch.uint8).numpy().data)
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()

@@ -1,0 +1,131 @@
+"""Many answers at once are the answers that each would get alone."""
+
+import random
+
+import pytest
+from support.checkpoints import load_engine, tiny_config, write_checkpoint
+
+from dslite.runtime.batch import Batch
+from dslite.runtime.draft import Request
+from dslite.runtime.engine import Engine
+from dslite.runtime.errors import ContextFullError, DsliteError
+from dslite.runtime.events import Done
+from dslite.runtime.sampling_params import SamplingParams
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return load_engine(write_checkpoint(tmp_path_factory.mktemp("batch"), tiny_config()), context=1500)
+
+
+def greedy(ids: list[int], max_tokens: int) -> Request:
+    return Request(ids, SamplingParams(temperature=0, max_tokens=max_tokens))
+
+
+def requests_with_shared_beginnings(count: int, seed: int) -> list[Request]:
+    rng = random.Random(seed)
+    common = [rng.randrange(200) for _ in range(700)]
+    return [
+        greedy(
+            common[: rng.randrange(1, 700)] + [rng.randrange(200) for _ in range(rng.randrange(1, 40))],
+            rng.randrange(0, 24),
+        )
+        for _ in range(count)
+    ]
+
+
+def answers(batch: Batch) -> dict[object, Done]:
+    return {key: event for key, event in batch.run() if isinstance(event, Done)}
+
+
+def alone(engine: Engine, request: Request) -> Done:
+    (done,) = [event for event in engine.generate(request) if isinstance(event, Done)]
+    return done
+
+
+def test_answers_made_together_equal_those_made_alone(engine: Engine) -> None:
+    requests = requests_with_shared_beginnings(20, seed=1)
+    batch = Batch(engine, most=6)
+    for number, request in enumerate(requests):
+        batch.join(number, request)
+    together = answers(batch)
+    for number, request in enumerate(requests):
+        expected = alone(engine, request)
+        assert together[number].token_ids == expected.token_ids
+        assert together[number].finish_reason == expected.finish_reason
+
+
+def test_a_shared_beginning_is_computed_once(engine: Engine) -> None:
+    beginning = [7] * 600
+    batch = Batch(engine, most=4)
+    for number in range(4):
+        batch.join(number, greedy([*beginning, number], 2))
+    together = answers(batch)
+    assert [together[number].cached_tokens for number in range(4)] == [0, 600, 600, 600]
+
+
+def test_sequences_join_and_leave_between_steps(engine: Engine) -> None:
+    first, second, third = requests_with_shared_beginnings(3, seed=5)
+    first, second = greedy(list(first.prompt_ids), 20), greedy(list(second.prompt_ids), 20)
+    third = greedy(list(third.prompt_ids), 20)
+    batch = Batch(engine, most=3)
+    batch.join("first", first)
+    for _ in range(6):
+        batch.step()
+    batch.join("second", second)
+    batch.join("third", third)
+    for _ in range(3):
+        batch.step()
+    batch.leave("third")
+    together = answers(batch)
+    assert set(together) == {"first", "second"}
+    assert together["first"].token_ids == alone(engine, first).token_ids
+    assert together["second"].token_ids == alone(engine, second).token_ids
+
+
+def test_an_echoed_prompt_is_scored_as_if_alone(engine: Engine) -> None:
+    request = Request([5, 9, 3, 9, 5], SamplingParams(temperature=0, max_tokens=3), logprobs=2, echo=True)
+    batch = Batch(engine)
+    batch.join(0, greedy([5, 9, 3, 9], 4))
+    batch.join(1, request)
+    together = [event for key, event in batch.run() if key == 1]
+    scores = [getattr(event, "logprob", None) for event in together if hasattr(event, "logprob")]
+    expected = [event.logprob for event in engine.generate(request) if hasattr(event, "logprob")]
+    assert len(scores) == 8
+    assert scores == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_prompt_over_the_context_is_refused_at_the_door(engine: Engine) -> None:
+    with pytest.raises(ContextFullError, match=r"1,600 tokens.*1,500"):
+        Batch(engine).join(0, greedy([1] * 1600, 1))
+
+
+def test_one_broken_answer_leaves_the_others_whole(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dslite.runtime import batch as module
+
+    checks = iter([None, None, None, DsliteError("broken")])
+
+    def check(_: object) -> None:
+        error = next(checks, None)
+        if error:
+            raise error
+
+    monkeypatch.setattr(module, "check_finite", check)
+    batch = Batch(engine)
+    batch.join("breaks", greedy([1, 2, 3], 9))
+    batch.join("holds", greedy([4, 5, 6], 9))
+    ends = dict(pair for pair in batch.run() if isinstance(pair[1], Done | DsliteError))
+    kinds = sorted(type(end).__name__ for end in ends.values())
+    assert kinds == ["Done", "DsliteError"]
+    (whole,) = [key for key, end in ends.items() if isinstance(end, Done)]
+    prompt = {"breaks": [1, 2, 3], "holds": [4, 5, 6]}[str(whole)]
+    monkeypatch.undo()
+    assert ends[whole].token_ids == alone(engine, greedy(prompt, 9)).token_ids  # type: ignore[union-attr]
+
+
+def test_the_rows_of_finished_sequences_never_exceed_one_context(engine: Engine) -> None:
+    batch = Batch(engine)
+    for number in range(6):
+        batch.join(number, greedy([number] * 900, 1))
+    answers(batch)
+    assert sum(len(kept.ids) for kept in batch._left) <= engine.context

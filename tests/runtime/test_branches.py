@@ -1,0 +1,108 @@
+"""The cache as a conversation uses it: forks, returns, truncations, against a plain model of it."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.checkpoints import tiny_config
+
+from dslite.model.config import ModelConfig
+from dslite.runtime.branches import Shelf, common_prefix
+from dslite.runtime.kv_cache import LatentKVCache
+
+CONFIG = ModelConfig.from_dict(tiny_config())
+CAPACITY = 256
+
+
+class Follower:
+    """A cache and a shelf driven as the engine drives them, where 'computing' a token gives rows known in advance."""
+
+    def __init__(self, shelf_bytes: int) -> None:
+        self.cache = LatentKVCache(CONFIG, CAPACITY, dtype=torch.float32)
+        self.shelf = Shelf(shelf_bytes)
+        self.ids: list[int] = []
+        self.computed = 0
+
+    def go_to(self, path: list[int]) -> None:
+        known = common_prefix(self.ids, path)
+        self.shelf.put(self.ids, known, self.cache.rows(known, self.cache.length))
+        self.cache.truncate(known)
+        while (rows := self.shelf.take(path, known)) is not None:
+            self.cache.put(rows)
+            known = self.cache.length
+        for place in range(known, len(path)):
+            rows = true_rows(path[: place + 1])
+            for layer in range(CONFIG.num_hidden_layers):
+                self.cache.append(layer, rows[layer])
+            self.cache.commit(1)
+            self.computed += 1
+        self.ids = list(path)
+
+
+def true_rows(path: list[int]) -> torch.Tensor:
+    """What a token's rows must be: they depend on every token up to it. (layers, 1, C+R)"""
+    value = 0.0
+    for token in path:
+        value = (value * 31 + token + 1) % 9973
+    layers = torch.arange(CONFIG.num_hidden_layers, dtype=torch.float32)[:, None, None]
+    return value + layers.expand(-1, 1, CONFIG.latent_width) * 10_000
+
+
+def expected(path: list[int]) -> torch.Tensor:
+    return torch.cat([true_rows(path[: place + 1]) for place in range(len(path))], dim=1)
+
+
+paths = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(
+    lambda turns: [token for turn in turns for token in [turn] * 20]
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(paths, min_size=1, max_size=12), st.sampled_from([0, 20_000, 10_000_000]))
+def test_any_walk_over_branches_leaves_the_rows_of_the_path(walk: list[list[int]], shelf_bytes: int) -> None:
+    follower = Follower(shelf_bytes)
+    for path in walk:
+        follower.go_to(path)
+        assert follower.cache.length == len(path)
+        assert torch.equal(follower.cache.rows(0, len(path)), expected(path))
+        assert follower.shelf.nbytes <= shelf_bytes
+
+
+def test_returning_to_a_branch_computes_only_what_is_new() -> None:
+    follower = Follower(10_000_000)
+    trunk, left, right = [1] * 50, [2] * 40, [3] * 60
+    follower.go_to(trunk + left)
+    follower.go_to(trunk + right)
+    assert follower.computed == 50 + 40 + 60
+    follower.go_to([*trunk, *left, 7])
+    assert follower.computed == 50 + 40 + 60 + 1
+    follower.go_to(trunk + right)
+    assert follower.computed == 50 + 40 + 60 + 1
+
+
+def test_another_conversation_and_back_costs_nothing() -> None:
+    follower = Follower(10_000_000)
+    follower.go_to([1] * 100)
+    follower.go_to([2] * 100)
+    follower.go_to([1] * 100)
+    assert follower.computed == 200
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from(["append", "truncate", "abandon"]), st.integers(0, 30)), max_size=40))
+def test_append_and_truncate_in_any_order(operations: list[tuple[str, int]]) -> None:
+    cache = LatentKVCache(CONFIG, CAPACITY, dtype=torch.float32)
+    truth = torch.empty(CONFIG.num_hidden_layers, 0, CONFIG.latent_width)
+    for number, (kind, size) in enumerate(operations):
+        if kind == "truncate":
+            size = min(size, cache.length)
+            cache.truncate(size)
+            truth = truth[:, :size]
+        elif cache.length + size <= CAPACITY:
+            rows = torch.full((CONFIG.num_hidden_layers, size, CONFIG.latent_width), float(number))
+            for layer in range(CONFIG.num_hidden_layers):
+                seen = cache.append(layer, rows[layer])
+                assert torch.equal(seen, torch.cat([truth[layer], rows[layer]]))
+            if kind == "append":  # an abandoned pass leaves rows behind the end, where nobody reads them
+                cache.commit(size)
+                truth = torch.cat([truth, rows], dim=1)
+        assert torch.equal(cache.rows(0, cache.length), truth)
