@@ -60,12 +60,15 @@ class Oracle:
         return min(gaps, default=math.inf)
 
     @torch.inference_mode()
-    def greedy(self, token_ids: Sequence[int], count: int) -> list[int]:
-        """The `count` most probable tokens behind a prompt, one after the other, with transformers' own cache."""
+    def greedy(self, token_ids: Sequence[int], count: int, *, n_tokens: int | None = None) -> list[int]:
+        """The `count` most probable tokens behind a prompt, one after the other, with transformers' own cache.
+
+        Only the first `n_tokens` rows of the vocabulary are looked at.
+        """
         cache, given, answer = None, list(token_ids), []
         for _ in range(count):
             out = self.model(torch.tensor([given]), past_key_values=cache, use_cache=True)
-            cache, given = out.past_key_values, [int(out.logits[0, -1].argmax())]
+            cache, given = out.past_key_values, [int(out.logits[0, -1, :n_tokens].argmax())]
             answer += given
         return answer
 
