@@ -8,7 +8,7 @@ that is on disk stays usable until the new one is complete.
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Event as Flag
@@ -29,7 +29,7 @@ _AT_ONCE = 4
 
 def pull(
     ref: ModelRef, *, offline: bool = False, cancel: Flag | None = None, retry: Retry | None = None
-) -> Iterator[PullEvent]:
+) -> Generator[PullEvent, None, None]:
     """Make a model present: Found, then Downloading events, then Present.
 
     Whoever drops the generator after Found has fetched nothing. Set `cancel`, and it ends within a second without

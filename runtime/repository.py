@@ -92,12 +92,19 @@ def _is_weights(path: str) -> bool:
     return path.endswith(WEIGHTS) and "/" not in path
 
 
+def known_licence(repo_id: str | None) -> Licence | None:
+    """The licence of the four published models."""
+    if repo_id is None or repo_id not in SHORT_NAMES.values():
+        return None
+    return Licence(_DEEPSEEK, _DEEPSEEK_URL.format(series="Coder-V2" if "Coder" in repo_id else "V2"))
+
+
 def _licence(repo_id: str, info: "ModelInfo") -> Licence:
-    """Of the four published models the text itself, of others what their card says."""
+    """Of the published models what is known, of others what their card says."""
     from huggingface_hub import constants
 
-    if repo_id in SHORT_NAMES.values():
-        return Licence(_DEEPSEEK, _DEEPSEEK_URL.format(series="Coder-V2" if "Coder" in repo_id else "V2"))
+    if known := known_licence(repo_id):
+        return known
     page = f"{constants.ENDPOINT}/{repo_id}"
     card = info.card_data
     name = card and (card.get("license_name") or card.get("license"))

@@ -30,9 +30,9 @@ class CheckedFile:
 
 
 def verify(
-    ref: ModelRef, folder: Path, *, offline: bool = False, cancel: Flag | None = None
-) -> Generator[Downloading, None, list[CheckedFile]]:
-    """Hash every file of a model's folder: yields progress, returns what was found, in order of names.
+    ref: ModelRef, folder: Path, checked: list[CheckedFile], *, offline: bool = False, cancel: Flag | None = None
+) -> Generator[Downloading, None, None]:
+    """Hash every file of a model's folder: yields progress, and puts what was found into `checked`, by name.
 
     Hashes come from the cache's own names, from what a download into a folder left beside it, or from the Hub.
     Raises CheckpointError for an index that cannot be read.
@@ -49,9 +49,10 @@ def verify(
 
     ordered = sorted(jobs.values(), key=lambda job: -job.total)  # the largest first: the threads end together
     yield from run(check, ordered, Teller(ordered), workers=min(_AT_ONCE, os.cpu_count() or 1), cancel=cancel)
-    checked = [_judge(folder, name, expected.get(name), actual.get(name)) for name in names]
+    if cancel.is_set():
+        return
+    checked += [_judge(folder, name, expected.get(name), actual.get(name)) for name in names]
     _note(folder, checked)
-    return checked
 
 
 def _judge(folder: Path, name: str, expected: str | None, actual: str | None) -> CheckedFile:

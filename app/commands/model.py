@@ -1,0 +1,209 @@
+"""`dslite model`: the weights on this machine, and those that the Hub has."""
+
+import json
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dslite.app import options
+from dslite.app.options import command
+from dslite.runtime.hub import parse_model
+
+if TYPE_CHECKING:
+    from dslite.runtime.inventory import StoredModel
+    from dslite.runtime.model_info import ModelInfo
+    from dslite.runtime.verify import CheckedFile
+
+app = typer.Typer(help="Download, check and remove models.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="M", help="chat, base, coder, coder-base, a Hub id[@revision], a folder.")]
+
+_PART_NAMES = {
+    "embedding": "embedding",
+    "attention": "attention",
+    "dense": "dense layers",
+    "shared": "shared experts",
+    "routed": "routed experts",
+    "gate": "gates",
+    "norms": "norms",
+    "head": "head",
+}
+
+
+def list_models(*, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
+    """List the DeepSeek-V2 models on this machine."""
+    from dslite.app.sizes import size_text
+    from dslite.app.tables import print_table
+    from dslite.runtime.inventory import stored_models
+
+    models = stored_models()
+    if options.wants_json(output, as_json):
+        print(json.dumps([_stored_object(model) for model in models]))
+        return
+    rows = [
+        (
+            model.name,
+            size_text(model.size_bytes),
+            "complete" if model.complete else "incomplete",
+            (model.commit or "")[:12],
+            str(model.folder),
+        )
+        for model in models
+    ]
+    print_table(("NAME", "SIZE", "STATE", "REVISION", "PLACE"), rows)
+
+
+def _stored_object(model: "StoredModel") -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "repo_id": model.repo_id,
+        "revision": model.commit,
+        "refs": list(model.refs),
+        "path": str(model.folder),
+        "size_bytes": model.size_bytes,
+        "complete": model.complete,
+        "missing": list(model.missing),
+    }
+
+
+def pull(name: Name, *, revision: options.Revision = None, offline: options.Offline = False) -> None:
+    """Download a model, or go on with a download; its folder is printed at the end."""
+    from dslite.app import console
+    from dslite.app.pull_display import show_pull
+    from dslite.runtime import download
+    from dslite.runtime.hub import locate
+    from dslite.runtime.layout import read_config
+
+    ref = parse_model(name, revision)
+    if ref.repo_id is None:
+        read_config(locate(ref))  # a folder and the demo are where they are, or are not models
+        print(ref.folder)
+        return
+    try:
+        present = show_pull(download.pull(ref, offline=offline))
+    except KeyboardInterrupt:
+        console.warn(f"stopped; what came is kept, and dslite model pull {name} goes on from there")
+        raise typer.Exit(130) from None
+    assert present is not None
+    for older in present.older:
+        console.warn(f"an older revision is on disk too; remove it with dslite model rm {ref.repo_id}@{older}")
+    print(present.folder)
+
+
+def verify(
+    name: Name,
+    *,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    output: options.ListOutput = "text",
+    as_json: options.AsJson = False,
+) -> None:
+    """Check every file of a model against its hash."""
+    from dslite.app import console
+    from dslite.app.pull_display import PullDisplay
+    from dslite.app.tables import print_table
+    from dslite.runtime.hub import locate
+    from dslite.runtime.verify import complaint
+    from dslite.runtime.verify import verify as check
+
+    wants_json = options.wants_json(output, as_json)
+    ref = parse_model(name, revision)
+    checked: list[CheckedFile] = []
+    try:
+        with closing(check(ref, locate(ref), checked, offline=offline)) as events, PullDisplay("checked") as display:
+            for event in events:
+                display.show(event)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if wants_json:
+        print(json.dumps([vars(found) for found in checked]))
+    else:
+        print_table(("FILE", "STATE", "HASH"), [(found.name, found.state, found.expected or "") for found in checked])
+    if unknown := [found.name for found in checked if found.state == "unknown"]:
+        console.warn(f"nobody says which hash {unknown[0]} should have: {len(unknown)} files were not checked")
+    if error := complaint(ref, checked):
+        raise error
+
+
+def rm(name: Name, *, revision: options.Revision = None) -> None:
+    """Remove a model from the Hugging Face cache: all its revisions, or the one that is named."""
+    from dslite.app import console
+    from dslite.app.sizes import size_text
+    from dslite.runtime.inventory import remove
+
+    freed = remove(parse_model(name, revision))
+    if not console.settings.quiet:
+        print(f"removed {console.visible(name)}, {size_text(freed)}")
+
+
+def info(
+    name: Name,
+    *,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    output: options.ListOutput = "text",
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what a model is made of, in bytes; it need not be here."""
+    from dslite.runtime.model_info import describe
+
+    wants_json = options.wants_json(output, as_json)
+    found = describe(parse_model(name, revision), offline=offline)
+    print(json.dumps(_info_object(found)) if wants_json else _info_text(found))
+
+
+def _info_object(found: "ModelInfo") -> dict[str, Any]:
+    config = found.config
+    return {
+        "model": found.ref.repo_id or found.ref.name,
+        "revision": found.commit,
+        "path": None if found.folder is None else str(found.folder),
+        "parameters": found.parameters,
+        "weights_bytes": found.weights_bytes,
+        "file_bytes": found.file_bytes,
+        "part_bytes": found.part_bytes,
+        "kv_bytes_per_token": found.kv_bytes_per_token,
+        "bytes_read_per_token": found.read_bytes_per_token,
+        "max_position_embeddings": config.max_position_embeddings,
+        "layers": config.num_hidden_layers,
+        "experts": config.n_routed_experts,
+        "experts_per_token": config.num_experts_per_tok,
+        "expert_bytes": found.expert_bytes,
+        "licence": found.licence.name if found.licence else None,
+        "licence_url": found.licence.url if found.licence else None,
+    }
+
+
+def _info_text(found: "ModelInfo") -> str:
+    from dslite.app.console import visible
+    from dslite.app.sizes import size_text
+
+    config = found.config
+    experts = f"{config.n_routed_experts} per layer, {config.num_experts_per_tok} per token"
+    lines = [
+        ("model", visible(found.ref.repo_id or found.ref.name)),
+        ("revision", found.commit or "not known"),
+        ("here", str(found.folder) if found.folder else f"no; dslite model pull {visible(found.ref.name)}"),
+        ("licence", f"{visible(found.licence.name)}: {visible(found.licence.url)}" if found.licence else "not known"),
+        ("parameters", f"{found.parameters:,}"),
+        ("weights", _bytes_text(found.weights_bytes)),
+        *((f"  {_PART_NAMES[part]}", _bytes_text(count)) for part, count in found.part_bytes.items()),
+        ("files", "not known without the Hub" if found.file_bytes is None else _bytes_text(found.file_bytes)),
+        ("layers", f"{config.num_hidden_layers}, {config.first_k_dense_replace} of them dense"),
+        ("experts", f"{experts}, {size_text(found.expert_bytes)} each"),
+        ("read per token", _bytes_text(found.read_bytes_per_token)),
+        ("cache per token", _bytes_text(found.kv_bytes_per_token)),
+        ("context", f"up to {config.max_position_embeddings:,} tokens"),
+    ]
+    return "\n".join(f"{name:<18}{value}" for name, value in lines)
+
+
+def _bytes_text(count: int) -> str:
+    from dslite.app.sizes import size_text
+
+    return f"{count:>14,} bytes  {size_text(count)}"
+
+
+for _name, _function in (("list", list_models), ("pull", pull), ("verify", verify), ("rm", rm), ("info", info)):
+    app.command(_name)(command(_function))
