@@ -1,6 +1,6 @@
 """transformers' DeepseekV2ForCausalLM as the judge of our numbers. The only module that imports it: it is slow to."""
 
-# T tokens  V vocabulary
+# T tokens  D hidden  V vocabulary
 
 import functools
 import math
@@ -32,6 +32,16 @@ class Oracle:
         """Scores (T, V) of the token behind each of T tokens."""
         logits: Tensor = self.model(torch.tensor([token_ids]), use_cache=False).logits[0]
         return logits
+
+    @torch.inference_mode()
+    def hidden_and_logits(self, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What the last layer gives, before the last norm (T, D), and the logits (T, V)."""
+        seen: list[Tensor] = []
+        handle = self.model.model.layers[-1].register_forward_hook(lambda _module, _given, out: seen.append(out))
+        logits = self.logits(token_ids)
+        handle.remove()
+        hidden = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+        return hidden.reshape(len(token_ids), -1), logits
 
     def logprobs(self, token_ids: Sequence[int]) -> Tensor:
         """Log-probabilities (T, V) of the token behind each of T tokens."""
