@@ -38,14 +38,22 @@ class Answer:
 
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
+    reply: str = ""  # the text without an echoed prompt
     done: Done | None = None
 
     def add(self, event: Token | Done) -> None:
         self.text += event.delta
         if isinstance(event, Token):
             self.tokens.append(event)
+            self.reply += "" if event.in_prompt else event.delta
         else:
             self.done = event
+            self.reply += event.delta
+
+    @property
+    def made(self) -> list[Token]:
+        """The tokens that the model generated, its end token left out."""
+        return [token for token in self.tokens if not token.in_prompt]
 
 
 class Completer:
@@ -53,6 +61,7 @@ class Completer:
 
     def __init__(self, ref: ModelRef, style: Style, engine: Engine, defaults: Mapping[str, Any], load_s: float) -> None:
         self.name = ref.repo_id or ref.name
+        self.key = ref.key
         self.engine = engine
         self.load_s = load_s
         self._style = style

@@ -1,18 +1,16 @@
 """From a prompt, or a batch of them, to stdout."""
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
 from dslite.app import console
 from dslite.app.completer import Answer, Completer
 from dslite.app.interruption import Interruption
+from dslite.app.output_file import Output, open_output
+from dslite.app.profiles import get_profile
 from dslite.app.results import (
     TextWriter,
     answer_object,
@@ -22,60 +20,77 @@ from dslite.app.results import (
     stats_line,
     token_object,
 )
+from dslite.app.saving import Saving
 from dslite.model.errors import DsliteError
 from dslite.runtime.chat_template import Message
 from dslite.runtime.engine import Request
 from dslite.runtime.errors import ContextFullError, UsageError
+from dslite.runtime.events import Done, Token
 
 
 @dataclass(frozen=True)
-class Output:
-    """As what an answer is written, and where to (None: stdout)."""
+class Question:
+    """What is asked, and the messages before it."""
 
-    format: str  # text, json or jsonl
-    file: Path | None = None
-    stream: bool = True
-    extract: bool = False
-    stats: bool = False
+    text: str
+    before: Sequence[Message] = ()
 
 
-def complete_one(completer: Completer, prompt: str, output: Output) -> int:
+@dataclass
+class _Progress:
+    """An answer on its way to the screen, to a file and into the database."""
+
+    completer: Completer
+    request: Request
+    interruption: Interruption
+    saving: Saving
+    answer: Answer = field(default_factory=Answer)
+
+    def events(self) -> Iterator[Token | Done]:
+        for event in self.completer.stream(self.request, self.interruption.flag):
+            self.answer.add(event)
+            self.saving.grow(self.answer)
+            yield event
+
+
+def complete_one(completer: Completer, question: Question, output: Output, saving: Saving) -> int:
     """Answer a prompt; return the exit code."""
-    request = completer.request(prompt)
-    with Interruption() as interruption, _open(output.file) as file:
-        answer = Answer()
-        write = _write_text if output.format == "text" else _write_json
-        write(completer, request, answer, interruption, output, file)
-    _tell_stats(completer, answer, output)
-    return interruption.exit_code or _exit_code(answer)
+    before = question.before
+    request = completer.request([*before, Message("user", question.text)] if before else question.text)
+    completer.engine.check_fits(request)
+    with Interruption() as interruption, open_output(output.file) as file:
+        progress = _Progress(completer, request, interruption, saving)
+        saving.begin(question.text, {"model": completer.key, "sampling": asdict(request.params)})
+        try:
+            write = _write_text if output.format == "text" else _write_json
+            write(progress, output, file)
+        finally:
+            saving.finish(progress.answer)
+    _tell_stats(completer, progress.answer, output)
+    return interruption.exit_code or _exit_code(progress.answer)
 
 
-def _write_text(
-    completer: Completer, request: Request, answer: Answer, interruption: Interruption, output: Output, file: TextIO
-) -> None:
+def _write_text(progress: _Progress, output: Output, file: TextIO) -> None:
     writer = TextWriter(file)
     streams = output.stream and not output.extract
     try:
-        for event in completer.stream(request, interruption.flag):
-            answer.add(event)
+        for event in progress.events():
             if streams:
                 writer.write(event.delta)
         if not streams:
-            writer.write(first_code_block(answer.text) if output.extract else answer.text)
+            text = progress.answer.text
+            writer.write(first_code_block(text) if output.extract else text)
     finally:
         writer.end()
 
 
-def _write_json(
-    completer: Completer, request: Request, answer: Answer, interruption: Interruption, output: Output, file: TextIO
-) -> None:
-    for event in completer.stream(request, interruption.flag):
-        answer.add(event)
-        if output.format == "jsonl" and answer.done is None:
-            print(compact(token_object(answer.tokens[-1])), file=file, flush=output.stream)
-    shown = answer_object(completer, answer)
+def _write_json(progress: _Progress, output: Output, file: TextIO) -> None:
+    for event in progress.events():
+        if output.format == "jsonl" and isinstance(event, Token):
+            print(compact(token_object(event)), file=file, flush=output.stream)
+    shown = answer_object(progress.completer, progress.answer, session=progress.saving.session)
     if output.extract:
-        shown["text"] = first_code_block(answer.text)
+        shown["text"] = first_code_block(progress.answer.text)
     print(compact(shown), file=file, flush=True)
 
 
@@ -94,7 +109,7 @@ def _tell_stats(completer: Completer, answer: Answer, output: Output) -> None:
 def complete_batch(completer: Completer, lines: Sequence[str], output: Output) -> int:
     """Answer JSON lines, one object a line in the same order; return the exit code."""
     failed = 0
-    with Interruption() as interruption, _open(output.file) as file:
+    with Interruption() as interruption, open_output(output.file) as file:
         for number, line in enumerate(lines, start=1):
             if interruption.flag.is_set():
                 break
@@ -111,6 +126,8 @@ def _answer_line(completer: Completer, number: int, line: str, interruption: Int
     try:
         item = _parse_line(line)
         identity = item.get("id", number)
+        if isinstance(item.get("profile"), str):
+            item = get_profile(item["profile"]).to_dict() | item
         request = completer.request(_batch_prompt(item), item)
         answer = Answer()
         for event in completer.stream(request, interruption.flag):
@@ -139,24 +156,3 @@ def _batch_prompt(item: dict[str, Any]) -> str | list[Message]:
     if isinstance(messages, list) and messages and prompt is None:
         return [Message.from_dict(message) for message in messages]
     raise UsageError("the line needs a prompt (text) or messages (a list), one of them")
-
-
-@contextmanager
-def _open(file: Path | None) -> Iterator[TextIO]:
-    """stdout, or a file that appears whole when all is written."""
-    if file is None:
-        yield sys.stdout
-        return
-    try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as stream:
-            temporary = Path(stream.name)
-            try:
-                yield stream  # type: ignore[misc]
-                stream.flush()
-                os.fsync(stream.fileno())
-            except BaseException:
-                temporary.unlink()
-                raise
-        temporary.replace(file)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror}", "choose another --output-file") from None

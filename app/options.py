@@ -106,3 +106,12 @@ def read_text(file: Path, what: str) -> str:
         raise UsageError(f"{what} {file} cannot be read: {error.strerror}", "check its path and permissions") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} {file} is not valid UTF-8 at byte {error.start}", "convert it to UTF-8") from None
+
+
+def system_message(text: str | None, file: Path | None) -> str | None:
+    """The system message of --system or --system-file; empty takes a profile's away. Raises UsageError."""
+    if file is None:
+        return text
+    if text is not None:
+        raise UsageError("the system message is given twice, with --system and --system-file", "give it once")
+    return read_text(file, "the system message's file")

@@ -5,10 +5,26 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from dslite.runtime.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Output:
+    """As what an answer is written, and where to (None: stdout)."""
+
+    format: str  # text, json or jsonl
+    file: Path | None = None
+    stream: bool = True
+    extract: bool = False
+    stats: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in ("text", "json", "jsonl"):
+            raise UsageError(f"--output is {self.format!r}; it must be text, json or jsonl")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def read_prompt(words: Sequence[str], option: str | None, files: Sequence[Path],
     attached = [f"{file}:\n{read_text(file, 'the file').rstrip()}" for file in files]
     parts = [*attached, piped.rstrip("\n") if given else piped, given]
     prompt = "\n\n".join(part for part in parts if part)
-    if not prompt.strip() and not (may_be_empty and option is not None):
+    if not prompt.strip() and not may_be_empty:
         raise UsageError("the prompt is empty", 'ask something: dslite complete "Why is the sky blue?"')
     return prompt
 

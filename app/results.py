@@ -30,11 +30,11 @@ def _candidate_object(candidate: Candidate) -> dict[str, Any]:
     return {"id": candidate.id, "text": candidate.text, "logprob": candidate.logprob}
 
 
-def answer_object(completer: Completer, answer: Answer) -> dict[str, Any]:
-    """The contract's object of one answer."""
+def answer_object(completer: Completer, answer: Answer, *, session: str | None = None) -> dict[str, Any]:
+    """The contract's object of one answer; `session` is the saved conversation's id."""
     done = answer.done
     assert done is not None
-    made = sum(not token.in_prompt for token in answer.tokens)
+    made = len(answer.made)
     timing = done.timing
     return {
         "model": completer.name,
@@ -43,7 +43,7 @@ def answer_object(completer: Completer, answer: Answer) -> dict[str, Any]:
         "prompt_tokens": done.prompt_tokens,
         "cached_tokens": done.cached_tokens,
         "completion_tokens": made,
-        "session": None,
+        "session": session,
         "timing": {
             "load_s": completer.load_s,
             "prefill_s": timing.prefill_s,

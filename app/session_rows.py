@@ -45,11 +45,11 @@ class StoredMessage:
     created: float = 0.0
     updated: float = 0.0
 
-    def to_message(self) -> "Message":
-        """As the chat template takes it, with the very ids that were generated."""
+    def to_message(self, model: str) -> "Message":
+        """As the chat template takes it; with the very ids that were generated, where the same model did (`info`)."""
         from dslite.runtime.chat_template import Message  # not above: a list of conversations needs no tokenizer
 
-        return Message(self.role, self.content, self.token_ids)
+        return Message(self.role, self.content, self.token_ids if self.info.get("model") == model else None)
 
 
 CONVERSATIONS = (

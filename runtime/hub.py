@@ -36,6 +36,13 @@ class ModelRef:
     repo_id: str | None = None
     revision: str | None = None
 
+    @property
+    def key(self) -> str:
+        """What -m takes for this model wherever it is started from: a saved conversation's model."""
+        if self.repo_id is not None:
+            return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+        return self.name if self.name == DEMO or self.folder is None else str(self.folder.absolute())
+
 
 def parse_model(text: str, revision: str | None = None) -> ModelRef:
     """Understand a short name, `owner/name[@revision]` or a folder. Raises UsageError."""

@@ -1,16 +1,20 @@
 """`dslite complete`: one answer on stdout, then exit."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dslite.app import options
-from dslite.app.options import flag, read_text
+from dslite.app.options import flag, system_message
+from dslite.app.output_file import Output
 from dslite.app.prompt import read_batch, read_prompt
 from dslite.app.sampling import chosen
 from dslite.runtime.errors import UsageError
 from dslite.runtime.hub import parse_model
+
+if TYPE_CHECKING:
+    from dslite.app.sessions import Conversation, SessionStore
 
 
 def complete(
@@ -46,8 +50,17 @@ def complete(
     seed: options.Seed = None,
     max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,
+    profile: options.Profile = None,
+    save_profile: options.SaveProfile = None,
+    continue_: options.Continue = False,
+    session: options.Session = None,
+    no_save: options.NoSave = False,
 ) -> None:
     """Answer one prompt on stdout."""
+    from dslite.app.answer_settings import AnswerSettings, as_profile, settle
+    from dslite.app.profiles import save_profile as keep_profile
+
+    # Whatever can be wrong with the request is found before torch is imported: an error should not take seconds.
     sampling = chosen(
         temperature=temperature,
         top_p=top_p,
@@ -60,25 +73,69 @@ def complete(
     )
     if logprobs is not None and not 0 <= logprobs <= 20:
         raise UsageError(f"--logprobs is {logprobs}; it must be from 0 to 20")
-    if output not in ("text", "json", "jsonl"):
-        raise UsageError(f"--output is {output!r}; it must be text, json or jsonl")
-    if system is not None and system_file is not None:
-        raise UsageError("the system message is given twice, with --system and --system-file", "give it once")
-    if system_file is not None:
-        system = read_text(system_file, "the system message's file")
-    ref = parse_model(model or ("base" if raw else "chat"), revision)
-    # Whatever can be wrong with the request is found before torch is imported: an error should not take seconds.
+    flags = AnswerSettings(model, system=system_message(system, system_file), sampling=sampling)
+    output_kind = "json" if as_json else output
+    where = Output(output_kind, file=output_file, stream=not no_stream, extract=extract, stats=stats)
+    goes_on = {"--continue": continue_, "--session": session is not None}
+    _refuse_together("--session", session is not None, {"--continue": continue_})
+    _refuse_together("--raw", raw, {"--system": flags.system is not None} | goes_on)
+    _refuse_together("--batch", batch is not None, {"a prompt": bool(words or prompt or file)} | goes_on)
+    if save_profile is not None:
+        keep_profile(as_profile(save_profile, flags, profile))
     lines = None if batch is None else read_batch(batch)
-    text = "" if batch is not None else read_prompt(words or [], prompt, file or [], may_be_empty=raw and not no_bos)
+    empty = (prompt is not None and raw and not no_bos) or save_profile is not None
+    text = read_prompt(words or [], prompt, file or [], may_be_empty=empty) if lines is None else ""
+    if save_profile is not None and lines is None and not text:
+        return
+    saves = lines is None and not raw and not no_save
+    store, talk = _open_conversation(saves=saves, latest=continue_, id=session)
+    made_with = settle(flags, profile, talk, raw=raw)
+    ref = parse_model(made_with.model or ("base" if raw else "chat"), revision)
 
     from dslite.app.completer import Completer, Style
-    from dslite.app.completing import Output, complete_batch, complete_one
+    from dslite.app.completing import Question, complete_batch, complete_one
+    from dslite.app.saving import Saving
     from dslite.runtime.options import EngineOptions
 
-    style = Style(sampling, raw=raw, bos=not no_bos, system=system, logprobs=logprobs, echo=echo)
+    style = Style(made_with.sampling, raw=raw, bos=not no_bos, system=made_with.system, logprobs=logprobs, echo=echo)
     completer = Completer.open(
         ref, style, EngineOptions(device=device, dtype=dtype, ctx_size=ctx_size, threads=threads, offline=offline)
     )
-    where = Output("json" if as_json else output, file=output_file, stream=not no_stream, extract=extract, stats=stats)
-    code = complete_one(completer, text, where) if lines is None else complete_batch(completer, lines, where)
-    raise typer.Exit(code)
+    if lines is not None:
+        raise typer.Exit(complete_batch(completer, lines, where))
+    branch = [] if store is None or talk is None else store.path(talk.leaf)
+    question = Question(text, [message.to_message(ref.key) for message in branch])
+    saving = Saving(
+        store if saves else None, talk, model=ref.key, profile=made_with.profile.name, system=made_with.system
+    )
+    raise typer.Exit(complete_one(completer, question, where, saving))
+
+
+def _refuse_together(name: str, given: bool, others: dict[str, bool]) -> None:
+    for other, also_given in others.items():
+        if given and also_given:
+            raise UsageError(f"{name} does not go with {other}", "leave one of them out")
+
+
+def _open_conversation(
+    *, saves: bool, latest: bool, id: str | None
+) -> "tuple[SessionStore | None, Conversation | None]":
+    """The store, and the conversation to go on with; with -c there may be none yet.
+
+    A store that only was to save may fail: the answer counts for more. Raises SessionsError, NotFoundError.
+    """
+    from dslite.app import console
+    from dslite.app.sessions import SessionsError, SessionStore
+
+    if not (saves or latest or id is not None):
+        return None, None
+    try:
+        store = SessionStore.open()
+    except SessionsError as error:
+        if latest or id is not None:
+            raise
+        console.warn(f"the conversation is not saved: {error.message}")
+        return None, None
+    if id is not None:
+        return store, store.find(id)
+    return store, store.latest() if latest else None

@@ -1,13 +1,12 @@
 """`dslite profile`: system messages and sampling values under a name."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dslite.app import options
-from dslite.app.options import command, flag, read_text
+from dslite.app.options import command, flag, system_message
 from dslite.runtime.errors import UsageError
 
 app = typer.Typer(help="Keep a system message and sampling values under a name.", no_args_is_help=True)
@@ -100,7 +99,7 @@ def edit(
         save_profile(changed(profile, values))
         return
     text = profile_text(name)
-    edited = edit_text(text, name="profile.toml")
+    edited = edit_text(text, suffix=".toml") + "\n"
     if edited != text:
         save_profile_text(name, edited)
 
@@ -135,11 +134,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """The flags of a profile that were given, checked. Raises UsageError."""
     from dslite.app import sampling
 
-    system, file = arguments["system"], arguments["system_file"]
-    if file is not None:
-        if system is not None:
-            raise UsageError("the system message is given twice, with --system and --system-file", "give it once")
-        system = read_text(Path(file), "the system message's file")
+    system = system_message(arguments["system"], arguments["system_file"])
     texts = {"description": arguments["description"], "model": arguments["model"], "system": system}
     given = sampling.chosen(**{key: arguments[key] for key in sampling.KEYS})
     return {key: value for key, value in texts.items() if value is not None} | given

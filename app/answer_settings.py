@@ -1,0 +1,66 @@
+"""With what an answer is made: flags, then the profile, then [defaults] of config.toml.
+
+What none of them says comes from the model's generation_config.json, and after that from SamplingParams.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dslite.app.config import Config, read_config
+from dslite.app.errors import NotFoundError
+from dslite.app.profiles import PLAIN, Profile, default_profile, default_values, get_profile
+from dslite.app.sessions import Conversation
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """`model` None is the command's own default. `sampling` holds keys of SamplingParams."""
+
+    model: str | None = None
+    profile: Profile = field(default_factory=lambda: Profile(PLAIN))
+    system: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def settle(flags: AnswerSettings, profile: str | None, talk: Conversation | None, *, raw: bool) -> AnswerSettings:
+    """Put flags over a profile over the defaults. Raises NotFoundError, ConfigFileError.
+
+    `profile` is the one that was asked for. A conversation keeps the model and system message that it was made with,
+    unless flags or that profile say otherwise. Raw text has no system message, so no profile counts unasked.
+    """
+    config = read_config()
+    defaults = config.table("defaults")
+    asked = None if profile is None else get_profile(profile, config)
+    chosen = asked or (Profile(PLAIN) if raw else _unasked(config, talk))
+    of_talk = AnswerSettings() if talk is None else AnswerSettings(talk.model or None, system=talk.system or "")
+    sources = (flags, asked, of_talk, chosen)
+    models = (source.model for source in sources if source is not None)
+    systems = (source.system for source in sources if source is not None)
+    return AnswerSettings(
+        next((model for model in models if model), config.text("defaults", "model")),
+        chosen,
+        next((system for system in systems if system is not None), defaults.get("system")) or None,
+        {**default_values(config), **chosen.sampling, **flags.sampling},
+    )
+
+
+def _unasked(config: Config, talk: Conversation | None) -> Profile:
+    """The conversation's profile, as long as there is one of that name; else the default one."""
+    if talk is None:
+        return default_profile(config)
+    try:
+        return get_profile(talk.profile or PLAIN, config)
+    except NotFoundError:
+        return Profile(PLAIN)
+
+
+def as_profile(name: str, flags: AnswerSettings, base: str | None) -> Profile:
+    """What --save-profile keeps: the flags, over the profile that was asked for. Raises NotFoundError."""
+    below = Profile(name) if base is None else replace(get_profile(base), name=name, shipped=False)
+    return replace(
+        below,
+        model=flags.model or below.model,
+        system=below.system if flags.system is None else flags.system or None,
+        sampling={**below.sampling, **flags.sampling},
+    )

@@ -1,0 +1,97 @@
+"""Saving the conversation of `complete` while its answer is made. A fault costs the saving, never the answer."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dslite.app import console
+from dslite.app.errors import SessionsError
+
+if TYPE_CHECKING:
+    from dslite.app.completer import Answer
+    from dslite.app.sessions import Conversation, SessionStore, StoredMessage
+
+_EVERY_S = 0.8
+
+
+class Saving:
+    """One question and its answer, behind a conversation's branch or as a new one's first. Off without a store."""
+
+    def __init__(
+        self,
+        store: "SessionStore | None",
+        talk: "Conversation | None",
+        *,
+        model: str,
+        profile: str | None,
+        system: str | None,
+    ) -> None:
+        self._store = store
+        self._talk = talk
+        self._made_with: Any = {"model": model, "profile": profile, "system": system}
+        self._answer: StoredMessage | None = None
+        self._info: dict[str, Any] = {}
+        self._saved = 0.0
+
+    @property
+    def session(self) -> str | None:
+        """The id of the saved conversation; None where nothing is saved."""
+        return self._talk.id if self._store is not None and self._answer is not None and self._talk else None
+
+    def begin(self, question: str, info: Mapping[str, Any]) -> None:
+        """Save the question. `info` is how the answer is made: its model and sampling."""
+        self._info = dict(info)
+        if self._store is None:
+            return
+        try:
+            if self._talk is None:
+                self._talk = self._store.create(**self._made_with)
+            else:
+                self._store.configure(self._talk.id, **self._made_with)
+            asked = self._store.append(self._talk.id, "user", question, parent=self._talk.leaf)
+            self._answer = self._store.append(
+                self._talk.id, "assistant", "", parent=asked.id, info=self._info, growing=True
+            )
+        except SessionsError as error:
+            self._give_up(error)
+
+    def grow(self, answer: "Answer") -> None:
+        """Save what there is of the answer, about once a second."""
+        if self._store is None or self._answer is None or time.monotonic() - self._saved < _EVERY_S:
+            return
+        self._saved = time.monotonic()
+        try:
+            self._store.update_answer(self._answer.id, _text(answer), [token.id for token in answer.made])
+        except SessionsError as error:
+            self._give_up(error)
+
+    def finish(self, answer: "Answer") -> None:
+        """Save the answer as it is; one that broke off counts as interrupted."""
+        if self._store is None or self._answer is None:
+            return
+        done = answer.done
+        info = self._info | ({"timing": vars(done.timing)} if done else {})
+        reason = done.finish_reason if done else "interrupted"
+        try:
+            self._store.finish_answer(self._answer.id, _text(answer), _ids(answer), reason, info)
+        except SessionsError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: SessionsError) -> None:
+        console.warn(f"the conversation is not saved: {error.message}")
+        self._store = None
+
+
+def _text(answer: "Answer") -> str:
+    """The reply; behind an echoed prompt it still has the space that the template leaves before it."""
+    echoed = bool(answer.tokens) and answer.tokens[0].in_prompt
+    return answer.reply.removeprefix(" ") if echoed else answer.reply
+
+
+def _ids(answer: "Answer") -> Sequence[int] | None:
+    """What was generated; None where a stop text cut the answer, so that the next turn reads what the user has read."""
+    shown = [token.id for token in answer.made]
+    if answer.done is None:
+        return shown
+    by_end_token = len(answer.done.token_ids) > len(shown)
+    return answer.done.token_ids if by_end_token or answer.done.finish_reason != "stop" else None
