@@ -48,8 +48,8 @@ class Teller:
         self._done = done
         self._total = sum(job.total for job in jobs) if total is None else total
         self._told = {job: (job.stage, job.done, job.note) for job in jobs}
-        self._rates: deque[tuple[float, int]] = deque()
         self._last = time.perf_counter()
+        self._rates = deque([(self._last, 0)])
 
     def events(self) -> list[Downloading]:
         """One event for each job that moved since the last call; after a while, of one that did not."""
