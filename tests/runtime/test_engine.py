@@ -20,7 +20,7 @@ from dslite.model.transformer import Transformer
 from dslite.runtime.engine import Engine, Request
 from dslite.runtime.errors import ContextFullError, UsageError
 from dslite.runtime.events import Done, Event, Prefilling, Token
-from dslite.runtime.sampling import SamplingParams
+from dslite.runtime.sampling_params import SamplingParams
 
 TOLERANCE = 2e-5
 GREEDY = SamplingParams(temperature=0, max_tokens=12)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dslite.runtime.errors import NumericsError, UsageError
-from dslite.runtime.sampling import Sampler, SamplingParams, check_finite, score
+from dslite.runtime.sampling import Sampler, check_finite, score
+from dslite.runtime.sampling_params import SamplingParams
 
 # Distances between logits keep the reference's cuts away from rounding.
 LOGITS = st.lists(st.integers(-60, 60), min_size=1, max_size=40, unique=True).map(lambda ns: [n / 8 for n in ns])

@@ -17,7 +17,7 @@ from support.reference import golden
 
 from dslite.runtime.engine import Engine, Request
 from dslite.runtime.events import Token
-from dslite.runtime.sampling import SamplingParams
+from dslite.runtime.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.weights
 

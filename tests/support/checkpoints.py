@@ -19,8 +19,9 @@ from torch import Tensor
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.checkpoint import INDEX, Checkpoint
+from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.engine import Engine
+from dslite.runtime.layout import INDEX
 from dslite.runtime.loader import load
 from dslite.runtime.tokenizer import Tokenizer
 from support.tokenizers import BOS_ID, EOS_ID, VOCAB_SIZE, write_tokenizer

@@ -90,6 +90,7 @@ def _model_class() -> Any:
         from transformers import DeepseekV2ForCausalLM
         from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        speech: Any = logging
+        speech.set_verbosity_error()
+        speech.disable_progress_bar()
     return DeepseekV2ForCausalLM
