@@ -30,7 +30,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             updated REAL NOT NULL,
             deleted REAL
         )""",
-        "CREATE INDEX conversations_by_age ON conversations (updated, key) WHERE deleted IS NULL",
+        "CREATE INDEX conversations_by_age ON conversations (updated, id) WHERE deleted IS NULL",
         # Without a cascade along `parent`: SQLite would recurse, and stop at a chain of 1,000 messages.
         """CREATE TABLE messages (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
