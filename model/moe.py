@@ -4,13 +4,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dslite.model import kernels
 from dslite.model.config import ModelConfig
+from dslite.model.kernels import ExpertTable
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,20 @@ class MLP:
     def build(cls, take: Callable[[str], Tensor]) -> "MLP":
         return cls(take("gate_proj"), take("up_proj"), take("down_proj"))
 
+    @property
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.gate_proj, self.up_proj, self.down_proj
+
+    @cached_property
+    def _table(self) -> ExpertTable:
+        return ExpertTable([self.matrices])
+
     def __call__(self, hidden: Tensor) -> Tensor:
+        out = kernels.mlp(hidden, self._table)
+        return self.reference(hidden) if out is None else out
+
+    def reference(self, hidden: Tensor) -> Tensor:
+        """The same by torch's products: what the kernel must equal."""
         return F.linear(F.silu(F.linear(hidden, self.gate_proj)) * F.linear(hidden, self.up_proj), self.down_proj)
 
 
@@ -47,7 +63,10 @@ class Gate:
     def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden (T, D): expert ids (T, K) and their weights (T, K) float32, not renormalised."""
         config = self.config
-        scores = F.linear(hidden.float(), self.weight.float()).softmax(dim=-1)
+        logits = kernels.gate_scores(hidden, self.weight)
+        if logits is None:
+            logits = F.linear(hidden.float(), self.weight.float())
+        scores = logits.softmax(dim=-1)
         if config.topk_method == "group_limited_greedy":
             scores = _best_groups_only(scores, config.n_group, config.topk_group)
         weights, expert_ids = scores.topk(config.num_experts_per_tok, dim=-1)
@@ -68,7 +87,16 @@ class ResidentExperts:
 
     experts: Sequence[MLP]
 
+    @cached_property
+    def _table(self) -> ExpertTable:
+        return ExpertTable([expert.matrices for expert in self.experts])
+
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        out = kernels.weighted_experts(hidden, expert_ids, weights, self._table)
+        return self.reference(hidden, expert_ids, weights) if out is None else out
+
+    def reference(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        """The same expert by expert: what the kernel must equal."""
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         for expert, rows, row_weights in by_expert(expert_ids, weights, len(self.experts)):
             out = self.experts[expert](hidden if hidden.shape[0] == 1 else hidden[rows])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dslite.model import kernels
 from dslite.model.attention import Form, MultiHeadLatentAttention, Span, rms_norm
 from dslite.model.config import ModelConfig
 from dslite.model.moe import MLP, ExpertBank, Gate, MoE, ResidentExperts
@@ -105,7 +106,7 @@ class Transformer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (T, vocabulary) of the token behind each hidden state (T, D), float32."""
-        return F.linear(rms_norm(hidden, self.norm, self.config.rms_norm_eps), self.lm_head).float()
+        return kernels.linear(rms_norm(hidden, self.norm, self.config.rms_norm_eps), self.lm_head).float()
 
 
 def _build_layer(config: ModelConfig, index: int, take: TakeTensor, make_bank: MakeBank) -> DecoderLayer:

@@ -1,0 +1,83 @@
+// Plain C++, for every other processor: the compiler makes of it what it can.
+#include "ops.h"
+#include "team.h"
+
+namespace dslite {
+namespace {
+
+struct Isa {
+    static constexpr int64_t kLanes = 8, kFold = 8;
+    static constexpr int kHeadTile = 2;
+
+    struct Sum {
+        float lane[kLanes];
+    };
+    struct Pairs {
+        bf16 value[2 * kLanes];
+    };
+
+    static inline float wide(bf16 value) {
+        const uint32_t bits = static_cast<uint32_t>(value) << 16;
+        float result;
+        __builtin_memcpy(&result, &bits, 4);
+        return result;
+    }
+
+    static inline Sum zero() { return Sum{}; }
+    static inline Pairs load(const bf16* p) {
+        Pairs pairs;
+        __builtin_memcpy(&pairs, p, sizeof pairs);
+        return pairs;
+    }
+    static inline Sum load_sum(const float* p) {
+        Sum sum;
+        __builtin_memcpy(&sum, p, sizeof sum);
+        return sum;
+    }
+    static inline void store(float* p, const Sum& sum) { __builtin_memcpy(p, &sum, sizeof sum); }
+    static inline Sum add(Sum a, const Sum& b) {
+        for (int64_t i = 0; i < kLanes; ++i) a.lane[i] += b.lane[i];
+        return a;
+    }
+    static inline Sum scale_add(Sum a, float factor, const Sum& b) {
+        for (int64_t i = 0; i < kLanes; ++i) a.lane[i] = a.lane[i] * factor + b.lane[i];
+        return a;
+    }
+    static inline void prefetch(const bf16* p) { __builtin_prefetch(p); }
+    static inline Sum dot(Sum sum, const Pairs& a, const Pairs& b) {
+        for (int64_t i = 0; i < kLanes; ++i)
+            sum.lane[i] += wide(a.value[2 * i]) * wide(b.value[2 * i]) + wide(a.value[2 * i + 1]) * wide(b.value[2 * i + 1]);
+        return sum;
+    }
+    static inline Pairs broadcast_pair(const bf16* p) {
+        Pairs pairs;
+        for (int64_t i = 0; i < kLanes; ++i) {
+            pairs.value[2 * i] = p[0];
+            pairs.value[2 * i + 1] = p[1];
+        }
+        return pairs;
+    }
+    static inline void interleave(const Pairs& a, const Pairs& b, Pairs* low, Pairs* high) {
+        for (int64_t i = 0; i < kLanes; ++i) {
+            low->value[2 * i] = a.value[i];
+            low->value[2 * i + 1] = b.value[i];
+            high->value[2 * i] = a.value[kLanes + i];
+            high->value[2 * i + 1] = b.value[kLanes + i];
+        }
+    }
+    static inline float total(const Sum& sum) {
+        float all = 0;
+        for (int64_t i = 0; i < kLanes; ++i) all += sum.lane[i];
+        return all;
+    }
+    static inline void totals(const Sum* sums, float* out) {
+        for (int i = 0; i < 4; ++i) out[i] = total(sums[i]);
+    }
+};
+
+}  // namespace
+}  // namespace dslite
+
+#include "kernels.inc.h"
+
+const dslite::Ops* dslite::ops_portable() { return &kOps; }

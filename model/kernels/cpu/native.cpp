@@ -1,0 +1,112 @@
+// The library's outside: plain C functions that Python calls with addresses (native.py).
+#include "ops.h"
+#include "team.h"
+
+#include <vector>
+
+namespace {
+
+using namespace dslite;
+
+enum Level { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+
+int best_level() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) return kAvx512Bf16;
+    if (avx512) return kAvx512;
+    if (avx2) return kAvx2;
+#endif
+    return kPortable;
+}
+
+const Ops* ops_of(int level) {
+    switch (level) {
+        case kAvx512Bf16: return ops_avx512_bf16();
+        case kAvx512: return ops_avx512();
+        case kAvx2: return ops_avx2();
+        default: return ops_portable();
+    }
+}
+
+// Memory of the calling thread, kept for its next call.
+template <class T> T* workspace(int64_t count) {
+    static thread_local std::vector<T> buffer;
+    if (static_cast<int64_t>(buffer.size()) < count) buffer.resize(count);
+    return buffer.data();
+}
+
+// Where the matrices of an expert lie, and its width. Python keeps a table of these.
+struct Address {
+    const bf16 *gate, *up, *down;
+    int64_t width;
+};
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// Increased with every change of what follows or of the structs in ops.h.
+int dslite_abi() { return 1; }
+
+// To be called first: see team.h.
+void dslite_use_openmp(OpenMp functions) { openmp = functions; }
+
+int dslite_best_level() { return best_level(); }
+
+void dslite_linear(int level, const bf16* w, const bf16* x, bf16* y, int64_t n, int64_t k, int64_t tokens, int threads) {
+    ops_of(level)->linear(w, x, y, n, k, tokens, threads);
+}
+
+// out (tokens, hidden) float32 = for each token the sum of weights (tokens, chosen) times the experts of ids.
+void dslite_experts(int level, const Address* table, int64_t n_experts, const int64_t* ids, const float* weights,
+                    const bf16* x, float* out, int64_t tokens, int64_t chosen, int64_t hidden, int threads) {
+    const int64_t entries = tokens * chosen;
+    Expert* experts = workspace<Expert>(n_experts);
+    int64_t* counts = workspace<int64_t>(n_experts + 1 + entries);
+    int64_t* rows = counts + n_experts + 1;
+    float* sorted_weights = workspace<float>(entries);
+    for (int64_t e = 0; e <= n_experts; ++e) counts[e] = 0;
+    for (int64_t i = 0; i < entries; ++i) ++counts[ids[i] + 1];
+    int64_t used = 0, widest = 0;
+    for (int64_t e = 0; e < n_experts; ++e) {
+        if (counts[e + 1] > 0) {
+            const Address& place = table[e];
+            experts[used++] = {place.gate, place.up, place.down, place.width, counts[e], counts[e + 1]};
+            widest = place.width > widest ? place.width : widest;
+        }
+        counts[e + 1] += counts[e];
+    }
+    for (int64_t i = 0; i < entries; ++i) {
+        const int64_t place = counts[ids[i]]++;
+        rows[place] = i / chosen;
+        sorted_weights[place] = weights[i];
+    }
+    bf16* scratch = workspace<bf16>(entries * widest);
+    ops_of(level)->experts({experts, used, x, rows, sorted_weights, scratch, widest, out, tokens, hidden}, threads);
+}
+
+// out (heads, value) of one token's queries (heads, nope + rope) over `length` cached rows.
+void dslite_attention(int level, const bf16* queries, const bf16* kv_b, const bf16* rows, bf16* out, int64_t heads,
+                      int64_t nope, int64_t rope, int64_t value, int64_t latent, int64_t length, int64_t row_stride,
+                      float scale, int threads) {
+    Attention job{queries, kv_b, rows, out, heads, nope, rope, value, latent, length, row_stride, scale, nullptr};
+    const Ops* ops = ops_of(level);
+    job.scratch = workspace<char>(ops->attention_scratch(job, threads) + 64);
+    ops->attention(job, threads);
+}
+
+void dslite_rms_norm(int level, const bf16* x, const bf16* weight, bf16* y, int64_t rows, int64_t width, float eps) {
+    ops_of(level)->rms_norm(x, weight, y, rows, width, eps);
+}
+
+void dslite_gate(int level, const bf16* w, const bf16* x, float* y, int64_t n, int64_t k, int64_t tokens) {
+    ops_of(level)->gate(w, x, y, n, k, tokens);
+}
+
+}
+#pragma GCC visibility pop

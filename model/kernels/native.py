@@ -1,0 +1,232 @@
+"""The CPU's own products: a small C++ library (cpu/) for few rows at a time, where reading the weights is the work.
+
+It is built with the package where there is a C++ compiler; where there is none the torch products do the same, slower.
+Everything here takes BF16 on the CPU, adds in float32 and rounds once at the end. The library finds out by itself what
+the processor can do.
+"""
+
+# T tokens  D hidden  E experts  K experts per token  H heads  S cached tokens
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_TOKENS = 16  # above it torch's blocked products win
+LEVELS = ("portable", "avx2", "avx512", "avx512-bf16")  # in the library's order
+_ABI = 1
+_STEP = 32  # the kernels read this many values at once: every width must be a multiple
+_MOST_EXPERTS, _MOST_HEADS, _MOST_LATENT = 512, 256, 1024  # ops.h
+
+_POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_SIGNATURES: dict[str, list[Any]] = {
+    "linear": [_POINTER] * 3 + [_SIZE] * 3 + [_INT],
+    "experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
+    "attention": [_POINTER] * 4 + [_SIZE] * 7 + [_FLOAT, _INT],
+    "rms_norm": [_POINTER] * 3 + [_SIZE] * 2 + [_FLOAT],
+    "gate": [_POINTER] * 3 + [_SIZE] * 3,
+}
+
+
+class NativeProducts:
+    """The library at one level of instructions. Callers see to it that shapes and types suit (`suits`)."""
+
+    def __init__(self, library: ctypes.CDLL, level: str) -> None:
+        self.level = level
+        self._level = LEVELS.index(level)
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, f"dslite_{name}")
+            function.argtypes = [_INT, *arguments]
+            function.restype = None
+        self._linear, self._experts = library.dslite_linear, library.dslite_experts
+        self._attention, self._rms_norm = library.dslite_attention, library.dslite_rms_norm
+        self._gate = library.dslite_gate
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x (T, k) and weight (n, k): (T, n)."""
+        tokens, width = x.shape
+        rows = weight.shape[0]
+        out = torch.empty(tokens, rows, dtype=torch.bfloat16)
+        self._linear(
+            self._level, weight.data_ptr(), x.data_ptr(), out.data_ptr(), rows, width, tokens, torch.get_num_threads()
+        )
+        return out
+
+    def experts(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor, table: "ExpertTable") -> Tensor:
+        """hidden (T, D), ids (T, K) int64, weights (T, K) float32: the weighted sum, (T, D) in float32."""
+        out = torch.empty(hidden.shape, dtype=torch.float32)
+        self._experts(
+            self._level,
+            table.addresses.data_ptr(),
+            len(table.addresses),
+            expert_ids.data_ptr(),
+            weights.data_ptr(),
+            hidden.data_ptr(),
+            out.data_ptr(),
+            *expert_ids.shape,
+            hidden.shape[1],
+            torch.get_num_threads(),
+        )
+        return out
+
+    def attention(self, queries: Tensor, kv_b_proj: Tensor, rows: Tensor, nope: int, scale: float) -> Tensor:
+        """One token's rotated queries (H, N+R) over cached rows (S, C+R): the values (H, V)."""
+        heads, query_width = queries.shape
+        latent = kv_b_proj.shape[1]
+        value = kv_b_proj.shape[0] // heads - nope
+        out = torch.empty(heads, value, dtype=torch.bfloat16)
+        self._attention(
+            self._level,
+            queries.data_ptr(),
+            kv_b_proj.data_ptr(),
+            rows.data_ptr(),
+            out.data_ptr(),
+            heads,
+            nope,
+            query_width - nope,
+            value,
+            latent,
+            rows.shape[0],
+            rows.stride(0),
+            scale,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x (T, D) and weight (D,): (T, D)."""
+        out = torch.empty_like(x)
+        self._rms_norm(self._level, x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, eps)
+        return out
+
+    def gate(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x (T, D) and weight (E, D): scores (T, E), multiplied and added in float32."""
+        out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32)
+        self._gate(self._level, weight.data_ptr(), x.data_ptr(), out.data_ptr(), *weight.shape, x.shape[0])
+        return out
+
+
+class ExpertTable:
+    """Where the matrices of some experts lie: what the kernel needs to find those that a token chose."""
+
+    def __init__(self, matrices: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """gate, up (width, D) and down (D, width) of each expert."""
+        self._matrices = list(matrices)  # an address does not keep its tensor alive
+        self.suits = all(_suits_expert(*some) for some in matrices) and 0 < len(matrices) <= _MOST_EXPERTS
+        self.addresses = torch.tensor(
+            [[*(tensor.data_ptr() for tensor in some), some[0].shape[0]] for some in matrices], dtype=torch.int64
+        )
+
+
+def _suits_expert(gate: Tensor, up: Tensor, down: Tensor) -> bool:
+    return all(suits_weight(tensor) for tensor in (gate, up, down))
+
+
+def suits_weight(weight: Tensor) -> bool:
+    """Whether a matrix can be read as it lies."""
+    return (
+        weight.dtype is torch.bfloat16
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and weight.shape[-1] % _STEP == 0
+        and not weight.requires_grad
+    )
+
+
+def suits_rows(x: Tensor) -> bool:
+    """Whether a batch is one of few rows that the kernels take."""
+    return (
+        x.dtype is torch.bfloat16
+        and x.device.type == "cpu"
+        and 0 < x.shape[0] <= MOST_TOKENS
+        and x.is_contiguous()
+        and not x.requires_grad
+    )
+
+
+def suits_attention(queries: Tensor, kv_b_proj: Tensor, rows: Tensor, nope: int) -> bool:
+    """Whether queries (T, H, N+R) can be answered from rows as they lie."""
+    latent = kv_b_proj.shape[1]
+    return (
+        suits_weight(kv_b_proj)
+        and rows.dtype is torch.bfloat16
+        and rows.stride(1) == 1
+        and rows.shape[1] % _STEP == 0
+        and nope % 2 == 0
+        and queries.dtype is torch.bfloat16
+        and queries.shape[1] <= _MOST_HEADS
+        and latent <= _MOST_LATENT
+        and queries.is_contiguous()
+    )
+
+
+class _OpenMp(ctypes.Structure):
+    """team.h"""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("parallel", "thread_num", "num_threads")]
+
+
+def _openmp() -> _OpenMp | None:
+    """The OpenMP runtime that torch has loaded. LLVM's and Intel's know GCC's names too."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    for file in sorted({line.split(maxsplit=5)[-1] for line in maps.splitlines() if "omp" in line.rpartition("/")[2]}):
+        try:
+            library = ctypes.CDLL(file)
+            functions = [library.GOMP_parallel, library.omp_get_thread_num, library.omp_get_num_threads]
+        except (OSError, AttributeError):
+            continue  # another library with omp in its name
+        return _OpenMp(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
+    return None
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled library beside this file, or None where it was not built or cannot run here."""
+    openmp = _openmp()
+    if openmp is None:
+        return None
+    for file in sorted(Path(__file__).parent.glob("_native*.so")):
+        try:
+            library = ctypes.CDLL(str(file))
+            if library.dslite_abi() != _ABI:
+                continue
+        except (OSError, AttributeError):
+            continue  # built for another system, or before this interface: as good as none
+        library.dslite_use_openmp.argtypes = [_OpenMp]
+        library.dslite_use_openmp.restype = None
+        library.dslite_use_openmp(openmp)
+        return library
+    return None
+
+
+@cache
+def levels() -> tuple[str, ...]:
+    """What this processor can do, plainest first; empty without the library."""
+    library = _library()
+    return () if library is None else LEVELS[: library.dslite_best_level() + 1]
+
+
+@cache
+def products(level: str | None = None) -> NativeProducts | None:
+    """The kernels of a level, by default the best; None without the library, or with DSLITE_KERNELS=torch."""
+    library = _library()
+    if library is None or (level is None and os.environ.get("DSLITE_KERNELS") == "torch"):
+        return None
+    return NativeProducts(library, level or levels()[-1])
+
+
+def describe() -> str:
+    """One line for `doctor`: which products a CPU uses."""
+    if _library() is None:
+        return "torch's products (the compiled ones are not there: install dslite where a C++ compiler is)"
+    if (native := products()) is None:
+        return "torch's products (DSLITE_KERNELS=torch)"
+    return f"compiled products ({native.level})"

@@ -1,0 +1,164 @@
+"""The compiled products against torch in float64, at every level of instructions that this processor has."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dslite.model import kernels
+from dslite.model.kernels import ExpertTable, native
+from dslite.model.moe import MLP, ResidentExperts
+
+# Sums are kept in float32, so what is left is one rounding to BF16: at most 2^-8 of a value, about 2^-9 of a vector's
+# norm; and float32's own noise, which shows where a sum all but vanishes.
+ROUNDED = 2**-8
+ROUNDED_NORM = 2**-9
+NOISE = 1e-5
+
+pytestmark = pytest.mark.skipif(not native.levels(), reason="the compiled products were not built")
+
+
+@pytest.fixture(params=native.LEVELS)
+def products(request: pytest.FixtureRequest) -> native.NativeProducts:
+    if request.param not in native.levels():
+        pytest.skip(f"this processor has no {request.param}")
+    made = native.products(request.param)
+    assert made is not None
+    return made
+
+
+@pytest.fixture
+def random() -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return lambda *shape, scale=1.0: (torch.randn(*shape, generator=generator) * scale).bfloat16()
+
+
+def relative_error(out: Tensor, exact: Tensor) -> float:
+    return float((out.double() - exact).norm() / exact.norm())
+
+
+def experts_in_float64(hidden: Tensor, ids: Tensor, weights: Tensor, experts: list[MLP]) -> Tensor:
+    total = torch.zeros(hidden.shape, dtype=torch.float64)
+    for row, (chosen, shares) in enumerate(zip(ids.tolist(), weights.tolist(), strict=True)):
+        for expert, share in zip(chosen, shares, strict=True):
+            gate, up, down = (matrix.double() for matrix in experts[expert].matrices)
+            x = hidden[row].double()
+            total[row] += share * (down @ (torch.nn.functional.silu(gate @ x) * (up @ x)))
+    return total
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 15, 16])
+@pytest.mark.parametrize(("rows", "width"), [(1, 32), (3, 96), (17, 160), (64, 2048), (1100, 224)])
+def test_linear_equals_float64_but_for_one_rounding(
+    products: native.NativeProducts, random: Callable[..., Tensor], tokens: int, rows: int, width: int
+) -> None:
+    x, weight = random(tokens, width), random(rows, width)
+    exact = x.double() @ weight.double().T
+    out = products.linear(x, weight)
+    assert ((out.double() - exact).abs() <= exact.abs() * ROUNDED + NOISE * width**0.5).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_linear_does_not_depend_on_threads(
+    products: native.NativeProducts, random: Callable[..., Tensor], threads: int
+) -> None:
+    x, weight = random(3, 256), random(333, 256)
+    expected = products.linear(x, weight)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(products.linear(x, weight), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_linear_reads_weights_at_odd_addresses(products: native.NativeProducts, random: Callable[..., Tensor]) -> None:
+    x, weight = random(2, 64), random(9, 64)
+    shifted = torch.empty(9 * 64 + 1, dtype=torch.bfloat16)[1:].view(9, 64).copy_(weight)
+    assert torch.equal(products.linear(x, shifted), products.linear(x, weight))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 16])
+@pytest.mark.parametrize(
+    ("hidden_size", "width", "n_experts", "chosen"), [(64, 32, 5, 2), (160, 96, 9, 6), (96, 480, 1, 1)]
+)
+def test_experts_equal_float64(
+    products: native.NativeProducts,
+    random: Callable[..., Tensor],
+    tokens: int,
+    hidden_size: int,
+    width: int,
+    n_experts: int,
+    chosen: int,
+) -> None:
+    experts = [
+        MLP(
+            random(width, hidden_size, scale=0.1),
+            random(width, hidden_size, scale=0.1),
+            random(hidden_size, width, scale=0.1),
+        )
+        for _ in range(n_experts)
+    ]
+    hidden = random(tokens, hidden_size)
+    ids = torch.stack(
+        [torch.randperm(n_experts, generator=torch.Generator().manual_seed(t))[:chosen] for t in range(tokens)]
+    )
+    weights = torch.rand(tokens, chosen, generator=torch.Generator().manual_seed(9))
+    exact = experts_in_float64(hidden, ids, weights, experts)
+    out = products.experts(hidden, ids, weights, ExpertTable([expert.matrices for expert in experts]))
+    reference = ResidentExperts(experts).reference(hidden, ids, weights)
+    assert out.dtype is torch.float32
+    assert relative_error(out, exact) <= ROUNDED_NORM
+    assert relative_error(out, exact) <= relative_error(reference, exact)
+
+
+def test_gate_scores_are_float32(products: native.NativeProducts, random: Callable[..., Tensor]) -> None:
+    x, weight = random(3, 2048), random(64, 2048)
+    exact = x.double() @ weight.double().T
+    assert relative_error(products.gate(x, weight), exact) <= 1e-6
+
+
+def test_norm_rounds_where_the_reference_does(products: native.NativeProducts, random: Callable[..., Tensor]) -> None:
+    x, weight = random(4, 512), random(512)
+    wide = x.double()
+    normed = (wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt()).bfloat16()
+    out = products.rms_norm(x, weight, 1e-6)
+    # A value next to the middle between two BF16 numbers may fall to either side.
+    assert ((out != normed * weight).float().mean() <= 0.002).item()
+    assert relative_error(out, (normed * weight).double()) <= ROUNDED_NORM / 10
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (torch.ones(2, 64), torch.ones(4, 64)),
+        (torch.ones(2, 48).bfloat16(), torch.ones(4, 48).bfloat16()),
+        (torch.ones(17, 64).bfloat16(), torch.ones(4, 64).bfloat16()),
+        (torch.ones(64, 2).bfloat16().T, torch.ones(4, 64).bfloat16()),
+        (torch.ones(2, 64).bfloat16(), torch.ones(64, 4).bfloat16().T),
+        (torch.ones(2, 64).bfloat16(), torch.ones(4, 64).bfloat16().requires_grad_()),
+    ],
+    ids=["float32", "width", "many rows", "strided rows", "strided weight", "training"],
+)
+def test_what_the_kernels_cannot_read_goes_to_torch(x: Tensor, weight: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise AssertionError("the kernel was called")
+
+    monkeypatch.setattr(native.NativeProducts, "linear", refuse)
+    assert torch.equal(kernels.linear(x, weight), torch.nn.functional.linear(x, weight))
+
+
+def test_without_the_library_torch_answers(random: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = random(1, 64), random(8, 64)
+    monkeypatch.setattr(native, "products", lambda: None)
+    assert torch.equal(kernels.linear(x, weight), torch.nn.functional.linear(x, weight))
+    assert kernels.gate_scores(x, weight) is None
+    assert kernels.rms_norm(x, weight[0], 1e-6) is None
+
+
+def test_nan_in_the_weights_is_not_hidden(products: native.NativeProducts, random: Callable[..., Tensor]) -> None:
+    x, weight = random(1, 64), random(8, 64)
+    weight[3, 7] = float("nan")
+    out = products.linear(x, weight)
+    assert out.isnan().nonzero().tolist() == [[0, 3]]
