@@ -1,7 +1,7 @@
 """The models on this machine: listing and removing them."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dslite.runtime.errors import CheckpointError, DsliteError, ModelUnavailableError, UsageError
@@ -112,7 +112,10 @@ def _delete(cache: RepoCache, commits: list[str]) -> None:
     """By the hub's own call: it knows which blobs other revisions and repositories still need."""
     from huggingface_hub import scan_cache_dir
 
-    scan_cache_dir(cache.folder.parent).delete_revisions(*commits).execute()
+    everything = scan_cache_dir(cache.folder.parent)
+    # The call looks a commit up in every repository, and a copy of a repository has the same commits.
+    mine = frozenset(repo for repo in everything.repos if Path(repo.repo_path) == cache.folder.resolve())
+    replace(everything, repos=mine).delete_revisions(*commits).execute()
 
 
 def _disk_bytes(cache: RepoCache) -> int:
