@@ -53,3 +53,14 @@ def test_a_full_size_layer_pair_in_bfloat16_is_within_a_hundredth_of_float32(cas
 
     assert relative_error(hidden, expected_hidden) <= TOLERANCE
     assert relative_error(logits, expected_logits) <= TOLERANCE
+
+
+def test_tokens_read_one_by_one_at_full_size_are_within_a_hundredth_of_float32(case: Case) -> None:
+    model, ids, expected_hidden, _ = case
+    cache = new_cache(model, COUNT)
+
+    with torch.inference_mode():
+        rows = [model.forward(torch.tensor(ids[:-8]), [Span(cache, COUNT - 8)])]
+        rows += [model.forward(torch.tensor([token_id]), [Span(cache, 1)]) for token_id in ids[-8:]]
+
+    assert relative_error(torch.cat(rows)[-8:], expected_hidden[-8:]) <= TOLERANCE
