@@ -1,0 +1,142 @@
+"""The first start, without the model. On a terminal its user decides; elsewhere an error says what to run."""
+
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from dslite.app import console
+from dslite.app.sizes import size_text
+from dslite.runtime.errors import DsliteError, ModelUnavailableError
+from dslite.runtime.events import Found
+from dslite.runtime.hub import DEMO, ModelRef, locate, parse_model
+
+if TYPE_CHECKING:
+    from dslite.runtime.events import PullEvent
+
+_CHOICES = {
+    "d": "download it now",
+    "m": "use the demo model, which ships with dslite: small, and it knows little",
+    "f": "use a model in another folder",
+    "q": "quit",
+}
+
+
+def ensure_model(ref: ModelRef, *, offline: bool) -> Path:
+    """The folder of a model: where it lies, or where its user wants it from.
+
+    A present model costs no request. Raises ModelUnavailableError where it is absent and nobody can be asked.
+    """
+    try:
+        return locate(ref)
+    except ModelUnavailableError as error:
+        if offline or not _can_ask():
+            raise
+        _say(error.message)
+        return _ask(ref)
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _ask(ref: ModelRef) -> Path:
+    """Name what a download would mean, and offer it beside the other ways."""
+    from dslite.runtime.download import pull
+
+    events = pull(ref)
+    with closing(events):
+        downloadable = _show_download(ref, events)
+        _say("")
+        for key, what in _CHOICES.items():
+            if key != "d" or downloadable:
+                _say(f"  {key}  {what}")
+        while True:
+            choice = _read(f"choose [{'d' if downloadable else 'm'}]: ") or ("d" if downloadable else "m")
+            if choice == "d" and downloadable:
+                return _download(ref, events)
+            if choice == "m":
+                return locate(parse_model(DEMO))
+            if choice == "f" and (folder := _other_folder()):
+                return folder
+            if choice == "q":
+                raise ModelUnavailableError("no model was chosen", f"download one: dslite model pull {ref.name}")
+
+
+def _show_download(ref: ModelRef, events: "Generator[PullEvent, None, None]") -> bool:
+    """Show licence, size, place, room and plan; whether the model can be downloaded."""
+    from dslite.app.pull_display import show_found
+
+    try:
+        found = next(events)
+        assert isinstance(found, Found)
+        show_found(found)
+        _say(f"  plan     {plan_line(ref)}")
+    except DsliteError as error:
+        console.show_error(error)
+        return False
+    if found.missing_bytes <= found.free_bytes:
+        return True
+    short = size_text(found.missing_bytes - found.free_bytes)
+    _say(f"  there is not enough room: {short} more must be free, or set HF_HOME to a folder on another disk")
+    return False
+
+
+def plan_line(ref: ModelRef) -> str:
+    """How the model would run on this machine, in one line."""
+    from dslite.runtime.hardware import machine
+    from dslite.runtime.model_config import config_of
+    from dslite.runtime.placement import plan
+
+    config = config_of(ref)
+    made = plan(machine(), config)
+    if not made.fits:
+        return f"it does not fit this machine: {made.reason}"
+    where = "GPU" if made.device != "cpu" else "memory"
+    rest = [f"{made.experts_in_ram} in host memory"] if made.experts_in_ram else []
+    rest += [f"{made.experts_on_disk} read from disk when wanted"] if made.experts_on_disk else []
+    slots = f"{made.slots} of {config.n_routed_experts} experts per layer in {where}"
+    return f"{made.device}, {', '.join([slots, *rest])}; about {made.prediction.decode_tps:.1f} tok/s expected"
+
+
+def _read(prompt: str) -> str:
+    """A line of the terminal; the end of input quits."""
+    print(prompt, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line.strip() if line else "q"
+
+
+def _other_folder() -> Path | None:
+    from dslite.runtime.layout import missing_files, read_config
+
+    text = _read("folder: ")
+    folder = Path(text).expanduser()
+    try:
+        read_config(folder)
+        missing = missing_files(folder)
+    except DsliteError as error:
+        console.show_error(error)
+        return None
+    if missing:
+        console.warn(f"{folder} lacks {', '.join(missing)}")
+        return None
+    return folder
+
+
+def _download(ref: ModelRef, events: "Generator[PullEvent, None, None]") -> Path:
+    from dslite.app.pull_display import show_pull
+
+    try:
+        present = show_pull(events)
+    except KeyboardInterrupt:
+        console.warn(f"stopped; what came is kept, and dslite model pull {ref.name} goes on from there")
+        raise typer.Exit(130) from None
+    assert present is not None
+    return present.folder

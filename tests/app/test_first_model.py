@@ -1,0 +1,99 @@
+"""Starting without weights: what a terminal is asked, and what everybody else is told."""
+
+import io
+from pathlib import Path
+
+import pytest
+from support.checkpoints import write_checkpoint
+from support.hub_server import HubServer
+
+from dslite.app import first_model
+from dslite.app.first_model import ensure_model
+from dslite.runtime.errors import ModelUnavailableError
+from dslite.runtime.hub import locate, parse_model
+
+CHAT = parse_model("chat")
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """A user at a terminal who types these lines."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+    monkeypatch.setattr(first_model, "_can_ask", lambda: True)
+    monkeypatch.setattr(first_model, "plan_line", lambda _: "cpu, as planned")
+
+
+def test_without_a_terminal_the_error_says_what_to_run(hub: HubServer) -> None:
+    with pytest.raises(ModelUnavailableError, match="is not on this machine") as caught:
+        ensure_model(CHAT, offline=False)
+    assert (caught.value.remedy, caught.value.exit_code) == ("download it: dslite model pull chat", 3)
+    assert hub.seen == []
+
+
+def test_offline_nobody_is_asked(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, "d")
+    with pytest.raises(ModelUnavailableError):
+        ensure_model(CHAT, offline=True)
+    assert hub.seen == []
+
+
+def test_a_download_is_offered_with_licence_size_place_room_and_plan(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(monkeypatch, "")
+    folder = ensure_model(CHAT, offline=False)
+    assert folder == locate(CHAT)
+    out, err = capsys.readouterr()
+    assert out == ""
+    before_choice = err.partition("choose [d]")[0]
+    for part in ("not on this machine", "DeepSeek model licence", "1.5 MB of it", "hf/hub", " free)", "as planned"):
+        assert part in before_choice
+
+
+def test_nothing_is_fetched_before_the_choice(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, "q")
+    with pytest.raises(ModelUnavailableError, match="no model was chosen"):
+        ensure_model(CHAT, offline=False)
+    assert [seen.path for seen in hub.seen if not seen.path.startswith("/api/models/")] == []
+
+
+def test_the_demo_and_another_folder_can_be_taken_instead(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(monkeypatch, "m")
+    assert ensure_model(CHAT, offline=False) == locate(parse_model("demo"))
+    folder = write_checkpoint(tmp_path / "mine")
+    answering(monkeypatch, "x", "f", str(tmp_path / "nowhere"), "f", str(folder))
+    assert ensure_model(CHAT, offline=False) == folder
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_download_that_has_no_room_is_not_offered(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(monkeypatch, "d", "q")
+    monkeypatch.setattr("dslite.runtime.download.free_bytes", lambda _: 1000)
+    with pytest.raises(ModelUnavailableError, match="no model was chosen"):
+        ensure_model(CHAT, offline=False)
+    err = capsys.readouterr().err
+    assert "not enough room: 1.5 MB more must be free" in err
+    assert "download it now" not in err
+
+
+def test_without_the_hub_the_other_ways_are_still_offered(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del hub.repos["deepseek-ai/DeepSeek-V2-Lite-Chat"]
+    answering(monkeypatch, "m")
+    assert ensure_model(CHAT, offline=False) == locate(parse_model("demo"))
+    assert "has no repository" in capsys.readouterr().err
+
+
+def test_a_present_model_asks_and_requests_nothing(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(monkeypatch, "d")
+    folder = ensure_model(CHAT, offline=False)
+    hub.seen.clear()
+    capsys.readouterr()
+    assert ensure_model(CHAT, offline=False) == folder
+    assert (hub.seen, capsys.readouterr().err) == ([], "")
