@@ -12,6 +12,7 @@ theme = "dark"
 """
 
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -62,11 +63,17 @@ def config_path() -> Path:
 def read_config(path: Path | None = None) -> Config:
     """Read config.toml; none is as good as an empty one. Raises ConfigFileError with line and column."""
     path = path or config_path()
-    text = _read(path)
+    return Config(path, parse_toml(_read(path), str(path), "correct it; dslite leaves it as it is"))
+
+
+def parse_toml(text: str, name: str, remedy: str) -> dict[str, Any]:
+    """The values of a TOML text. Raises ConfigFileError with line and column."""
     try:
-        return Config(path, tomllib.loads(text))
+        return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigFileError(f"{path} is not valid TOML: {error}", "correct it; dslite leaves it as it is") from None
+        lines = text.rstrip("\n").split("\n")
+        fault = str(error).replace("at end of document", f"at line {len(lines)}, column {len(lines[-1]) + 1}")
+        raise ConfigFileError(f"{name} is not valid TOML: {fault}", remedy) from None
 
 
 @contextmanager
@@ -76,11 +83,13 @@ def editing(path: Path | None = None) -> Iterator["TOMLDocument"]:
 
     path = path or config_path()
     read_config(path)  # tells what is wrong as everywhere else
-    document = tomlkit.parse(_read(path))
+    before = _read(path)
+    document = tomlkit.parse(before)
     yield document
-    text = tomlkit.dumps(document)
-    tomllib.loads(text)  # never write what could not be read again
-    write_atomically(path, text)
+    if (text := tomlkit.dumps(document)) != before:
+        text = re.sub(r"(\r?\n)\s*\Z", r"\1", text)  # no blank lines at the end
+        tomllib.loads(text)  # never write what could not be read again
+        write_atomically(path, text)
 
 
 def _read(path: Path) -> str:

@@ -1,10 +1,8 @@
 """A profile as text, for people to read and to edit."""
 
-import tomllib
 from typing import Any
 
-from dslite.app.config import config_path, editing, read_config
-from dslite.app.errors import ConfigFileError
+from dslite.app.config import config_path, editing, parse_toml, read_config
 from dslite.app.profiles import forget_removed, get_profile, parse_profile, toml_text
 
 
@@ -26,10 +24,7 @@ def save_profile_text(name: str, text: str) -> None:
     """Make these lines the profile's table. Raises ConfigFileError, with config.toml as it was."""
     import tomlkit
 
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigFileError(f"the profile is not valid TOML: {error}", "edit it again; nothing was changed") from None
+    values = parse_toml(text, "the profile", "edit it again; nothing was changed")
     parse_profile(name, values, f"the profile {name}")
     table = tomlkit.table()
     for key, item in tomlkit.parse(text).body:

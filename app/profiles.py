@@ -77,17 +77,17 @@ def save_profile(profile: Profile) -> None:
     check_name(profile.name)
     values = profile.to_dict()
     with editing() as document:
-        if "profiles" not in document:
-            document["profiles"] = tomlkit.table(is_super_table=True)
-        profiles: Any = document["profiles"]
-        if profile.name not in profiles:
-            profiles[profile.name] = tomlkit.table()
-        table = profiles[profile.name]
+        profiles: Any = document.setdefault("profiles", tomlkit.table(is_super_table=True))
+        is_new = profile.name not in profiles
+        table = tomlkit.table() if is_new else profiles[profile.name]
         for key in (*_TEXTS, *sampling.KEYS):
             if key not in values:
                 table.pop(key, None)
             elif table.get(key) != values[key]:
                 table[key] = toml_text(values[key])
+        if is_new:
+            table.add(tomlkit.nl())  # before whatever follows in the file
+            profiles[profile.name] = table
         forget_removed(document, profile.name)
 
 
@@ -118,9 +118,8 @@ def set_default_profile(name: str) -> None:
 
     get_profile(name)
     with editing() as document:
-        if "defaults" not in document:
-            document["defaults"] = tomlkit.table()
-        document["defaults"]["profile"] = name
+        defaults: Any = document.setdefault("defaults", tomlkit.table())
+        defaults["profile"] = name
 
 
 @cache
@@ -178,11 +177,11 @@ def _set_removed(document: Any, names: Sequence[str]) -> None:
     import tomlkit
 
     if names:
-        if "shipped" not in document:
-            document["shipped"] = tomlkit.table()
-        document["shipped"]["removed"] = list(dict.fromkeys(names))
+        document.setdefault("shipped", tomlkit.table())["removed"] = list(dict.fromkeys(names))
     elif "shipped" in document:
         document["shipped"].pop("removed", None)
+        if not document["shipped"]:
+            del document["shipped"]
 
 
 def toml_text(value: Any) -> Any:

@@ -94,7 +94,7 @@ def test_the_first_question_titles_the_conversation_and_a_given_title_stays(stor
     ("text", "title"),
     [
         ("", ""),
-        ("word " * 40, "word word word word word word word word word word word…"),
+        ("word " * 40, " ".join(["word"] * 12) + "…"),
         ("快" * 100, "快" * 59 + "…"),
         ("a\x1b[31mb", "a [31mb"),
     ],
