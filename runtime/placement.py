@@ -5,77 +5,23 @@ slower source. A plan says how many slots there are, which source is behind them
 every byte before anything is loaded, and never promises what does not fit.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from dslite.model.config import ModelConfig
+from dslite.runtime.device_plan import DevicePlan, Miss, PlanRequest, Source
 from dslite.runtime.errors import UsageError
 from dslite.runtime.footprint import Footprint
 from dslite.runtime.hardware import MachineSpec
-from dslite.runtime.prediction import Prediction, Traffic, host_beats_pcie, predict
-
-Miss = Literal["fetch", "compute"]
-# resident: every expert is on the compute device. host: in one arena of host memory. mapped: in the mapped files, of
-# which the system keeps pages in memory. disk: read from the files when wanted.
-Source = Literal["resident", "host", "mapped", "disk"]
+from dslite.runtime.prediction import Traffic, host_beats_pcie, predict
 
 DEFAULT_CONTEXT = 32_768  # what the paper says for Lite, though its config.json allows more
 PREFILL_CHUNKS = (2048, 1024, 512, 256)  # tokens; a shorter one only where nothing else fits
 MEMORY_SHARE = 0.93  # of a memory may be planned: the driver, other programs and fragmentation have the rest
 CPU_PROCESS = 512 * 2**20  # Python, torch and their threads
 GPU_PROCESS = 1536 * 2**20  # the same with the driver's libraries
+CORE_FLOPS = 50e9  # of products of a few rows in BF16, per core, cautiously
 _CONTEXT_STEP = 256  # tokens
 _SPARE = {"host": 4, "mapped": 4, "disk": 16, "resident": 0}  # buffers in flight besides the slots
-
-
-@dataclass(frozen=True)
-class PlanRequest:
-    """What the user asks for. Bytes and tokens; None means: decide."""
-
-    dtype: str = "bfloat16"
-    context: int | None = None
-    vram: int | None = None
-    ram: int | None = None
-    expert_slots: int | None = None
-    miss: Literal["auto", "fetch", "compute"] = "auto"
-
-
-@dataclass(frozen=True)
-class DevicePlan:
-    """Where everything lies, in bytes and experts per layer, and the speed to expect.
-
-    `spare` are buffers of the arena besides the slots, through which experts pass. Where `fits` is false, `reason` says
-    what is missing, the figures are what was asked, and `nearest` is the nearest plan that fits, if any does.
-    """
-
-    device: str
-    dtype: str
-    context: int
-    prefill_chunk: int
-    source: Source
-    miss: Miss
-    slots: int
-    spare: int
-    slot_bytes: int
-    experts_in_ram: int
-    experts_on_disk: int
-    embedding_on_device: bool
-    parameters: int
-    weights_bytes: int
-    resident_bytes: int
-    kv_bytes_per_token: int
-    kv_bytes: int
-    workspace_bytes: int
-    vram_bytes: int
-    ram_bytes: int
-    bytes_read_per_token: int
-    prediction: Prediction
-    reason: str | None = None
-    nearest: "DevicePlan | None" = None
-
-    @property
-    def fits(self) -> bool:
-        return self.reason is None
 
 
 def plan(machine: MachineSpec, config: ModelConfig, request: PlanRequest | None = None) -> DevicePlan:
@@ -158,6 +104,15 @@ class _Placer:
     def spare(self, source: Source) -> int:
         return min(_SPARE[source], self.config.n_routed_experts) if self.size.moe_layers else 0
 
+    def stream_from(self) -> int:
+        """Tokens from which moving an expert is faster than computing it on the host for those that chose it."""
+        config, machine = self.config, self.machine
+        if not machine.pcie_bandwidth or not self.size.moe_layers:
+            return 1
+        weights = self.size.expert // self.size.item
+        rows = self.size.expert / machine.pcie_bandwidth * machine.cores * CORE_FLOPS / (2 * weights)
+        return max(1, round(rows * config.n_routed_experts / config.num_experts_per_tok))
+
     def build(
         self, *, source: Source, miss: Miss, slots: int, spare: int, slot_bytes: int, in_ram: int, embedded: bool,
         resident: int, workspace: int, vram: int, ram: int, reason: str | None,
@@ -174,6 +129,7 @@ class _Placer:
             prefill_chunk=self.chunk,
             source=source,
             miss=miss,
+            stream_from=self.stream_from(),
             slots=slots,
             spare=spare,
             slot_bytes=slot_bytes,

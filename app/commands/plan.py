@@ -13,8 +13,8 @@ from dslite.runtime.hub import parse_model
 from dslite.runtime.model_config import config_of
 
 if TYPE_CHECKING:
+    from dslite.runtime.device_plan import DevicePlan
     from dslite.runtime.hardware import MachineSpec
-    from dslite.runtime.placement import DevicePlan
 
 # What a described GPU is taken for where the flags do not say.
 _PCIE = 25e9  # PCIe 4 x16, as measured on pinned memory
@@ -48,7 +48,7 @@ def plan(
     as_json: Annotated[bool, flag("--json", help="The same as -o json.")] = False,
 ) -> None:
     """Show what would live where, on this machine or a described one, and the speed to expect."""
-    from dslite.runtime.placement import PlanRequest
+    from dslite.runtime.device_plan import PlanRequest
     from dslite.runtime.placement import plan as place
 
     if output not in ("text", "json"):

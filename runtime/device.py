@@ -1,0 +1,171 @@
+"""The one door to streams, events and pinned memory.
+
+Everything that moves experts asks a ComputeDevice. On CUDA copies run on a stream of their own and are ordered against
+the computing by events; elsewhere there is one order of things, and an event says nothing. Tests put a recording double
+in this place.
+"""
+
+import mmap
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Event = Any  # what a device gives out and takes back; None where everything is in order anyway
+Copies = Sequence[tuple[Tensor, Tensor]]  # (target, source)
+
+
+class ComputeDevice(Protocol):
+    """Where the network computes, and how bytes get there."""
+
+    device: torch.device
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Uninitialised bytes on the device. Raises what `is_out_of_memory` knows."""
+        ...
+
+    def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Values that the host must know: waits for all of them at once."""
+        ...
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A small tensor for the next launches. Does not wait."""
+        ...
+
+    def copy(self, copies: Copies, after: Event = None) -> Event:
+        """Copy beside the computing, not before `after` has come to pass; the event says that all is copied."""
+        ...
+
+    def mark(self) -> Event:
+        """An event for when everything launched so far is computed."""
+        ...
+
+    def wait(self, event: Event) -> None:
+        """What is launched from now on is computed after the event. The host does not wait."""
+        ...
+
+    def passed(self, event: Event) -> bool:
+        """Whether an event has come to pass."""
+        ...
+
+    def settle(self) -> None:
+        """The host waits until nothing is computed or copied, and memory that was let go is the system's again."""
+        ...
+
+
+class PlainDevice:
+    """A device on which things happen in the order in which they are asked for: the CPU, and MPS."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def allocate(self, nbytes: int) -> Tensor:
+        if self.device.type != "cpu":
+            return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        return anonymous_memory(nbytes)
+
+    def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor.to("cpu") for tensor in tensors]
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device)
+
+    def copy(self, copies: Copies, after: Event = None) -> Event:
+        for target, source in copies:
+            target.copy_(source)
+        return None
+
+    def mark(self) -> Event:
+        return None
+
+    def wait(self, event: Event) -> None:
+        pass
+
+    def passed(self, event: Event) -> bool:
+        return True
+
+    def settle(self) -> None:
+        pass
+
+
+class CudaDevice:
+    """A GPU with a stream for copies beside the one that computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._copies = torch.cuda.Stream(device)
+
+    def allocate(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        out = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        for target, source in zip(out, tensors, strict=True):
+            target.copy_(source, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        event.synchronize()
+        return out
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        # Pinned memory comes from torch's cache, which keeps a block until its copy has run.
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def copy(self, copies: Copies, after: Event = None) -> Event:
+        with torch.cuda.stream(self._copies):
+            if after is not None:
+                self._copies.wait_event(after)
+            for target, source in copies:
+                target.copy_(source, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(self._copies)
+        return event
+
+    def mark(self) -> Event:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def wait(self, event: Event) -> None:
+        if event is not None:
+            torch.cuda.current_stream(self.device).wait_event(event)
+
+    def passed(self, event: Event) -> bool:
+        return event is None or bool(event.query())
+
+    def settle(self) -> None:
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+
+
+def compute_device(device: torch.device) -> ComputeDevice:
+    return CudaDevice(device) if device.type == "cuda" else PlainDevice(device)
+
+
+def anonymous_memory(nbytes: int) -> Tensor:
+    """Host memory of our own, in whole pages, huge ones where the system gives them. Untouched pages cost nothing."""
+    memory = mmap.mmap(-1, max(nbytes, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:nbytes]
+
+
+def pin(memory: Tensor) -> bool:
+    """Register host memory with CUDA, so that copies from it run at full speed. Where it fails they run slower.
+
+    Registered rather than allocated pinned: torch's allocator rounds blocks up to powers of two.
+    """
+    try:
+        return int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0
+    except (RuntimeError, AssertionError):
+        return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on the device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == 12  # ENOMEM, from mmap
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

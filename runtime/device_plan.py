@@ -1,0 +1,63 @@
+"""What is asked of the planner, and what it answers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dslite.runtime.prediction import Prediction
+
+Miss = Literal["fetch", "compute"]
+# resident: every expert is on the compute device. host: in one arena of host memory. mapped: in the mapped files, of
+# which the system keeps pages in memory. disk: read from the files when wanted.
+Source = Literal["resident", "host", "mapped", "disk"]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What the user asks for. Bytes and tokens; None means: decide."""
+
+    dtype: str = "bfloat16"
+    context: int | None = None
+    vram: int | None = None
+    ram: int | None = None
+    expert_slots: int | None = None
+    miss: Literal["auto", "fetch", "compute"] = "auto"
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """Where everything lies, in bytes and experts per layer, and the speed to expect.
+
+    `spare` are buffers of the arena besides the slots, through which experts pass. Where misses are computed on the
+    host, passes of `stream_from` tokens or more fetch them all the same. Where `fits` is false, `reason` says
+    what is missing, the figures are what was asked, and `nearest` is the nearest plan that fits, if any does.
+    """
+
+    device: str
+    dtype: str
+    context: int
+    prefill_chunk: int
+    source: Source
+    miss: Miss
+    stream_from: int
+    slots: int
+    spare: int
+    slot_bytes: int
+    experts_in_ram: int
+    experts_on_disk: int
+    embedding_on_device: bool
+    parameters: int
+    weights_bytes: int
+    resident_bytes: int
+    kv_bytes_per_token: int
+    kv_bytes: int
+    workspace_bytes: int
+    vram_bytes: int
+    ram_bytes: int
+    bytes_read_per_token: int
+    prediction: Prediction
+    reason: str | None = None
+    nearest: "DevicePlan | None" = None
+
+    @property
+    def fits(self) -> bool:
+        return self.reason is None

@@ -1,0 +1,237 @@
+"""Experts read from the safetensors files straight into slots: large parallel positional reads, past the page cache.
+
+Page faults bring 4 KB at a time and keep a second copy in the page cache. Unbuffered reads (O_DIRECT) do neither, but
+begin and end on page boundaries of the file: a buffer holds the pages around an extent, and the matrices are views that
+begin inside them. Where a file system refuses unbuffered reads, the pages read are dropped from the cache again.
+"""
+
+import os
+import weakref
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dslite.model.moe import MLP
+from dslite.runtime.checkpoint import Checkpoint, TensorEntry
+from dslite.runtime.device import Event, anonymous_memory
+from dslite.runtime.errors import CheckpointError
+from dslite.runtime.sources import MATRICES, Fetch, expert_name, packed
+
+PAGE = 4096
+READ_BYTES = 4 * 2**20  # of one call
+THREADS = 4  # reads in flight
+_REMEDY = "check the disk and the file; if it was changed, start again"
+
+
+class WeightFile:
+    """An open file, and how it was when it was opened."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """`size` is what the file's header says. Raises CheckpointError."""
+        self.path = path
+        direct = getattr(os, "O_DIRECT", 0)
+        try:
+            try:
+                self._fd = os.open(path, os.O_RDONLY | direct)
+                self._drop_pages = not direct
+            except OSError:
+                self._fd = os.open(path, os.O_RDONLY)
+                self._drop_pages = True
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be opened: {error.strerror}", _REMEDY) from None
+        self.close = weakref.finalize(self, os.close, self._fd)
+        self._identity = self._look()
+        if self._identity[0] != size:
+            raise CheckpointError(f"{path} has {self._identity[0]} bytes, and its header speaks of {size}", _REMEDY)
+
+    def _look(self) -> tuple[int, int]:
+        status = os.fstat(self._fd)
+        return status.st_size, status.st_mtime_ns
+
+    def check(self) -> None:
+        """Raise CheckpointError if the file is no longer what it was."""
+        size, changed = self._look()
+        if size < self._identity[0]:
+            raise CheckpointError(f"{self.path} was cut to {size} of {self._identity[0]} bytes while in use", _REMEDY)
+        if (size, changed) != self._identity:
+            raise CheckpointError(f"{self.path} was changed while in use", _REMEDY)
+
+    def read(self, target: memoryview, start: int, least: int) -> None:
+        """Read from byte `start`, a page's first, into whole pages; `least` bytes must come. Raises CheckpointError."""
+        done = 0
+        while done < least:
+            try:
+                count = os.preadv(self._fd, [target[done:]], start + done)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path} cannot be read at byte {start + done}: {error.strerror}", _REMEDY
+                ) from None
+            if count <= 0 or (done + count < least and count % PAGE):
+                raise CheckpointError(f"{self.path} ends at byte {start + done + max(count, 0)}, too early", _REMEDY)
+            done += count
+        if self._drop_pages and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, start, len(target), os.POSIX_FADV_DONTNEED)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring tensors of a file, and the whole pages that hold them, at `place` of a buffer."""
+
+    file: WeightFile
+    first_page: int  # byte of the file
+    end: int  # byte of the file behind the last tensor
+    place: int
+
+    @property
+    def span(self) -> int:
+        return -(-(self.end - self.first_page) // PAGE) * PAGE
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Where some tensors lie in their files and, once read, in a buffer: `places` in the tensors' order."""
+
+    runs: tuple[_Run, ...]
+    places: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of a buffer that holds them."""
+        return sum(run.span for run in self.runs)
+
+    @classmethod
+    def of(cls, entries: Sequence[TensorEntry], files: dict[Path, WeightFile]) -> "Extents":
+        """Adjacent tensors become one run."""
+        places = [0] * len(entries)
+        runs: list[_Run] = []
+        order = sorted(range(len(entries)), key=lambda number: (str(entries[number].file), entries[number].offset))
+        for number in order:
+            entry = entries[number]
+            end = entry.offset + entry.nbytes
+            last = runs[-1] if runs else None
+            if last is not None and (last.file.path, last.end) == (entry.file, entry.offset):
+                runs[-1] = _Run(last.file, last.first_page, end, last.place)
+            else:
+                place = last.place + last.span if last is not None else 0
+                runs.append(_Run(files[entry.file], entry.offset // PAGE * PAGE, end, place))
+            places[number] = runs[-1].place + entry.offset - runs[-1].first_page
+        return cls(tuple(runs), tuple(places))
+
+
+class Reader:
+    """Threads that read. The order of asking is the order of beginning."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        ends: dict[Path, int] = {}
+        for entry in checkpoint.entries.values():
+            ends[entry.file] = max(ends.get(entry.file, 0), entry.offset + entry.nbytes)
+        self.files = {path: WeightFile(path, size) for path, size in ends.items()}
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="dslite-read")
+
+    def read(self, extents: Extents, buffer: Tensor) -> list["Future[None]"]:
+        """Begin to read into a buffer whose address is a page's."""
+        view = memoryview(buffer.numpy())
+        return [
+            self._threads.submit(run.file.read, view[at : min(at + READ_BYTES, run.place + run.span)], start, least)
+            for run in extents.runs
+            for at, start, least in _pieces(run)
+        ]
+
+    def tensor(self, entry: TensorEntry) -> Tensor:
+        """A tensor in memory of its own, read at once. Raises CheckpointError."""
+        extents = Extents.of([entry], self.files)
+        memory = anonymous_memory(extents.nbytes)
+        Reading(extents, self.read(extents, memory)).wait()
+        place = extents.places[0]
+        return memory[place : place + entry.nbytes].view(entry.dtype).view(entry.shape)
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for file in self.files.values():
+            file.close()
+
+
+def _pieces(run: _Run) -> Iterable[tuple[int, int, int]]:
+    """Place in the buffer, byte of the file, and bytes that must come, of each call."""
+    for done in range(0, run.span, READ_BYTES):
+        start = run.first_page + done
+        yield run.place + done, start, min(READ_BYTES, run.end - start)
+
+
+@dataclass
+class Reading:
+    """Extents on their way into a buffer."""
+
+    extents: Extents
+    futures: list["Future[None]"]
+
+    def wait(self) -> None:
+        wait(self.futures)  # all of them, also behind one that failed: the buffer is used again
+        for future in self.futures:
+            future.result()
+        for run in self.extents.runs:
+            run.file.check()
+
+    def passed(self) -> bool:
+        return all(future.done() for future in self.futures)
+
+
+@dataclass
+class _ReadingExpert:
+    mlp: MLP
+    reading: Reading
+    raw: MLP | None = field(default=None)  # in the file's dtype, where that is another
+
+    def wait(self) -> None:
+        self.reading.wait()
+        if self.raw is not None:
+            for target, source in zip(self.mlp.matrices, self.raw.matrices, strict=True):
+                target.copy_(source)
+            self.raw = None
+
+    def passed(self) -> bool:
+        return self.reading.passed()
+
+
+class DiskSource:
+    """Experts in the files of a checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, reader: Reader, dtype: torch.dtype) -> None:
+        self._checkpoint, self._reader, self._dtype = checkpoint, reader, dtype
+        config = checkpoint.config
+        self.nbytes_moved = 3 * config.moe_intermediate_size * config.hidden_size * dtype.itemsize
+        self._extents: dict[tuple[int, int], Extents] = {}
+
+    def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
+        entries = [self._checkpoint.entries[expert_name(layer, expert, matrix)] for matrix in MATRICES]
+        key = (layer, expert)
+        if key not in self._extents:
+            self._extents[key] = Extents.of(entries, self._reader.files)
+        extents = self._extents[key]
+        if entries[0].dtype is self._dtype:
+            return _ReadingExpert(views(buffer, extents, entries), Reading(extents, self._reader.read(extents, buffer)))
+        scratch = anonymous_memory(extents.nbytes)
+        reading = Reading(extents, self._reader.read(extents, scratch))
+        return _ReadingExpert(
+            packed(buffer, self._checkpoint.config, self._dtype), reading, views(scratch, extents, entries)
+        )
+
+    def where_it_lies(self, layer: int, expert: int) -> MLP | None:
+        return None
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def views(buffer: Tensor, extents: Extents, entries: Sequence[TensorEntry]) -> MLP:
+    """gate, up and down in a buffer that holds their extents."""
+    return MLP(
+        *(
+            buffer[place : place + entry.nbytes].view(entry.dtype).view(entry.shape)
+            for place, entry in zip(extents.places, entries, strict=True)
+        )
+    )

@@ -1,0 +1,148 @@
+"""One layer's routed experts, computed from slots, from buffers through which they pass, or where they lie."""
+
+# T tokens  D hidden  K experts per token
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dslite.model import kernels
+from dslite.model.kernels import ExpertTable
+from dslite.model.moe import MLP
+from dslite.runtime.experts import ExpertCache, Held
+
+_FEW = 16  # tokens up to which outputs are kept in float32: then the compiled kernels answer in it
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tokens chose which expert, on the host.
+
+    A token's choices are put in ascending order of experts; `places` (T·K) lists them expert by expert, and
+    `bounds[expert]` says which stretch is whose. `ranks` (T, K) is the order within each token.
+    """
+
+    places: Tensor
+    ranks: Tensor
+    bounds: dict[int, tuple[int, int]]
+
+    @classmethod
+    def of(cls, expert_ids: Tensor) -> "Choice":
+        """From ids (T, K) in host memory."""
+        ascending, ranks = expert_ids.sort(dim=1)
+        experts, places = ascending.flatten().sort(stable=True)
+        used, counts = experts.unique_consecutive(return_counts=True)
+        ends = counts.cumsum(0)
+        spans = zip((ends - counts).tolist(), ends.tolist(), strict=True)
+        return cls(places, ranks, dict(zip(used.tolist(), spans, strict=True)))
+
+
+class SlotExperts:
+    """An ExpertBank over the slots of one layer. Every pass raises CheckpointError where an expert cannot be read."""
+
+    def __init__(self, cache: ExpertCache, layer: int) -> None:
+        self.cache = cache
+        self.layer = layer
+
+    def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        """hidden (T, D), ids (T, K) and float32 weights (T, K): the weighted sum, (T, D) in float32."""
+        device = self.cache.device
+        computes = hidden.shape[0] < self.cache.compute_below
+        told = device.to_host([expert_ids, hidden] if computes else [expert_ids])
+        choice = Choice.of(told[0])
+        places, ranks = device.to_device(torch.stack([choice.places, choice.ranks.flatten()])).unbind()
+        outputs = _Outputs(hidden, places, choice.bounds, expert_ids.shape[1])
+        try:
+            if computes:
+                self._compute_where_they_lie(choice, told[1], outputs)
+            else:
+                self._fetch(choice, outputs)
+        except BaseException:
+            self.cache.abandon()
+            raise
+        return outputs.combine(weights.gather(1, ranks.view_as(weights)))
+
+    def _hits(self, choice: Choice, outputs: "_Outputs") -> list[int]:
+        """Compute the experts that are in slots; return the others."""
+        held = self.cache.held(self.layer)
+        hits = [expert for expert in choice.bounds if expert in held]
+        misses = [expert for expert in choice.bounds if expert not in held]
+        self.cache.stats.count(self.layer, hits, misses)
+        for expert in hits:
+            outputs.compute(expert, held[expert])
+            self.cache.touch(held[expert], outputs.rows(expert))
+        return misses
+
+    def _fetch(self, choice: Choice, outputs: "_Outputs") -> None:
+        """Bring the misses into buffers while hits are computed; where most experts are used, the next layer's too."""
+        cache, layer = self.cache, self.layer
+        cache.begin(layer, list(choice.bounds))
+        cache.want(layer, list(choice.bounds))
+        if 2 * len(choice.bounds) > cache.config.n_routed_experts and layer + 1 in cache.layers:
+            cache.want(layer + 1, range(cache.config.n_routed_experts))
+        for expert in self._hits(choice, outputs):
+            fetched = cache.take(layer, expert)
+            outputs.compute(expert, fetched)
+            cache.settle_in(layer, expert, fetched, rows=outputs.rows(expert))
+
+    def _compute_where_they_lie(self, choice: Choice, hidden: Tensor, outputs: "_Outputs") -> None:
+        """Compute hits on the device and misses on the host, beside each other. hidden (T, D) is the host's copy."""
+        cache, layer = self.cache, self.layer
+        cache.begin_inserting(layer)
+        misses = self._hits(choice, outputs)
+        here = _Outputs(hidden, choice.places, choice.bounds, outputs.per_token)
+        for expert in misses:
+            mlp = cache.source.where_it_lies(layer, expert)
+            assert mlp is not None
+            here.compute(expert, Held(-1, mlp, ExpertTable([mlp.matrices])))
+        cache.stats.computed += len(misses)
+        if misses:
+            mine = torch.cat([choice.places[slice(*choice.bounds[expert])] for expert in misses])
+            outputs.place(cache.device.to_device(mine), cache.device.to_device(here.flat[mine]))
+            # One a pass: copies and the host's computing share the host memory's bandwidth.
+            cache.insert(layer, misses[0], outputs.rows(misses[0]))
+
+
+class _Outputs:
+    """The output of every choice in its place, so that the order of computing leaves no trace in their sum."""
+
+    def __init__(self, hidden: Tensor, places: Tensor, bounds: dict[int, tuple[int, int]], per_token: int) -> None:
+        self._hidden, self._places, self._bounds, self.per_token = hidden, places, bounds, per_token
+        count, width = hidden.shape
+        dtype = torch.float32 if count <= _FEW else hidden.dtype
+        self.flat = torch.empty(count * per_token, width, dtype=dtype, device=hidden.device)  # (T·K, D)
+
+    def rows(self, expert: int) -> int:
+        start, end = self._bounds[expert]
+        return end - start
+
+    def compute(self, expert: int, held: Held) -> None:
+        """One expert for the tokens that chose it."""
+        start, end = self._bounds[expert]
+        places = self._places[start:end]
+        alone = self._hidden.shape[0] == 1
+        rows = self._hidden if alone else self._hidden[places // self.per_token]
+        self.place(places, expert_output(held.mlp, held.table, rows))
+
+    def place(self, places: Tensor, values: Tensor) -> None:
+        self.flat.index_copy_(0, places, values.to(self.flat.dtype))
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """The sum (T, D) in float32 by weights (T, K) in ascending order of experts."""
+        parts = self.flat.unflatten(0, weights.shape)
+        total = parts[:, 0].float() * weights[:, 0, None]
+        for rank in range(1, weights.shape[1]):
+            total += parts[:, rank].float() * weights[:, rank, None]
+        return total
+
+
+def expert_output(mlp: MLP, table: ExpertTable, rows: Tensor) -> Tensor:
+    """One expert for rows (T, D): by the compiled kernel in float32 where it applies, else in the rows' dtype."""
+    count = rows.shape[0]
+    if count <= _FEW and rows.device.type == "cpu":
+        first, whole = torch.zeros(count, 1, dtype=torch.int64), torch.ones(count, 1)
+        out = kernels.weighted_experts(rows, first, whole, table)
+        if out is not None:
+            return out
+    return mlp.reference(rows)

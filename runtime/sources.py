@@ -1,0 +1,120 @@
+"""Where experts come from when they are not in a slot: host memory. (From disk: disk.py.)"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dslite.model.config import ModelConfig
+from dslite.model.moe import MLP
+from dslite.runtime.device import ComputeDevice, Event, anonymous_memory, pin
+
+MATRICES = ("gate_proj", "up_proj", "down_proj")
+
+
+class Fetch(Protocol):
+    """An expert on its way into a buffer."""
+
+    mlp: MLP  # views of the buffer, readable once `wait` has returned
+
+    def wait(self) -> None:
+        """What is computed from now on finds the expert in the buffer. Raises CheckpointError where reading failed."""
+        ...
+
+    def passed(self) -> bool:
+        """Whether the expert has arrived, or failed to."""
+        ...
+
+
+class ExpertSource(Protocol):
+    """The slower memory behind the slots."""
+
+    nbytes_moved: int  # of one expert
+
+    def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
+        """Begin to bring an expert into a buffer, which computing reads until `after`."""
+        ...
+
+    def where_it_lies(self, layer: int, expert: int) -> MLP | None:
+        """The expert in host memory, to be computed there; None where only a slot can hold it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def expert_name(layer: int, expert: int, matrix: str) -> str:
+    """The Hub's name of one matrix."""
+    return f"model.layers.{layer}.mlp.experts.{expert}.{matrix}.weight"
+
+
+def matrix_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
+    """gate, up and down of an expert."""
+    width, hidden = config.moe_intermediate_size, config.hidden_size
+    return (width, hidden), (width, hidden), (hidden, width)
+
+
+def packed(buffer: Tensor, config: ModelConfig, dtype: torch.dtype) -> MLP:
+    """Views of a buffer that holds gate, up and down one behind the other."""
+    count = config.moe_intermediate_size * config.hidden_size * dtype.itemsize
+    parts = buffer[: 3 * count].split(count)
+    return MLP(*(part.view(dtype).view(shape) for part, shape in zip(parts, matrix_shapes(config), strict=True)))
+
+
+@dataclass
+class _Copying:
+    mlp: MLP
+    device: ComputeDevice
+    event: Event
+
+    def wait(self) -> None:
+        self.device.wait(self.event)
+
+    def passed(self) -> bool:
+        return self.device.passed(self.event)
+
+
+class HostSource:
+    """Experts in host memory, as `take` gives them: mapped files, or one arena of our own (`in_arena`)."""
+
+    def __init__(
+        self, config: ModelConfig, device: ComputeDevice, dtype: torch.dtype, take: Callable[[int, int], MLP]
+    ) -> None:
+        self._config, self._device, self._dtype, self._take = config, device, dtype, take
+        self.nbytes_moved = 3 * config.moe_intermediate_size * config.hidden_size * dtype.itemsize
+
+    def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
+        target, source = packed(buffer, self._config, self._dtype), self._take(layer, expert)
+        copies = list(zip(target.matrices, source.matrices, strict=True))
+        return _Copying(target, self._device, self._device.copy(copies, after))
+
+    def where_it_lies(self, layer: int, expert: int) -> MLP | None:
+        mlp = self._take(layer, expert)
+        return mlp if mlp.gate_proj.dtype is self._dtype else MLP(*(part.to(self._dtype) for part in mlp.matrices))
+
+    def close(self) -> None:
+        pass
+
+
+class HostArena:
+    """All routed experts in one piece of host memory, pinned where the system allows it."""
+
+    def __init__(self, config: ModelConfig, layers: range, dtype: torch.dtype) -> None:
+        self._config, self._layers, self._dtype = config, layers, dtype
+        self._bytes = 3 * config.moe_intermediate_size * config.hidden_size * dtype.itemsize
+        self._memory = anonymous_memory(self._bytes * config.n_routed_experts * len(layers))
+        self.pinned = False
+
+    @property
+    def nbytes(self) -> int:
+        return self._memory.nbytes
+
+    def pin(self) -> None:
+        """Once it is filled: registering touches every page."""
+        self.pinned = pin(self._memory)
+
+    def expert(self, layer: int, expert: int) -> MLP:
+        """Views of an expert, to be filled or read."""
+        start = ((layer - self._layers.start) * self._config.n_routed_experts + expert) * self._bytes
+        return packed(self._memory[start : start + self._bytes], self._config, self._dtype)
