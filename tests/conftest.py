@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -11,3 +12,8 @@ settings.load_profile("dslite")
 torch.set_num_threads(1)
 
 pytest_plugins = ["support.hub_fixtures"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A failing example is told as it is, not as a warning that an engine is long to print."""
+    config.addinivalue_line("filterwarnings", "ignore:Generating overly large repr:hypothesis.errors.HypothesisWarning")

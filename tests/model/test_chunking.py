@@ -1,5 +1,7 @@
 """The same tokens in other portions, forms and company give the same log-probabilities."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,16 +18,25 @@ TOLERANCE = 2e-5
 COUNT = 48  # tokens: several times ABSORB_BELOW, so that "auto" takes both forms
 FORMS: list[Form] = ["auto", "expanded", "absorbed"]
 
-Case = tuple[Transformer, list[int], Tensor]
+
+@dataclass
+class Case:
+    """A network, token ids, and transformers' log-probabilities (T, V) of them."""
+
+    model: Transformer
+    ids: list[int]
+    expected: Tensor
+
+    def __repr__(self) -> str:
+        return "Case"  # hypothesis prints what it calls a test with
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A network, token ids, and transformers' log-probabilities of them."""
     folder = write_checkpoint(tmp_path_factory.mktemp("model"), tiny_config(q_lora_rank=24), seed=1, tokenizer=False)
     model, oracle = load_model(folder), Oracle(folder)
     ids = random_ids(COUNT, model.config.vocab_size)
-    return model, ids, oracle.logprobs(ids)
+    return Case(model, ids, oracle.logprobs(ids))
 
 
 @st.composite
@@ -38,7 +49,7 @@ def portions(draw: st.DrawFn) -> list[tuple[int, Form]]:
 @given(portions())
 @settings(max_examples=40)
 def test_any_chunking_in_any_forms_gives_the_logprobs_of_one_shot(case: Case, portions: list[tuple[int, Form]]) -> None:
-    model, ids, expected = case
+    model, ids, expected = case.model, case.ids, case.expected
     cache = new_cache(model, COUNT)
 
     for size, form in portions:
@@ -49,7 +60,7 @@ def test_any_chunking_in_any_forms_gives_the_logprobs_of_one_shot(case: Case, po
 
 @pytest.mark.parametrize("form", FORMS)
 def test_token_by_token_gives_the_logprobs_of_one_shot(case: Case, form: Form) -> None:
-    model, ids, expected = case
+    model, ids, expected = case.model, case.ids, case.expected
     cache = new_cache(model, COUNT)
 
     for place, token_id in enumerate(ids):
@@ -59,8 +70,8 @@ def test_token_by_token_gives_the_logprobs_of_one_shot(case: Case, form: Form) -
 
 @given(st.integers(0, COUNT), st.integers(0, COUNT), st.sampled_from(FORMS))
 def test_truncate_and_go_on_gives_the_logprobs_of_a_fresh_start(case: Case, keep: int, extra: int, form: Form) -> None:
-    model, ids, expected = case
-    cache = new_cache(model, 2 * COUNT)
+    model, ids, expected = case.model, case.ids, case.expected
+    cache = new_cache(model, 2 * COUNT + 1)
     read(model, cache, ids[:keep] + random_ids(extra + 1, model.config.vocab_size, seed=9))
 
     cache.truncate(keep)
@@ -75,7 +86,7 @@ def test_truncate_and_go_on_gives_the_logprobs_of_a_fresh_start(case: Case, keep
 def test_sequences_decoded_together_get_the_logprobs_that_each_gets_alone(
     case: Case, counts: tuple[int, ...], form: Form
 ) -> None:
-    model = case[0]
+    model = case.model
     vocab_size = model.config.vocab_size
     pasts = [random_ids(past, vocab_size, seed=past) for past in (0, 5, 23)]
     news = [random_ids(count, vocab_size, seed=40 + place) for place, count in enumerate(counts)]
@@ -93,7 +104,7 @@ def test_sequences_decoded_together_get_the_logprobs_that_each_gets_alone(
 
 
 def test_a_pass_that_is_dropped_between_layers_leaves_the_cache_as_it_was(case: Case) -> None:
-    model, ids, expected = case
+    model, ids, expected = case.model, case.ids, case.expected
     cache = new_cache(model, COUNT)
     read(model, cache, ids[:20])
 
