@@ -47,10 +47,14 @@ Happening = tuple[Hashable, Event | DsliteError]
 class Batch:
     """Requests join under a key of the caller's; each step returns what happened, as (key, event or error)."""
 
-    def __init__(self, engine: Engine, *, most: int = DEFAULT_BATCH) -> None:
-        """`most` sequences run together; further ones wait their turn."""
+    def __init__(self, engine: Engine, *, most: int = DEFAULT_BATCH, tokens: int | None = None) -> None:
+        """`most` sequences run together; further ones wait their turn.
+
+        `tokens` is the most that the caches of all of them take, finished ones included; None: a context for each.
+        """
         self._engine = engine
         self._most = most
+        self._tokens = max(engine.context, most * engine.context if tokens is None else tokens)
         self._waiting: OrderedDict[Hashable, Request] = OrderedDict()
         self._running: dict[Hashable, _Sequence] = {}
         self._left: list[_Sequence] = []  # finished ones, oldest first: their rows may serve those to come
@@ -64,14 +68,18 @@ class Batch:
         self._waiting[key] = request
 
     def leave(self, key: Hashable) -> None:
-        """Forget a request whose answer nobody wants any more."""
+        """Forget a request whose answer nobody wants any more; what was computed of it may serve another."""
         self._waiting.pop(key, None)
-        self._running.pop(key, None)
+        if key in self._running:
+            self._see_off(self._running[key])
 
     def step(self) -> list[Happening]:
         """Read a piece of a prompt, and make a token of every answer that has begun."""
         while self._waiting and len(self._running) < self._most:
-            key, request = self._waiting.popitem(last=False)
+            key, request = next(iter(self._waiting.items()))
+            if not self._make_room(self._size(request)):
+                break  # the oldest waits for room, and no younger one passes it
+            del self._waiting[key]
             self._running[key] = self._admit(key, request)
         reading = next((sequence for sequence in self._running.values() if sequence.unread), None)
         events = self._read(reading) if reading is not None else []
@@ -83,11 +91,23 @@ class Batch:
         while len(self):
             yield from self.step()
 
+    def _size(self, request: Request) -> int:
+        """Tokens that a request's cache must be able to hold."""
+        context, wanted = self._engine.context, request.params.max_tokens
+        return context if wanted is None else min(context, len(request.prompt_ids) + wanted)
+
+    def _make_room(self, size: int) -> bool:
+        """Whether a cache of `size` tokens fits; rows of finished sequences give way to it, the oldest first."""
+        running = sum(sequence.cache.capacity for sequence in self._running.values())
+        if running + size > self._tokens:
+            return False
+        while running + size + sum(kept.cache.capacity for kept in self._left) > self._tokens:
+            del self._left[0]
+        return True
+
     def _admit(self, key: Hashable, request: Request) -> _Sequence:
         engine, ids = self._engine, request.prompt_ids
-        most = len(ids) + (engine.context if request.params.max_tokens is None else request.params.max_tokens)
-        model = engine.model
-        cache = LatentKVCache(model.config, min(most, engine.context), dtype=model.dtype, device=model.device)
+        cache = self._cache(self._size(request))
         known = 0 if request.echo else self._copy_prefix(cache, ids)
         draft = Draft(request, engine.tokenizer, end_tokens=engine.eos_token_ids, context=engine.context, cached=known)
         return _Sequence(key, draft, cache, list(ids[:known]))
@@ -151,9 +171,19 @@ class Batch:
     def _see_off(self, sequence: _Sequence) -> None:
         """Keep the rows of finished sequences, the newest ones, up to one context of tokens."""
         self._running.pop(sequence.key, None)
+        if not sequence.ids:
+            return
+        if sequence.cache.capacity > len(sequence.ids):
+            kept = self._cache(len(sequence.ids))
+            kept.copy_rows(sequence.cache, len(sequence.ids))
+            sequence.cache = kept
         self._left.append(sequence)
         while sum(len(kept.ids) for kept in self._left) > self._engine.context:
             del self._left[0]
+
+    def _cache(self, tokens: int) -> LatentKVCache:
+        model = self._engine.model
+        return LatentKVCache(model.config, tokens, dtype=model.dtype, device=model.device)
 
     def _fail(self, sequence: _Sequence, error: DsliteError) -> list[Happening]:
         self._running.pop(sequence.key, None)

@@ -43,6 +43,7 @@ class Draft:
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopTexts(request.params.stop)
         self._text: list[str] = []
+        self._end: Token | None = None
         self._started = time.perf_counter()
         self._prefilled = self._first = 0.0
 
@@ -71,6 +72,7 @@ class Draft:
         self._first = self._first or time.perf_counter()
         if token_id in self._end_tokens:
             self.finish_reason = "stop"
+            self._end = self._with_scores(Token(token_id, ""), logits)
             return []
         text = self._decoder.push(token_id)
         delta, stopped = self._stops.push(text)
@@ -79,10 +81,7 @@ class Draft:
             self.finish_reason = "stop"
         else:
             self._check_room()
-        token = Token(token_id, text, delta)
-        if self.request.logprobs is None:
-            return [token]
-        return [self._scored(token, score(logits[None], [token_id], self.request.logprobs)[0])]
+        return [self._with_scores(Token(token_id, text, delta), logits)]
 
     def interrupt(self) -> None:
         """Nobody waits for the rest."""
@@ -106,6 +105,7 @@ class Draft:
             prompt_tokens=len(self.request.prompt_ids),
             cached_tokens=self.cached,
             delta=delta,
+            end=self._end,
             timing=Timing(
                 prefill_s=(self._prefilled or now) - self._started,
                 decode_s=now - self._prefilled if self._prefilled else 0.0,
@@ -124,6 +124,11 @@ class Draft:
         text = self._decoder.push(token_id)
         self._text.append(text)
         return Token(token_id, text, text, in_prompt=True)
+
+    def _with_scores(self, token: Token, logits: Tensor) -> Token:
+        """A token that was drawn from logits (vocabulary,), with its log-probabilities where they were asked for."""
+        k = self.request.logprobs
+        return token if k is None else self._scored(token, score(logits[None], [token.id], k)[0])
 
     def _scored(self, token: Token, scores: Scores) -> Token:
         name = self._tokenizer.token_text

@@ -107,7 +107,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of an answer. `text` is all of it; `delta` is what had been held back."""
+    """The end of an answer. `text` is all of it; `delta` what had been held back; `end` the end token, if one came."""
 
     finish_reason: FinishReason
     text: str
@@ -115,6 +115,7 @@ class Done:
     prompt_tokens: int
     cached_tokens: int
     delta: str = ""
+    end: Token | None = None
     timing: Timing = field(default_factory=Timing)
 
 
