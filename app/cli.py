@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dslite.app import console
-from dslite.app.commands import complete, model, plan, profile, session
+from dslite.app.commands import complete, model, plan, profile, serve, session
 from dslite.app.options import command
 from dslite.model.errors import DsliteError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("complete")(command(complete.complete))
 app.command("plan")(command(plan.plan))
+app.command("serve")(command(serve.serve))
 app.add_typer(model.app, name="model")
 app.add_typer(profile.app, name="profile")
 app.add_typer(session.app, name="session")

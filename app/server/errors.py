@@ -1,0 +1,59 @@
+"""Errors as OpenAI's clients know them: an HTTP status, and an object that says what, which parameter and a code."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dslite.runtime.errors import ContextFullError, DsliteError, NumericsError, UsageError
+
+
+class ApiError(DsliteError):
+    """A request that gets no answer. `code` and `param` are what a program may look at."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = headers or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def invalid(message: str, param: str | None = None) -> ApiError:
+    """A request that is wrong in itself."""
+    return ApiError(400, message, param=param)
+
+
+def busy(message: str) -> ApiError:
+    """Asked again in a moment, it may go."""
+    return ApiError(503, message, code="overloaded", headers={"Retry-After": "1"})
+
+
+def from_runtime(error: DsliteError) -> ApiError:
+    """An error of the runtime for a client, who learns what is wrong with the request, and nothing of the machine."""
+    if isinstance(error, ApiError):
+        return error
+    text = f"{error.message}; {error.remedy}" if error.remedy else error.message
+    if isinstance(error, ContextFullError):
+        return ApiError(400, error.message, code="context_length_exceeded")
+    if isinstance(error, UsageError):
+        return ApiError(400, text)
+    if isinstance(error, NumericsError):
+        return ApiError(500, error.message, code="not_finite")
+    return internal()
+
+
+def internal() -> ApiError:
+    """Something broke; the server's own output says what."""
+    return ApiError(500, "the server failed to answer; its own output says why", code="internal_error")

@@ -1,0 +1,21 @@
+"""What one client may take from the others."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a server. Bytes, seconds, counts."""
+
+    parallel: int = 8  # answers computed together
+    queue: int = 256  # answers under way and waiting
+    seconds: float = 3600.0  # of a request, its waiting included
+    body_bytes: int = 16 * 2**20  # the longest context as token ids takes 1.2 MB
+    body_seconds: float = 30.0  # in which a body must have come
+    head_seconds: float = 20.0  # in which a connection must have asked something
+    buffered: int = 8192  # events that a slow reader may leave waiting
+    grace_seconds: float = 5.0  # that answers have to end after SIGTERM
+    connections: int = 512
+    choices: int = 128  # answers that one request may ask for
+    stops: int = 16
+    stop_length: int = 1000  # characters
