@@ -1,0 +1,69 @@
+"""With what the next answer of a chat is made: flags and what was set since, then the profile, then the defaults."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dslite.app import sampling
+from dslite.app.profiles import PLAIN, Profile
+from dslite.runtime.errors import UsageError
+from dslite.runtime.sampling_params import SamplingParams
+
+_INTEGERS = ("top_k", "seed", "max_tokens")
+_ALIASES = {"temp": "temperature", "num_predict": "max_tokens", "system_prompt": "system"}
+
+
+@dataclass
+class ChatSettings:
+    """`chosen` holds flags and later /set values. `system` None means: the profile's; an empty text means none."""
+
+    model: str
+    profile: Profile = field(default_factory=lambda: Profile(PLAIN))
+    chosen: dict[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+
+    @property
+    def system_message(self) -> str | None:
+        return (self.profile.system if self.system is None else self.system) or None
+
+    def params(self, model_defaults: Mapping[str, Any]) -> SamplingParams:
+        """The values of an answer, in the contract's order of precedence."""
+        return SamplingParams(**{**model_defaults, **self.defaults, **self.profile.sampling, **self.chosen})
+
+    def set(self, key: str, value: str) -> str:
+        """Change one value and say so. Raises UsageError."""
+        name = key.lower().replace("-", "_")
+        name = _ALIASES.get(name, name)
+        if name == "system":
+            return self.set_system(value)
+        if name not in sampling.KEYS:
+            raise UsageError(
+                f"there is nothing called {key} to set", f"choose one of {', '.join(sampling.KEYS)}, system"
+            )
+        if value.lower() in ("default", "none"):
+            self.chosen.pop(name, None)
+            return f"{name} is back at its default"
+        parsed = sampling.chosen(**{name: _parse(name, value)})
+        self.chosen |= parsed
+        return f"{name} is {value}"
+
+    def set_system(self, text: str) -> str:
+        """Change the system message; `-` removes it."""
+        self.system = "" if text in ("-", "none") else text
+        return "the system message is set" if self.system else "there is no system message now"
+
+    def use(self, profile: Profile) -> None:
+        """Change the profile. Values that were set by hand stay; a system message that was set does not."""
+        self.profile = profile
+        self.system = None
+
+
+def _parse(name: str, value: str) -> Any:
+    if name == "stop":
+        return [value]
+    try:
+        return int(value) if name in _INTEGERS else float(value)
+    except ValueError:
+        kind = "a whole number" if name in _INTEGERS else "a number"
+        raise UsageError(f"{name} is {value!r}; it must be {kind}") from None

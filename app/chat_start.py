@@ -1,0 +1,52 @@
+"""With what a chat begins: shared by the screen and the line mode."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dslite.app.chat_settings import ChatSettings
+from dslite.app.errors import ConfigFileError
+from dslite.app.opening import Opener
+from dslite.app.recorder import Recorder
+from dslite.app.setup import FirstRun
+from dslite.model.errors import DsliteError
+from dslite.runtime.hub import ModelRef
+
+if TYPE_CHECKING:
+    from dslite.app.config import Config
+    from dslite.app.sessions import SessionStore
+
+
+@dataclass(frozen=True)
+class Looks:
+    """[chat] and [keys] of config.toml."""
+
+    theme: str | None = None
+    mouse: bool = True
+    keymap: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_config(cls, config: "Config") -> "Looks":
+        """Raises ConfigFileError."""
+        mouse = config.table("chat").get("mouse", True)
+        if not isinstance(mouse, bool):
+            raise ConfigFileError(f"{config.path}, [chat]: mouse is {mouse!r}; it must be true or false")
+        keymap = config.table("keys")
+        for name, key in keymap.items():
+            if not isinstance(key, str):
+                raise ConfigFileError(f"{config.path}, [keys]: {name} is {key!r}; it must be a text such as 'f6'")
+        return cls(config.text("chat", "theme"), mouse, dict(keymap))
+
+
+@dataclass
+class ChatStart:
+    """`resume` names the conversation to open; `warnings` are told once the chat is there."""
+
+    ref: ModelRef
+    settings: ChatSettings
+    open_model: Opener
+    recorder: Recorder
+    resume: "Callable[[SessionStore], str | None] | None" = None
+    looks: Looks = field(default_factory=Looks)
+    first_run: FirstRun = field(default_factory=FirstRun)
+    warnings: list[DsliteError] = field(default_factory=list)

@@ -1,0 +1,140 @@
+"""`dslite chat`: the terminal application, or with --plain a chat line by line."""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dslite.app import options
+from dslite.app.options import flag, system_message
+from dslite.app.sampling import chosen
+from dslite.runtime.errors import DsliteError, UsageError
+from dslite.runtime.hub import parse_model
+
+if TYPE_CHECKING:
+    from dslite.app.chat_start import ChatStart
+    from dslite.app.sessions import Conversation
+
+_CHAT_MODEL = "chat"
+
+
+def chat(
+    *,
+    plain: Annotated[bool, flag("--plain", help="Line by line: for screen readers and simple terminals.")] = False,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "bfloat16",
+    ctx_size: options.CtxSize = None,
+    threads: options.Threads = None,
+    offline: options.Offline = False,
+    system: options.System = None,
+    system_file: options.SystemFile = None,
+    profile: options.Profile = None,
+    save_profile: options.SaveProfile = None,
+    continue_: options.Continue = False,
+    session: options.Session = None,
+    no_save: options.NoSave = False,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+) -> None:
+    """Chat with a model in the terminal."""
+    from dslite.app.answer_settings import AnswerSettings, as_profile
+    from dslite.app.profiles import save_profile as keep_profile
+
+    sampling = chosen(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=stop,
+    )
+    flags = AnswerSettings(model, system=system_message(system, system_file), sampling=sampling)
+    if continue_ and session is not None:
+        raise UsageError("--session does not go with --continue", "leave one of them out")
+    if save_profile is not None:
+        keep_profile(as_profile(save_profile, flags, profile))
+    plain = plain or os.environ.get("TERM") in ("dumb", "")
+    if not plain and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("chat needs a terminal", "use dslite chat --plain, or dslite complete")
+    talk = _find(latest=continue_, id=session)
+    engine_options = {"device": device, "dtype": dtype, "ctx_size": ctx_size, "threads": threads, "offline": offline}
+    start = _start(flags, profile, talk, revision, engine_options, saving=not no_save)
+    if plain:
+        from dslite.app.plain import run_plain
+
+        raise typer.Exit(run_plain(start))
+    from dslite.app.tui.app import run_chat
+
+    raise typer.Exit(run_chat(start))
+
+
+def _find(*, latest: bool, id: str | None) -> "Conversation | None":
+    """The conversation to go on with. Raises SessionsError, NotFoundError."""
+    if not latest and id is None:
+        return None
+    from dslite.app.sessions import SessionStore
+
+    with SessionStore.open() as store:
+        return store.find(id) if id is not None else store.latest()
+
+
+def _start(
+    flags: Any,
+    profile: str | None,
+    talk: "Conversation | None",
+    revision: str | None,
+    engine_options: dict[str, Any],
+    *,
+    saving: bool,
+) -> "ChatStart":
+    """Put together with what the chat begins. A broken config.toml is told, and the chat goes on without it."""
+    from dslite.app.answer_settings import settle
+    from dslite.app.chat_settings import ChatSettings
+    from dslite.app.chat_start import ChatStart, Looks
+    from dslite.app.config import Config, config_path, read_config
+    from dslite.app.errors import ConfigFileError
+    from dslite.app.opening import opener
+    from dslite.app.profiles import default_values
+    from dslite.app.recorder import Recorder
+    from dslite.app.sessions import SessionStore
+
+    warnings: list[DsliteError] = []
+    try:
+        config: Config = read_config()
+        made = settle(flags, profile, talk, raw=False)
+        defaults = default_values(config)
+        looks = Looks.of_config(config)
+    except ConfigFileError as error:
+        if profile is not None:
+            raise
+        warnings.append(error)
+        made, defaults, looks = flags, {}, Looks.of_config(Config(config_path(), {}))
+    ref = parse_model(made.model or _CHAT_MODEL, revision)
+    settings = ChatSettings(
+        model=made.model or _CHAT_MODEL,
+        profile=made.profile,
+        chosen=dict(flags.sampling),
+        defaults=defaults,
+        system=None if made.system == made.profile.system else made.system or "",
+    )
+    identity = talk.id if talk is not None else None
+    return ChatStart(
+        ref=ref,
+        settings=settings,
+        open_model=opener(engine_options),
+        recorder=Recorder(SessionStore.open, saving=saving),
+        resume=(lambda _: identity) if identity else None,
+        looks=looks,
+        warnings=warnings,
+    )

@@ -1,0 +1,130 @@
+"""A conversation while it is held: a tree of messages, of which one branch is on screen."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dslite.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from dslite.app.sessions import Conversation, StoredMessage
+    from dslite.runtime.chat_template import Message, Role
+
+_keys = itertools.count(1)
+
+
+@dataclass(eq=False)
+class Node:
+    """One message. `stored` is its id in the database, once it is there; `info` tells how an answer was made."""
+
+    role: "Role"
+    content: str
+    parent: "Node | None" = None
+    token_ids: tuple[int, ...] | None = None
+    finish_reason: str | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    stored: int | None = None
+    growing: bool = False
+    children: list["Node"] = field(default_factory=list)
+    key: int = field(default_factory=lambda: next(_keys))
+
+
+class Dialogue:
+    """The tree, and where in it we are. `id` is the conversation's in the database, once it is there."""
+
+    def __init__(self, *, model: str, profile: str | None = None, system: str | None = None, title: str = "") -> None:
+        self.id: str | None = None
+        self.title = title
+        self.model = model
+        self.profile = profile
+        self.system = system
+        self.roots: list[Node] = []
+        self.leaf: Node | None = None
+
+    @classmethod
+    def load(cls, conversation: "Conversation", stored: Sequence["StoredMessage"]) -> "Dialogue":
+        """A saved conversation. An answer that still grows was cut by the end of its process."""
+        self = cls(
+            model=conversation.model,
+            profile=conversation.profile,
+            system=conversation.system,
+            title=conversation.title,
+        )
+        self.id = conversation.id
+        nodes: dict[int, Node] = {}
+        for message in stored:
+            parent = nodes.get(message.parent) if message.parent is not None else None
+            reason = "interrupted" if message.growing else message.finish_reason
+            node = Node(message.role, message.content, parent, message.token_ids, reason, message.info, message.id)
+            nodes[message.id] = node
+            (parent.children if parent else self.roots).append(node)
+        self.leaf = nodes.get(conversation.leaf) if conversation.leaf is not None else None
+        return self
+
+    def path(self, end: Node | None = None) -> list[Node]:
+        """The branch on screen, or the one that ends in a message."""
+        nodes: list[Node] = []
+        node = end or self.leaf
+        while node is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
+
+    def siblings(self, node: Node) -> list[Node]:
+        """The branches at a message, itself among them."""
+        return node.parent.children if node.parent else self.roots
+
+    def node(self, key: int) -> Node | None:
+        """The message of the branch on screen that has a key."""
+        return next((node for node in self.path() if node.key == key), None)
+
+    def add(self, role: "Role", content: str, *, parent: Node | None, growing: bool = False) -> Node:
+        """A new message, and the end of the branch."""
+        node = Node(role, content, parent, growing=growing)
+        self.siblings(node).append(node)
+        self.leaf = node
+        return node
+
+    def remove(self, node: Node) -> None:
+        """Take back a message that was never saved and has no children."""
+        self.siblings(node).remove(node)
+        self.leaf = node.parent
+
+    def walk(self, node: Node, step: int) -> bool:
+        """Show the branch `step` beside a message; return whether there is one."""
+        siblings = self.siblings(node)
+        place = siblings.index(node) + step
+        if not 0 <= place < len(siblings):
+            return False
+        node = siblings[place]
+        while node.children:
+            node = node.children[-1]
+        self.leaf = node
+        return True
+
+    def question_of(self, node: Node) -> Node:
+        """The user's message that an answer belongs to. Raises UsageError."""
+        found: Node | None = node
+        while found is not None and found.role != "user":
+            found = found.parent
+        if found is None:
+            raise UsageError("there is no question to answer again")
+        return found
+
+    def last_answer(self) -> Node:
+        """Raises UsageError where nothing was answered yet."""
+        for node in reversed(self.path()):
+            if node.role == "assistant":
+                return node
+        raise UsageError("there is no answer yet")
+
+    def messages(self, end: Node | None, model: str) -> list["Message"]:
+        """What a model is given to read: its own answers come back as the tokens that it generated."""
+        from dslite.runtime.chat_template import Message  # not above: the first paint does not wait for it
+
+        system = [Message("system", self.system)] if self.system else []
+        return system + [
+            Message(node.role, node.content, node.token_ids if node.info.get("model") == model else None)
+            for node in (self.path(end) if end else [])
+        ]

@@ -1,0 +1,60 @@
+"""A dialogue as a file, saved conversation or not: JSON where the name ends so, else Markdown."""
+
+import json
+import time
+from pathlib import Path
+
+from dslite.app.dialogue import Dialogue, Node
+from dslite.app.session_export import to_dict, to_markdown
+from dslite.app.session_names import new_id
+from dslite.app.session_rows import Conversation, StoredMessage
+from dslite.runtime.errors import UsageError
+
+
+def export(dialogue: Dialogue, path: Path) -> Path:
+    """Write a dialogue and return where. Raises UsageError; a file that is there already is not replaced."""
+    now = time.time()
+    identity = dialogue.id or new_id(now)
+    ids = {node: place for place, node in enumerate(_nodes(dialogue), start=1)}
+    leaf = ids.get(dialogue.leaf) if dialogue.leaf else None
+    conversation = Conversation(
+        identity, dialogue.title, dialogue.model, dialogue.profile, dialogue.system, leaf, now, now, len(ids)
+    )
+    stored = {node: _stored(node, ids, identity, now) for node in ids}
+    if path.suffix.lower() == ".json":
+        text = json.dumps(to_dict(conversation, list(stored.values())), ensure_ascii=False, indent=2) + "\n"
+    else:
+        text = to_markdown(conversation, [stored[node] for node in dialogue.path()])
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} is there already", "choose another name") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", "check the folder and the disk") from None
+    return path
+
+
+def _nodes(dialogue: Dialogue) -> list[Node]:
+    """All messages, parents before children."""
+    nodes = list(dialogue.roots)
+    for node in nodes:
+        nodes += node.children
+    return nodes
+
+
+def _stored(node: Node, ids: dict[Node, int], identity: str, now: float) -> StoredMessage:
+    parent = ids[node.parent] if node.parent else None
+    return StoredMessage(
+        ids[node],
+        identity,
+        parent,
+        node.role,
+        node.content,
+        node.token_ids,
+        node.finish_reason,
+        node.info,
+        False,
+        now,
+        now,
+    )

@@ -1,0 +1,68 @@
+"""What may be typed in place of a message: one table for the screen, the line mode and their help."""
+
+import difflib
+from dataclasses import dataclass
+
+from dslite.runtime.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Command:
+    """`name` is what a chat does; `words` are the ways to type it; `hint` stands for its argument."""
+
+    name: str
+    words: tuple[str, ...]
+    help: str
+    hint: str = ""
+    needs_argument: bool = False
+
+
+COMMANDS = (
+    Command("help", ("/help", "/?"), "Show the keys and commands."),
+    Command("regenerate", ("/regen",), "Answer again; the earlier answer stays as a branch."),
+    Command("go_on", ("/continue",), "Go on with an answer that was cut."),
+    Command("edit", ("/edit",), "Write in $EDITOR."),
+    Command("copy", ("/copy",), "Copy the answer, or its N-th code block.", "[N]"),
+    Command("new", ("/clear", "/new"), "Begin a new chat; the old one stays saved."),
+    Command("load", ("/load",), "Open a saved chat.", "[ID]"),
+    Command("save", ("/save",), "Export this chat as Markdown or JSON.", "FILE", needs_argument=True),
+    Command("title", ("/title",), "Rename this chat.", "TEXT", needs_argument=True),
+    Command("set", ("/set",), "Change a value, such as /set temperature 0.7.", "KEY VALUE"),
+    Command("system", ("/system",), "Change the system message; - removes it.", "TEXT"),
+    Command("profile", ("/profile",), "Use a profile.", "[NAME]"),
+    Command("model", ("/model",), "Use another model.", "M", needs_argument=True),
+    Command("inspect", ("/inspect",), "Show or hide what the model is doing."),
+    Command("theme", ("/theme",), "Change the colours.", "[NAME]"),
+    Command("mouse", ("/mouse",), "Leave the mouse to the terminal, or take it back."),
+    Command("quit", ("/exit", "/bye", "/quit"), "Quit."),
+)
+_BY_WORD = {word: command for command in COMMANDS for word in command.words}
+
+
+def parse(text: str) -> tuple[Command, str] | None:
+    """The command and argument of an input; None for a message. Raises UsageError for what looks like a command."""
+    if not text.startswith("/") or "\n" in text.strip():
+        return None
+    word, _, argument = text.strip().partition(" ")
+    if "/" in word[1:]:
+        return None  # a path
+    command = _BY_WORD.get(word.lower())
+    if command is None:
+        near = difflib.get_close_matches(word.lower(), _BY_WORD, n=1)
+        raise UsageError(
+            f"there is no command {word}", f"did you mean {near[0]}?" if near else "F1 or /help lists them"
+        )
+    argument = argument.strip()
+    if command.needs_argument and not argument:
+        raise UsageError(f"{word} needs {command.hint}", f"write it as {word} {command.hint}")
+    return command, argument
+
+
+def split_setting(argument: str) -> tuple[str, str]:
+    """KEY VALUE, also with the word parameter before it. Raises UsageError."""
+    words = argument.split(None, 1)
+    if words and words[0] == "parameter":
+        words = words[1].split(None, 1) if len(words) > 1 else []
+    if len(words) < 2:
+        raise UsageError("/set needs KEY VALUE", "write it as /set temperature 0.7, or /set system TEXT")
+    return words[0], words[1].strip()

@@ -1,0 +1,1 @@
+"""The terminal application: Textual widgets around one conversation."""

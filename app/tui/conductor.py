@@ -1,0 +1,424 @@
+"""Leads a chat: between the dialogue, the worker that answers, the recorder that saves, and what is on screen."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dslite.app.chat_settings import ChatSettings
+from dslite.app.dialogue import Dialogue, Node
+from dslite.app.recorder import Recorder
+from dslite.app.tui import worker as told
+from dslite.app.tui.entries import entries_of, entry_of, greeting, note_of
+from dslite.app.tui.pieces import Entry
+from dslite.app.tui.status import WARN_AT, Status
+from dslite.app.tui.worker import Answering, EngineWorker
+from dslite.model.errors import DsliteError
+from dslite.runtime.errors import UsageError
+from dslite.runtime.events import Done, Loading, Prefilling, Token
+from dslite.runtime.hub import ModelRef, parse_model
+
+if TYPE_CHECKING:
+    from dslite.app.sessions import SessionStore
+    from dslite.app.tui.chat_screen import ChatScreen
+
+T = TypeVar("T")
+_RATE_S = 2.0
+
+
+@dataclass(eq=False)
+class Reply:
+    """An answer that is being made. `before` is what it goes on from."""
+
+    job: Answering
+    node: Node
+    entry: Entry
+    before: str = ""
+    ids: list[int] = field(default_factory=list)
+    times: deque[tuple[float, int]] = field(default_factory=deque)
+    stopped: bool = False
+
+
+def ids_of(reply: Reply, done: Done) -> tuple[int, ...] | None:
+    """What was generated. None where a stop text cut the answer: the next turn reads what the user has read."""
+    made = len(reply.ids) - (len(reply.node.token_ids or ()) if reply.before else 0)
+    if done.finish_reason == "stop" and len(done.token_ids) <= made:
+        return None
+    if not reply.before:
+        return done.token_ids
+    return None if reply.node.token_ids is None else (*reply.node.token_ids, *done.token_ids)
+
+
+class Conductor:
+    """The state of the chat on screen."""
+
+    def __init__(
+        self, screen: "ChatScreen", worker: EngineWorker, recorder: Recorder, settings: ChatSettings, ref: ModelRef
+    ) -> None:
+        self.screen = screen
+        self.worker = worker
+        self.recorder = recorder
+        self.settings = settings
+        self.ref = ref
+        self.status = Status(model=ref.name, profile=settings.profile.name)
+        self.dialogue = self._new_dialogue()
+        self.reply: Reply | None = None
+        self.editing: Node | None = None
+        self.queue: list[str] = []  # messages typed while an answer was made
+        self.rates: deque[float] = deque(maxlen=600)  # tokens/s, one value a tick in which tokens came
+        self._asked: list[Answering] = []  # without a model so far
+        self._warned = False
+
+    def _new_dialogue(self) -> Dialogue:
+        return Dialogue(model=self.ref.key, profile=self.settings.profile.name, system=self.settings.system_message)
+
+    @property
+    def model_name(self) -> str:
+        """What answers are signed with, and by what their tokens are known again."""
+        return self.ref.key
+
+    # Showing.
+
+    def show(self) -> None:
+        """Draw the branch anew."""
+        self.screen.transcript.show(entries_of(self.dialogue, self.model_name) or [greeting(self)])
+        self.screen.refresh_lines()
+
+    def say(self, text: str, *, warning: bool = False) -> None:
+        """A line of ours below the conversation."""
+        transcript = self.screen.transcript
+        if transcript.entries and transcript.entries[-1].growing:
+            self.screen.flash(text)
+            return
+        transcript.add(Entry(-1, "notice", "", ("! " if warning else "") + text))
+
+    def say_error(self, error: DsliteError) -> None:
+        self.say(f"{error.message}\n{error.remedy}" if error.remedy else error.message, warning=True)
+
+    # Asking.
+
+    def send(self, text: str) -> None:
+        """A message of the user: asked now, or after the answer that is being made."""
+        if self.reply is not None:
+            self.queue.append(text)
+            self._show_waiting()
+            return
+        node, self.editing = self.editing, None
+        if node is not None and node.role == "assistant":
+            self._replace_answer(node, text)
+            return
+        question = self.dialogue.add("user", text, parent=node.parent if node else self.dialogue.leaf)
+        self.recorder.append(self.dialogue, question)
+        if node is not None:
+            self.show()
+        else:
+            self._drop_greeting()
+            self.screen.transcript.add(entry_of(self.dialogue, question, self.model_name))
+        self.ask(question)
+
+    def _drop_greeting(self) -> None:
+        for entry in list(self.screen.transcript.entries):
+            if entry.key == 0:
+                self.screen.transcript.remove_entry(entry)
+
+    def _replace_answer(self, node: Node, text: str) -> None:
+        """An answer that the user has rewritten, as a branch; /continue goes on from it."""
+        answer = self.dialogue.add("assistant", text, parent=node.parent)
+        answer.finish_reason = "interrupted"
+        answer.info = {"model": self.model_name, "edited": True}
+        self.recorder.append(self.dialogue, answer)
+        self.show()
+
+    def ask(self, question: Node, *, forget: bool = False) -> None:
+        """Have a question answered."""
+        self._begin(self.dialogue.add("assistant", "", parent=question, growing=True), question, forget=forget)
+
+    def go_on(self, *, forget: bool = False) -> None:
+        """Lengthen the last answer. Raises UsageError."""
+        self._refuse_while_answering()
+        node = self.dialogue.last_answer()
+        if node is not self.dialogue.leaf:
+            raise UsageError("the last message is a question", "/regen answers it")
+        node.growing = True
+        self._begin(node, node, go_on=True, forget=forget or node.finish_reason == "context")
+
+    def _begin(self, node: Node, end: Node, *, go_on: bool = False, forget: bool = False) -> None:
+        dialogue, name = self.dialogue, self.model_name
+        settings = replace(self.settings, chosen=dict(self.settings.chosen))
+        job = Answering(lambda: dialogue.messages(end, name), settings, go_on=go_on, forget=forget)
+        entry = self.screen.transcript.entry(node.key)
+        if entry is None:
+            entry = entry_of(dialogue, node, name)
+            self.screen.transcript.add(entry)
+        entry.growing, entry.note, entry.splitter = True, "", None
+        self.screen.transcript.redraw_entry(entry)
+        ids = list(node.token_ids or ()) if go_on else []
+        self.reply = Reply(job, node, entry, before=node.content, ids=ids)
+        if self.status.doing == "nothing":
+            self._asked.append(job)
+            self._show_waiting()
+        else:
+            self.worker.answer(job)
+            if self.status.doing == "idle":
+                self.status.doing = "reading"
+                self.status.reading = None
+        self._show_waiting()
+
+    def _show_waiting(self) -> None:
+        early = self.reply is not None and self.status.doing in ("starting", "loading", "nothing")
+        self.status.waiting = len(self.queue) + early
+        self.screen.refresh_lines()
+
+    def _refuse_while_answering(self) -> None:
+        if self.reply is not None:
+            raise UsageError("an answer is being made", "stop it first, with Esc")
+
+    # Steering.
+
+    def stop(self) -> bool:
+        """Stop the answer at once and keep what came; return whether there was one."""
+        reply = self.reply
+        if reply is None or reply.stopped:
+            return False
+        reply.stopped = True
+        reply.job.cancel.set()
+        self.queue.clear()
+        self.tick()
+        if self.reply is reply:
+            self.status.doing = "stopping" if self.status.doing in ("reading", "writing") else self.status.doing
+            if reply.job in self._asked or self.status.doing in ("starting", "loading", "nothing"):
+                self._asked = [job for job in self._asked if job is not reply.job]
+                self._abandon(reply)
+            else:
+                reply.entry.note = note_of("interrupted")
+                self.screen.transcript.redraw_entry(reply.entry)
+        self.screen.refresh_lines()
+        return True
+
+    def regenerate(self, node: Node | None = None) -> None:
+        """Answer again; the earlier answer stays as a branch. Raises UsageError."""
+        self._refuse_while_answering()
+        leaf = node or self.dialogue.leaf
+        if leaf is None:
+            raise UsageError("there is nothing to answer again yet")
+        question = self.dialogue.question_of(leaf)
+        self.dialogue.leaf = question
+        self.show()
+        self.ask(question)
+
+    def edit(self, node: Node | None = None) -> None:
+        """Put a message into the prompt; sending it begins a branch. Raises UsageError."""
+        self._refuse_while_answering()
+        questions = [message for message in self.dialogue.path() if message.role == "user"]
+        node = node or (questions[-1] if questions else None)
+        if node is None:
+            raise UsageError("there is no message to edit yet")
+        self.editing = node
+        self.screen.prompt.put(node.content)
+        self.screen.prompt.focus()
+        self.screen.flash("editing: Enter makes a branch, Esc leaves it as it was")
+
+    def walk(self, key: int, step: int) -> None:
+        """Show the branch beside a message."""
+        node = self.dialogue.node(key)
+        if node is None or self.reply is not None:
+            return
+        siblings = self.dialogue.siblings(node)
+        place = siblings.index(node) + step
+        if not self.dialogue.walk(node, step):
+            return
+        self.recorder.set_leaf(self.dialogue)
+        self.show()
+        self.screen.transcript.choose(self.screen.transcript.entry(siblings[place].key))
+
+    # What the worker says.
+
+    def tick(self) -> None:
+        """Take what has happened since the last call, and draw it once."""
+        text: list[str] = []
+        for event in self.worker.drain():
+            match event:
+                case told.Told(job, inner) if self.reply is not None and self._is_current(job):
+                    self._on_told(self.reply, inner, text)
+                case told.Failed(job, error) if self._is_current(job):
+                    self._grow(text)
+                    self._on_failed(error)
+                case told.Began(job, left_out) if left_out:
+                    self.say(f"the model no longer sees the first {left_out} messages of this chat")
+                case Loading():
+                    self.status.doing, self.status.loading = "loading", event
+                case told.Opening():
+                    self.status.doing, self.status.loading, self.status.facts = "starting", None, None
+                case told.Ready(facts):
+                    self._on_ready(facts)
+                case told.Counted(facts):
+                    self.status.facts = facts
+                case told.Unavailable(ref, error, absent):
+                    self._on_unavailable(ref, error, absent)
+        self._grow(text)
+        if self.reply is not None:
+            self.recorder.update_now_and_then(self.dialogue, self.reply.node, self.reply.ids)
+        self.screen.refresh_lines()
+
+    def _on_told(self, reply: Reply, event: Prefilling | Token | Done, text: list[str]) -> None:
+        status = self.status
+        if isinstance(event, Prefilling):
+            status.reading, status.used = event, round(event.done)
+            status.doing = status.doing if reply.stopped else "reading"
+            status.waiting = len(self.queue)
+            return
+        if isinstance(event, Token):
+            reply.ids.append(event.id)
+            now = time.perf_counter()
+            reply.times.append((now, len(reply.ids)))
+            while now - reply.times[0][0] > _RATE_S:
+                reply.times.popleft()
+            status.doing = status.doing if reply.stopped else "writing"
+            status.used += 1
+            text.append(event.delta)
+            return
+        text.append(event.delta)
+        self._grow(text)
+        self._on_done(reply, event)
+
+    def _grow(self, text: list[str]) -> None:
+        """Put new text on screen, and the speed it comes with."""
+        reply = self.reply
+        if reply is None or not any(text):
+            return
+        new = "".join(text)
+        text.clear()
+        reply.node.content += new
+        self.screen.transcript.extend(reply.entry, new)
+        (then, before), (now, after) = reply.times[0], reply.times[-1]
+        if now - then > 0.2:
+            self.status.rate = (after - before) / (now - then)
+            self.rates.append(self.status.rate)
+
+    def _on_done(self, reply: Reply, done: Done) -> None:
+        node, status = reply.node, self.status
+        made = len(done.token_ids)
+        node.token_ids = ids_of(reply, done)
+        node.finish_reason = "interrupted" if reply.stopped else done.finish_reason
+        timing = done.timing
+        node.info = {
+            "model": self.model_name,
+            "prompt_tokens": done.prompt_tokens,
+            "cached_tokens": done.cached_tokens,
+            "completion_tokens": made,
+            "prefill_s": round(timing.prefill_s, 4),
+            "decode_s": round(timing.decode_s, 4),
+            "ttft_s": round(timing.ttft_s, 4),
+        }
+        status.used = done.prompt_tokens + len(done.token_ids)
+        status.rate = len(done.token_ids) / timing.decode_s if timing.decode_s > 0 else status.rate
+        self._end(reply)
+        if not node.content and not done.token_ids:
+            self._abandon(reply)
+        else:
+            self.recorder.finish(self.dialogue, node)
+        self._warn_when_full()
+        if self.queue:
+            self.send(self.queue.pop(0))
+        self._show_waiting()
+
+    def _end(self, reply: Reply) -> None:
+        self.reply = None
+        self.status.doing = "idle"
+        reply.node.growing = False
+        reply.entry.note = note_of(reply.node.finish_reason)
+        self.screen.transcript.finish(reply.entry)
+
+    def _abandon(self, reply: Reply) -> None:
+        """Take back an answer of which nothing came."""
+        self.reply = None
+        if not reply.before and not reply.node.content:
+            self.dialogue.remove(reply.node)
+            self.screen.transcript.remove_entry(reply.entry)
+        self._show_waiting()
+
+    def _is_current(self, job: Answering) -> bool:
+        """Whether a job is the reply on screen, and not one that waits for another model."""
+        return self.reply is not None and self.reply.job is job and job not in self._asked
+
+    def _on_failed(self, error: DsliteError) -> None:
+        reply = self.reply
+        assert reply is not None
+        reply.node.finish_reason = reply.node.finish_reason or "interrupted"
+        self._end(reply)
+        if reply.node.content:
+            self.recorder.finish(self.dialogue, reply.node)
+        self._abandon(reply)
+        if told.is_overflow(error):
+            self.screen.offer_room(error)
+        else:
+            self.say_error(error)
+
+    def _warn_when_full(self) -> None:
+        if not self._warned and self.status.fullness >= WARN_AT:
+            self._warned = True
+            self.say(
+                f"the context is {self.status.fullness:.0%} full: at its limit you may forget the oldest turns,"
+                " or begin a new chat with Ctrl+N",
+                warning=True,
+            )
+
+    def _on_ready(self, facts: Any) -> None:
+        self.status.facts, self.status.doing = facts, "idle"
+        for job in self._asked:
+            self.worker.answer(job)
+        self._asked.clear()
+        if self.reply is not None:
+            self.status.doing, self.status.reading = "reading", None
+        elif not self.dialogue.leaf:
+            self.show()
+        self._show_waiting()
+
+    def _on_unavailable(self, ref: ModelRef, error: DsliteError, absent: bool) -> None:
+        """An early message waits where the model may still come; the fault of one that is here ends it."""
+        self.status.doing = "nothing"
+        if absent:
+            if self.reply is not None and self.reply.job not in self._asked:
+                self._asked.append(self.reply.job)
+            self.screen.offer_first_run(ref, error)
+        else:
+            if self.reply is not None:
+                self._abandon(self.reply)
+            self.say_error(error)
+        self._show_waiting()
+
+    # Models, and questions to the store.
+
+    def use_model(self, name: str) -> None:
+        """Load another model. Raises UsageError."""
+        self._refuse_while_answering()
+        self.ref = parse_model(name)
+        self.settings.model = name
+        self.dialogue.model = self.ref.key
+        self.status.model, self.status.doing = self.ref.name, "starting"
+        self.recorder.configure(self.dialogue)
+        self.worker.open(self.ref)
+        self.screen.refresh_lines()
+
+    def lookup(self, question: Callable[["SessionStore"], T], then: Callable[[T], None]) -> None:
+        """Ask the store, and go on with its answer on the screen's thread."""
+
+        def finished(future: "Future[T]") -> None:
+            error = future.exception()
+            if isinstance(error, DsliteError):
+                self.screen.call_later(self.say_error, error)
+            elif error is None:
+                self.screen.call_later(then, future.result())
+
+        self.recorder.ask(question).add_done_callback(finished)
+
+    def begin(self, dialogue: Dialogue | None = None) -> None:
+        """Go over to a new or an opened conversation; the one on screen stays saved."""
+        self.stop()
+        self.reply, self.editing, self._warned = None, None, False
+        self.queue.clear()
+        self.dialogue = dialogue or self._new_dialogue()
+        self.status.used = 0
+        self.show()

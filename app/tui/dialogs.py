@@ -1,0 +1,63 @@
+"""Small questions: what to do when the context is full, one line of text, yes or no."""
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from dslite.app.tui.text import inert
+from dslite.model.errors import DsliteError
+
+
+class RoomDialog(ModalScreen[str | None]):
+    """The context is full: forget, begin anew, shorten."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it", show=False)]
+
+    def __init__(self, error: DsliteError) -> None:
+        super().__init__()
+        self._error = error
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel dialog"):
+            yield Static(Text("The context is full", "bold"))
+            yield Static(Text(inert(self._error.message)))
+            yield OptionList(
+                Option(Text("Forget the oldest turns and answer"), id="forget"),
+                Option(Text("Begin a new chat with this question"), id="new"),
+                Option(Text("Edit the question"), id="edit"),
+                Option(Text("Leave it"), id="nothing"),
+            )
+
+    @on(OptionList.OptionSelected)
+    def _chosen(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(event.option_id)
+
+
+class LineDialog(ModalScreen[str | None]):
+    """One line of text; None when it was left by Esc."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it", show=False)]
+
+    def __init__(self, question: str, text: str = "", *, problem: str = "") -> None:
+        super().__init__()
+        self._question = question
+        self._text = text
+        self._problem = problem
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel dialog"):
+            yield Static(Text(inert(self._question), "bold"))
+            if self._problem:
+                yield Static(Text(inert(self._problem)), classes="problem")
+            yield Input(inert(self._text))
+
+    @on(Input.Submitted)
+    def _done(self, event: Input.Submitted) -> None:
+        self.dismiss(event.value)

@@ -1,0 +1,71 @@
+"""Messages of a dialogue as what the transcript shows."""
+
+from typing import TYPE_CHECKING
+
+from dslite.app.dialogue import Dialogue, Node
+from dslite.app.tui.pieces import Entry
+from dslite.app.tui.status import where
+from dslite.app.tui.text import one_line
+
+if TYPE_CHECKING:
+    from dslite.app.tui.conductor import Conductor
+
+GREETING = 0  # key of the entry that a message makes superfluous
+
+_NOTES = {
+    "interrupted": "stopped here · /continue goes on",
+    "length": "cut at the most tokens · /continue goes on",
+    "context": "! the context is full · /continue goes on without the oldest turns",
+}
+_THINGS_TO_TRY = (
+    "Explain what a mixture of experts is, in three sentences.",
+    "Write a piece of quicksort code in C++.",
+    "把这句话翻译成英文：山重水复疑无路，柳暗花明又一村。",
+)
+_DEMO_THINGS_TO_TRY = ("How do I save a profile?", "What does Ctrl+R do?", "How do I stop an answer?")
+
+
+def short_name(model: str) -> str:
+    """A model's name without its owner, revision or folders."""
+    return model.rstrip("/").rpartition("/")[2].partition("@")[0] or model
+
+
+def note_of(finish_reason: str | None) -> str:
+    """What stands below an answer that did not end by itself."""
+    return _NOTES.get(finish_reason or "", "")
+
+
+def entry_of(dialogue: Dialogue, node: Node, model: str) -> Entry:
+    """One message."""
+    siblings = dialogue.siblings(node)
+    name = "You" if node.role == "user" else short_name(str(node.info.get("model") or model))
+    return Entry(
+        node.key,
+        "user" if node.role == "user" else "assistant" if node.role == "assistant" else "system",
+        name,
+        node.content,
+        branch=(siblings.index(node) + 1, len(siblings)),
+        note=note_of(node.finish_reason) if node.role == "assistant" else "",
+        growing=node.growing,
+    )
+
+
+def entries_of(dialogue: Dialogue, model: str) -> list[Entry]:
+    """The branch on screen, below its system message."""
+    entries = [entry_of(dialogue, node, model) for node in dialogue.path()]
+    if entries and dialogue.system:
+        entries.insert(0, Entry(-1, "notice", "", f"system: {one_line(dialogue.system)}"))
+    return entries
+
+
+def greeting(conductor: "Conductor") -> Entry:
+    """What an empty chat says: the model, where it lives, three things to try."""
+    facts = conductor.status.facts
+    lines = [short_name(conductor.model_name)]
+    if facts:
+        lines[0] += f" · {where(facts)} · {facts.context:,} tokens of context"
+    if conductor.settings.system_message:
+        lines.append(f"profile {conductor.settings.profile.name}: {one_line(conductor.settings.system_message, 120)}")
+    demo = conductor.ref.name == "demo"
+    lines += ["", "Try:", *(f"  {thing}" for thing in (_DEMO_THINGS_TO_TRY if demo else _THINGS_TO_TRY))]
+    return Entry(GREETING, "notice", "", "\n".join(lines))

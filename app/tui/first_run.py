@@ -1,0 +1,176 @@
+"""The first run: the model is not on this machine yet. What was found, what it would take, and three ways on."""
+
+import threading
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import OptionList, ProgressBar, Static
+from textual.widgets.option_list import Option
+
+from dslite.app.setup import FirstRun
+from dslite.app.sizes import time_text
+from dslite.app.tui.dialogs import LineDialog
+from dslite.app.tui.status import size
+from dslite.app.tui.text import inert
+from dslite.model.errors import DsliteError
+from dslite.runtime.events import Downloading, Found, Present
+from dslite.runtime.hub import ModelRef
+
+
+class FirstRunScreen(ModalScreen[str | None]):
+    """Ends with the model to open, or None when the user leaves it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "pause_or_leave", "Pause, or leave", show=False),
+        Binding("p", "pause", "Pause or go on", show=False),
+    ]
+
+    def __init__(self, ref: ModelRef, error: DsliteError, first_run: FirstRun) -> None:
+        super().__init__()
+        self._ref = ref
+        self._error = error
+        self._first_run = first_run
+        self._cancel: threading.Event | None = None  # of the download that runs
+        self._found: Found | None = None
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="first-run", classes="panel"):
+            yield Static(Text(f"Welcome to dslite · {inert(self._ref.name)}", "bold"))
+            yield Static(Text(inert(self._error.message)), id="why")
+            yield Static(Text("Looking at this machine …", "dim"), id="machine")
+            yield OptionList(
+                Option(Text("Download the model"), id="download"),
+                Option(Text("Try the demo model at once"), id="demo"),
+                Option(Text("Use a folder on this machine"), id="folder"),
+                Option(Text("Leave it for now"), id="leave"),
+            )
+            yield ProgressBar(id="progress", show_eta=False)
+            yield Static(id="download-text")
+
+    def on_mount(self) -> None:
+        self.query_one("#progress").display = False
+        self.query_one(OptionList).focus()
+        self.run_worker(self._describe, thread=True, group="describe", exit_on_error=False)
+
+    def on_unmount(self) -> None:
+        if self._cancel is not None:
+            self._cancel.set()
+
+    def _describe(self) -> None:
+        try:
+            lines = self._first_run.describe(self._ref)
+        except DsliteError as error:
+            lines = [error.message, error.remedy]
+        self.app.call_from_thread(self._described, lines)
+
+    def _described(self, lines: list[str]) -> None:
+        self.query_one("#machine", Static).update(Text(inert("\n".join(lines))))
+
+    @on(OptionList.OptionSelected)
+    def _chosen(self, event: OptionList.OptionSelected) -> None:
+        match event.option_id:
+            case "download":
+                self.action_pause()
+            case "demo":
+                self.dismiss("demo")
+            case "folder":
+                self._ask_folder()
+            case _:
+                self.dismiss(None)
+
+    def _ask_folder(self, problem: str = "") -> None:
+        def given(folder: str | None) -> None:
+            if folder is None:
+                return
+            from dslite.runtime.hub import parse_model
+            from dslite.runtime.layout import read_config
+
+            try:
+                ref = parse_model(folder.strip())
+                if ref.folder is None:
+                    self._ask_folder(f"{folder} is not a folder on this machine")
+                    return
+                read_config(ref.folder)
+            except DsliteError as error:
+                self._ask_folder(error.message)
+                return
+            self.dismiss(folder.strip())
+
+        self.app.push_screen(LineDialog("Folder in Hub layout (config.json, *.safetensors …)", problem=problem), given)
+
+    # The download.
+
+    def action_pause_or_leave(self) -> None:
+        if self._cancel is not None:
+            self.action_pause()
+        else:
+            self.dismiss(None)
+
+    def action_pause(self) -> None:
+        """Pause the download that runs; else begin it, or go on where it was."""
+        if self._cancel is not None:
+            self._cancel.set()
+            self._say("pausing …")
+            return
+        cancel = self._cancel = threading.Event()
+        self._say("asking the Hub …")
+        self._label("Pause the download")
+        self.run_worker(lambda: self._download(cancel), thread=True, group="download", exit_on_error=False)
+
+    def _download(self, cancel: threading.Event) -> None:
+        end: DsliteError | None = None
+        present = False
+        try:
+            for event in self._first_run.pull(self._ref, cancel):
+                present |= isinstance(event, Present)
+                self.app.call_from_thread(self._told, event)
+        except DsliteError as error:
+            end = error
+        except RuntimeError:
+            return  # the screen has gone
+        self.app.call_from_thread(self._ended, end, present)
+
+    def _told(self, event: Any) -> None:
+        if isinstance(event, Found):
+            self._found = event
+            self._say(_plan(event))
+        elif isinstance(event, Downloading):
+            bar = self.query_one("#progress", ProgressBar)
+            bar.display = True
+            bar.update(total=max(event.all_total_bytes, 1), progress=event.all_done_bytes)
+            self._say("\n".join(filter(None, (_plan(self._found) if self._found else "", _progress(event)))))
+
+    def _ended(self, error: DsliteError | None, present: bool) -> None:
+        self._cancel = None
+        if present:
+            self.dismiss(self._ref.name)
+            return
+        self._label("Go on with the download")
+        if error is not None:
+            self._say(f"{error.message}\n{error.remedy}")
+        else:
+            self._say("paused; what came is kept")
+
+    def _label(self, text: str) -> None:
+        self.query_one(OptionList).replace_option_prompt("download", Text(text))
+
+    def _say(self, text: str) -> None:
+        self.query_one("#download-text", Static).update(Text(inert(text)))
+
+
+def _plan(found: Found) -> str:
+    missing = f"{size(found.missing_bytes)} of {size(found.total_bytes)} to download"
+    return f"{missing} · {size(found.free_bytes)} free in {found.place}\nlicence: {found.licence} · {found.licence_url}"
+
+
+def _progress(event: Downloading) -> str:
+    share = event.all_done_bytes / max(event.all_total_bytes, 1)
+    speed = f"{size(round(event.bytes_per_s))}/s" if event.bytes_per_s else event.stage
+    left = f" · {time_text(event.left_s)} left" if event.left_s is not None else ""
+    note = f"\n{event.note}" if event.note else ""
+    return f"{share:.0%} · {size(event.all_done_bytes)} · {speed}{left} · {event.file}{note}\nP pauses"

@@ -1,0 +1,54 @@
+"""F1: every key and every command."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.table import Table
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from dslite.app.slash import COMMANDS
+from dslite.app.tui import keys
+
+if TYPE_CHECKING:
+    from dslite.app.tui.app import ChatApp
+
+
+class HelpScreen(ModalScreen[None]):
+    """Closed by Esc, F1 or q."""
+
+    app: "ChatApp"
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q", "dismiss", "Close", show=False)]
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="help", classes="panel"):
+            yield Static(Text("Keys", "bold"))
+            yield Static(self._table(self._keys()))
+            yield Static(Text("\nOn messages", "bold"))
+            yield Static(self._table(keys.MESSAGE_KEYS))
+            yield Static(Text("\nCommands", "bold"))
+            commands = ((" ".join(filter(None, (" ".join(c.words), c.hint))), c.help) for c in COMMANDS)
+            yield Static(self._table(commands))
+            yield Static(Text("\nKeys are changed in config.toml under [keys]; Esc closes this.", "dim"))
+
+    def on_mount(self) -> None:
+        self.query_one("#help").focus()
+
+    def _keys(self) -> list[tuple[str, str]]:
+        keymap = self.app.start.looks.keymap
+        own = [(keys.label(keymap.get(key.name, key.keys)), key.help) for key in keys.KEYS]
+        return [*keys.PROMPT_KEYS, *own]
+
+    def _table(self, rows: Iterable[tuple[str, str]]) -> Table:
+        table = Table.grid(padding=(0, 2))
+        wide = self.app.size.width >= 70
+        table.add_column(no_wrap=wide, style="bold", min_width=32 if wide else None, max_width=32 if wide else 16)
+        table.add_column()
+        for left, right in rows:
+            table.add_row(Text(left), Text(right))
+        return table

@@ -1,0 +1,52 @@
+"""Colours of code. Pygments is imported when the first code is drawn."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from rich.style import Style
+from rich.text import Text
+
+from dslite.app.tui.palette import Palette
+
+MOST_CHARACTERS = 200_000  # beyond that, colours are not worth the wait
+
+
+@lru_cache(maxsize=32)
+def _lexer(language: str) -> Any:
+    from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
+    from pygments.util import ClassNotFound  # type: ignore[import-untyped]
+
+    try:
+        return get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    except ClassNotFound:
+        return None
+
+
+def highlight(code: str, language: str, palette: Palette) -> list[Text]:
+    """The lines of a code block with colours; plain where the language is not known."""
+    lexer = _lexer(language) if language and len(code) <= MOST_CHARACTERS else None
+    if lexer is None:
+        return [Text(line, end="") for line in code.split("\n")]
+    lines = [Text(end="")]
+    for kind, value in _tokens(lexer, code):
+        style = _style(kind, palette)
+        first, *others = value.split("\n")
+        lines[-1].append(first, style)
+        for other in others:
+            lines.append(Text(end=""))
+            lines[-1].append(other, style)
+    return lines
+
+
+def _tokens(lexer: Any, code: str) -> Iterator[tuple[Any, str]]:
+    # Without get_tokens: it would normalise the text, and lines must stay what they are.
+    for _, kind, value in lexer.get_tokens_unprocessed(code):
+        yield kind, value
+
+
+def _style(kind: Any, palette: Palette) -> Style | str:
+    for depth in (2, 1):
+        if len(kind) >= depth and (style := palette.of_token.get(".".join(kind[:depth]))):
+            return style
+    return ""

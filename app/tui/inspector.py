@@ -1,0 +1,178 @@
+"""The inspector (F2): what makes this model special, live. Experts, slots, cache, speed, memory."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from dslite.app.tui.drawing import segments
+from dslite.app.tui.palette import Palette
+from dslite.app.tui.status import size
+from dslite.runtime.responder import Facts
+
+if TYPE_CHECKING:
+    from dslite.app.tui.conductor import Conductor
+
+_SHADES = " ·░▒▓█"
+_SPARKS = "▁▂▃▄▅▆▇█"
+_LABEL = 4
+
+
+class Inspector(ScrollView, can_focus=False):
+    """A column of facts beside the chat; the whole screen where it is narrow."""
+
+    def __init__(self, conductor: "Conductor") -> None:
+        super().__init__(id="inspector")
+        self._conductor = conductor
+        self._strips: list[Strip] = []
+        self._shown: object = None
+
+    def show(self) -> None:
+        """Draw again where something has changed."""
+        status, width = self._conductor.status, self.scrollable_content_region.width
+        state = (status.facts, status.used, len(self._conductor.rates), status.rate, width, self.app.theme)
+        if state == self._shown or width < 8:
+            return
+        self._shown = state
+        palette = Palette.of_theme(self.app.theme_variables, self.rich_style)
+        lines = self._lines(palette, width)
+        self._strips = [Strip(Segment.apply_style(segments(line), self.rich_style)) for line in lines]
+        self.virtual_size = Size(width, len(self._strips))
+        self.refresh()
+
+    def on_resize(self) -> None:
+        self.show()
+
+    @property
+    def text(self) -> str:
+        """All of it, as plain lines."""
+        return "\n".join(strip.text for strip in self._strips)
+
+    def render_line(self, y: int) -> Strip:
+        width, line = self.scrollable_content_region.width, y + self.scroll_offset.y
+        strip = self._strips[line] if line < len(self._strips) else Strip([])
+        return strip.adjust_cell_length(width, self.rich_style)
+
+    def _lines(self, palette: Palette, width: int) -> list[Text]:
+        facts = self._conductor.status.facts
+        if facts is None:
+            return [Text("Inspector", "bold"), Text(), Text("The model is not loaded yet.", palette.muted)]
+        rates = list(self._conductor.rates)
+        return [
+            Text("Inspector", "bold"),
+            *_section("Experts used in this chat", palette),
+            *expert_grid(facts, width, palette),
+            *_section("Slots", palette),
+            *slot_lines(facts),
+            *_section("Cache", palette),
+            *cache_lines(facts, self._conductor.status.used, width, palette),
+            *_section("Speed", palette),
+            *speed_lines(rates, width, palette),
+            *_section("Memory", palette),
+            *memory_lines(facts, width, palette),
+        ]
+
+
+def _section(title: str, palette: Palette) -> list[Text]:
+    return [Text(), Text(title, palette.chosen)]
+
+
+def expert_grid(facts: Facts, width: int, palette: Palette) -> list[Text]:
+    """Rows are layers, columns experts; the darker, the more often an expert was chosen."""
+    uses = facts.uses
+    if not uses:
+        return [Text("not counted by this engine", palette.muted)]
+    per_cell = max(1, -(-len(uses[0]) // max(width - _LABEL, 1)))
+    cells = [_sums(row, per_cell) for row in uses]
+    most = max((value for row in cells for value in row), default=0)
+    lines = [
+        Text.assemble((f"{facts.first_moe_layer + layer:>2}  ", palette.muted), _shades(row, most))
+        for layer, row in enumerate(cells)
+    ]
+    total = sum(map(sum, uses))
+    used = sum(value > 0 for row in uses for value in row)
+    count = sum(map(len, uses))
+    legend = f"{used:,} of {count:,} experts used, {total:,} times"
+    per = f", {per_cell} a column" if per_cell > 1 else ""
+    return [*lines, Text(f"layer ↓  experts →{per}", palette.muted), Text(legend, palette.muted)]
+
+
+def _sums(row: Sequence[int], per_cell: int) -> list[int]:
+    return [sum(row[start : start + per_cell]) for start in range(0, len(row), per_cell)]
+
+
+def _shades(row: Sequence[int], most: int) -> str:
+    """Blank for never, then by shares of the most used one: darkness, so that no colour is needed."""
+    top = len(_SHADES) - 1
+    return "".join(_SHADES[-(-value * top // most)] if value else _SHADES[0] for value in row)
+
+
+def slot_lines(facts: Facts) -> list[Text]:
+    """How many experts a layer holds, and how often the wanted one was among them."""
+    experts = facts.experts
+    slots, hits, misses = (experts.get(key, 0) for key in ("slots", "hits", "misses"))
+    if not slots:
+        return [Text("none")]
+    held = f"{slots} of {facts.experts_per_layer} experts a layer"
+    if slots >= facts.experts_per_layer:
+        return [Text(f"{held}: all are in place")]
+    looked = hits + misses
+    rate = f"{hits / looked:.1%} hits" if looked else "nothing looked up yet"
+    moved = experts.get("bytes_moved", 0)
+    return [Text(held), Text(f"{rate} · {hits:,} hits · {misses:,} misses"), Text(f"{size(moved)} moved")]
+
+
+def cache_lines(facts: Facts, used: int, width: int, palette: Palette) -> list[Text]:
+    """The latent cache beside what plain attention would keep."""
+    ours, plain = facts.kv_bytes_per_token, facts.plain_kv_bytes_per_token
+    if not ours:
+        return [Text("not known", palette.muted)]
+    lines = [Text(f"{ours / 1000:.1f} KB a token · {size(ours * used)} for {used:,} tokens")]
+    if plain:
+        bar = max(width - 10, 4)
+        filled = max(round(bar * ours / plain), 1)
+        lines += [
+            Text.assemble("latent  ", ("█" * filled, palette.chosen)),
+            Text.assemble("plain   ", ("█" * bar, palette.muted)),
+            Text(f"plain attention: {plain / 1000:.1f} KB, {plain / ours:.1f}×", palette.muted),
+        ]
+    return lines
+
+
+def speed_lines(rates: Sequence[float], width: int, palette: Palette) -> list[Text]:
+    """Tokens per second over time."""
+    if not rates:
+        return [Text("nothing written yet", palette.muted)]
+    room = max(width - 2, 4)
+    step = max(len(rates) / room, 1.0)
+    shown = [rates[int(place * step)] for place in range(min(len(rates), room))]
+    most = max(shown) or 1.0
+    line = "".join(_SPARKS[min(int(value / most * len(_SPARKS)), len(_SPARKS) - 1)] for value in shown)
+    return [Text(line, palette.chosen), Text(f"now {rates[-1]:,.1f} · most {max(rates):,.1f} tok/s", palette.muted)]
+
+
+def memory_lines(facts: Facts, width: int, palette: Palette) -> list[Text]:
+    """Bytes by part."""
+    memory = facts.memory
+    named = [
+        ("weights", memory.get("weights_bytes", 0)),
+        ("cache in use", memory.get("kv_bytes", 0)),
+        ("most host memory", memory.get("peak_rss_bytes", 0)),
+        ("most GPU memory", memory.get("peak_vram_bytes", 0)),
+    ]
+    known = [(name, count) for name, count in named if count]
+    most = max((count for _, count in known), default=1)
+    bar = max(width - 28, 4)
+    return [
+        Text.assemble(f"{name:<17}{size(count):>8}  ", ("█" * max(round(bar * count / most), 1), _style(name, palette)))
+        for name, count in known
+    ]
+
+
+def _style(name: str, palette: Palette) -> Style:
+    return palette.chosen if name == "weights" else palette.bar

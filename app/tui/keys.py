@@ -1,0 +1,65 @@
+"""Every key of the chat: one table for the bindings, the help, the palette and the [keys] of config.toml."""
+
+from dataclasses import dataclass
+
+from textual.binding import Binding
+
+
+@dataclass(frozen=True)
+class Key:
+    """`name` is what config.toml calls it. `everywhere`: it works wherever the caret is."""
+
+    name: str
+    keys: str
+    action: str
+    help: str
+    everywhere: bool = True
+    in_palette: bool = True
+
+
+KEYS = (
+    Key("stop", "escape", "stop", "Stop the answer at once, keep what came", everywhere=False),
+    Key("interrupt", "ctrl+c", "interrupt", "Copy the selection; stop; clear the input; twice: quit", in_palette=False),
+    Key("editor", "ctrl+g", "command('edit')", "Write in $EDITOR"),
+    Key("regenerate", "ctrl+r", "command('regenerate')", "Answer again; the earlier answer stays as a branch"),
+    Key("edit", "ctrl+e", "edit_chosen", "On a message: edit it and branch from there", everywhere=False),
+    Key("copy", "ctrl+y", "command('copy')", "Copy the answer"),
+    Key("new", "ctrl+n", "command('new')", "New chat; the old one stays saved"),
+    Key("open", "ctrl+o", "command('load')", "Open, search, rename or delete chats"),
+    Key("profiles", "f3", "profiles", "Profiles: choose, edit, add"),
+    Key("help", "f1", "command('help')", "Help"),
+    Key("palette", "ctrl+p", "app.command_palette", "Command palette", in_palette=False),
+    Key("inspect", "f2", "command('inspect')", "Inspector: experts, cache, speed, memory"),
+    Key("mouse", "f4", "command('mouse')", "Leave the mouse to the terminal, or take it back"),
+    Key("theme", "f5", "command('theme')", "Next theme"),
+)
+
+# Keys that belong to a widget; shown in the help.
+PROMPT_KEYS = (
+    ("Enter", "Send"),
+    ("Shift+Enter, Ctrl+J, Alt+Enter", "New line"),
+    ('""" … """', "A typed block: Enter is a new line in it"),
+    ("Up / Down at the input's edge", "Earlier inputs"),
+    ("Ctrl+D on empty input", "Quit"),
+    ("PageUp / PageDown", "Scroll"),
+)
+MESSAGE_KEYS = (
+    ("Shift+Tab", "From the input to the messages; Esc or typing goes back"),
+    ("Up / Down", "The message above or below"),
+    ("Left / Right on a message", "Walk its branches"),
+    ("Ctrl+E on a message", "Edit it and branch from there"),
+    ("Ctrl+R, Ctrl+Y on a message", "Answer it again, copy it"),
+)
+
+
+def bindings() -> list[Binding]:
+    """Bindings of the chat's screen. Those that work everywhere come before the keys of the input."""
+    return [Binding(key.keys, key.action, key.help, show=False, priority=key.everywhere, id=key.name) for key in KEYS]
+
+
+def label(keys: str) -> str:
+    """A key as people write it."""
+    first = keys.split(",")[0]
+    return "+".join(part.capitalize() if len(part) > 1 else part.upper() for part in first.split("+")).replace(
+        "Escape", "Esc"
+    )

@@ -1,0 +1,80 @@
+"""The styles of a transcript, taken from the theme. Colour has meaning and is never the only sign."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rich.style import Style
+from textual.color import Color, ColorParseError
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Rich styles by role. `base` is the text of the widget: colours of theme on its background."""
+
+    base: Style
+    user: Style
+    assistant: Style
+    muted: Style
+    heading: Style
+    code: Style
+    link: Style
+    bar: Style
+    chosen: Style
+    warning: Style
+    error: Style
+    keyword: Style
+    string: Style
+    number: Style
+    name: Style
+
+    @classmethod
+    def of_theme(cls, variables: Mapping[str, str], base: Style) -> "Palette":
+        """Roles from the variables of a Textual theme."""
+
+        def colour(name: str, *, bold: bool | None = None, underline: bool | None = None) -> Style:
+            return Style(color=_rich_colour(variables.get(name, "")), bold=bold, underline=underline)
+
+        ansi = variables.get("background", "").startswith("ansi")
+        muted = Style(dim=True) if ansi else colour("text-muted-flat")
+        return cls(
+            base=base,
+            user=colour("primary", bold=True),
+            assistant=colour("accent", bold=True),
+            muted=muted,
+            heading=Style(bold=True),
+            code=colour("accent"),
+            link=colour("primary", underline=True),
+            bar=colour("primary") if ansi else colour("bar"),
+            chosen=colour("accent", bold=True),
+            warning=colour("warning"),
+            error=colour("error"),
+            keyword=colour("code-keyword"),
+            string=colour("code-string"),
+            number=colour("code-number"),
+            name=colour("code-name"),
+        )
+
+    @cached_property
+    def of_token(self) -> dict[str, Style]:
+        """Style by the first or second part of a Pygments token's name."""
+        return {
+            "Keyword": self.keyword,
+            "Name.Function": self.name,
+            "Name.Class": self.name,
+            "Name.Tag": self.keyword,
+            "Name.Decorator": self.name,
+            "Name.Builtin": self.name,
+            "Literal.String": self.string,
+            "Literal.Number": self.number,
+            "Operator.Word": self.keyword,
+            "Comment": self.muted,
+        }
+
+
+def _rich_colour(text: str) -> Any:
+    try:
+        return Color.parse(text).rich_color
+    except ColorParseError:
+        return None

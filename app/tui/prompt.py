@@ -1,0 +1,153 @@
+"""Where the user writes: several lines, pasted text as it is, typed blocks, and earlier inputs at the edges."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import TextArea
+
+from dslite.app.console import visible
+
+BLOCK = '"""'
+
+
+def is_open_block(text: str) -> bool:
+    """Whether a typed block was begun and not ended: Enter is a new line in it."""
+    return text.lstrip().startswith(BLOCK) and text.count(BLOCK) % 2 == 1
+
+
+def without_block(text: str) -> str:
+    """A message without the marks of a typed block around it."""
+    inner = text.strip()
+    if inner.startswith(BLOCK) and inner.endswith(BLOCK) and len(inner) >= 2 * len(BLOCK):
+        return inner[len(BLOCK) : -len(BLOCK)].strip("\n")
+    return text
+
+
+class History:
+    """Earlier inputs, the newest first, and where among them we are. What was being written waits meanwhile."""
+
+    def __init__(self) -> None:
+        self._inputs: list[str] = []
+        self._place = -1
+        self._draft = ""
+
+    def extend(self, older: Sequence[str]) -> None:
+        """Inputs of earlier times, behind those of now."""
+        self._inputs += [text for text in older if text not in set(self._inputs)]
+
+    def add(self, text: str) -> None:
+        """An input that was sent."""
+        self._inputs = [text, *(other for other in self._inputs if other != text)]
+        self._place = -1
+
+    def step(self, direction: int, current: str) -> str | None:
+        """The input one older (1) or newer (-1) than the one shown; None where there is none."""
+        place = self._place + direction
+        if not -1 <= place < len(self._inputs):
+            return None
+        if self._place == -1:
+            self._draft = current
+        self._place = place
+        return self._draft if place == -1 else self._inputs[place]
+
+
+class Prompt(TextArea):
+    """Enter sends; the keys for a new line are bindings, so that they can be changed."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("shift+enter,ctrl+j,alt+enter", "newline", "New line", show=False, id="newline"),
+        Binding("pageup", "page(-1)", "Scroll up", show=False),
+        Binding("pagedown", "page(1)", "Scroll down", show=False),
+        Binding("ctrl+d,delete", "delete_or_quit", "Quit on empty input", show=False),
+        Binding("ctrl+e,end", "end_or_edit", "Edit the last message on empty input", show=False),
+        Binding("ctrl+up,shift+tab", "to_messages", "Go to the messages", show=False),
+    ]
+
+    @dataclass
+    class Submitted(Message):
+        """Enter: a message or a command."""
+
+        text: str
+
+    @dataclass
+    class Wants(Message):
+        """A key that means something else on empty input: quit, edit, messages, or scrolling by `amount` pages."""
+
+        what: str
+        amount: int = 0
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(
+            id=id, soft_wrap=True, show_line_numbers=False, tab_behavior="focus", highlight_cursor_line=False
+        )
+        self.cursor_blink = False
+        self.earlier = History()
+
+    def put(self, text: str) -> None:
+        """Replace the input, with the caret at its end."""
+        self.load_text(visible(text))
+        self.move_cursor(self.document.end)
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            self._enter()
+
+    def _enter(self) -> None:
+        text = self.text
+        if is_open_block(text):
+            self.insert("\n")
+        elif text.strip():
+            self.post_message(self.Submitted(without_block(text).strip("\n")))
+
+    def sent(self, text: str) -> None:
+        """The input was taken: remember and clear it."""
+        self.earlier.add(text)
+        self.load_text("")
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        # The class above inserts it, as Textual runs the handlers of all classes.
+        event.text = visible(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+
+    def action_newline(self) -> None:
+        self.insert("\n", maintain_selection_offset=False)
+
+    def action_cursor_up(self, select: bool = False) -> None:
+        if select or not self.cursor_at_first_line or not self._recall(1):
+            super().action_cursor_up(select)
+
+    def action_cursor_down(self, select: bool = False) -> None:
+        if select or not self.cursor_at_last_line or not self._recall(-1):
+            super().action_cursor_down(select)
+
+    def _recall(self, direction: int) -> bool:
+        text = self.earlier.step(direction, self.text)
+        if text is None:
+            return False
+        self.put(text)
+        if direction > 0:
+            self.move_cursor((0, len(self.document[0])))
+        return True
+
+    def action_page(self, direction: int) -> None:
+        self.post_message(self.Wants("scroll", direction))
+
+    def action_delete_or_quit(self) -> None:
+        if self.text:
+            self.action_delete_right()
+        else:
+            self.post_message(self.Wants("quit"))
+
+    def action_end_or_edit(self) -> None:
+        if self.text:
+            self.action_cursor_line_end()
+        else:
+            self.post_message(self.Wants("edit"))
+
+    def action_to_messages(self) -> None:
+        self.post_message(self.Wants("messages"))

@@ -1,0 +1,217 @@
+"""Ctrl+O: saved chats at the left; find, open, rename, delete and take that back."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.cells import cell_len
+from rich.style import Style
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from dslite.app.session_export import local_time
+from dslite.app.tui.dialogs import LineDialog
+from dslite.app.tui.text import one_line
+
+if TYPE_CHECKING:
+    from dslite.app.sessions import Conversation, Hit, SessionStore
+    from dslite.app.tui.conductor import Conductor
+
+_PAGE = 50
+_HINTS = "Enter opens · Ctrl+T renames · Ctrl+D deletes · Ctrl+Z undoes · Esc closes"
+
+
+class SessionsPanel(ModalScreen[str | None]):
+    """Ends with the id of the chat to open, or None."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,ctrl+o", "dismiss(None)", "Close", show=False, priority=True),
+        Binding("down", "move(1)", "Down", show=False, priority=True),
+        Binding("up", "move(-1)", "Up", show=False, priority=True),
+        Binding("pagedown", "move(10)", "Page down", show=False, priority=True),
+        Binding("pageup", "move(-10)", "Page up", show=False, priority=True),
+        Binding("ctrl+t", "rename", "Rename", show=False, priority=True),
+        Binding("ctrl+d", "delete", "Delete", show=False, priority=True),
+        Binding("ctrl+z", "undo", "Undo", show=False, priority=True),
+    ]
+
+    def __init__(self, conductor: "Conductor") -> None:
+        super().__init__()
+        self._conductor = conductor
+        self._last: Conversation | None = None  # of the pages that are shown
+        self._titles: dict[str, str] = {}
+        self._deleted: list[str] = []
+        self._asked = 0  # number of the newest question; answers to older ones are left aside
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="sessions", classes="panel"):
+            yield Static(Text("Chats", "bold"))
+            yield Input(placeholder="search in titles and messages")
+            yield OptionList()
+            yield Static(Text(_HINTS), id="sessions-hints")
+
+    def on_mount(self) -> None:
+        self._load()
+
+    @property
+    def _list(self) -> OptionList:
+        return self.query_one(OptionList)
+
+    @property
+    def _chosen(self) -> str | None:
+        place = self._list.highlighted
+        return self._list.get_option_at_index(place).id if place is not None and self._list.option_count else None
+
+    # What is shown.
+
+    def _load(self) -> None:
+        """The newest chats, or those that hold the words of the search."""
+        words = self.query_one(Input).value
+        self._asked += 1
+        number = self._asked
+
+        def look(store: "SessionStore") -> "Sequence[Conversation] | Sequence[Hit]":
+            return store.search(words, limit=_PAGE) if words.strip() else store.conversations(limit=_PAGE)
+
+        def show(found: "Sequence[Conversation] | Sequence[Hit]") -> None:
+            if number == self._asked and self.is_attached:
+                self._show(found, searching=bool(words.strip()))
+
+        self._conductor.lookup(look, show)
+
+    def _show(self, found: "Sequence[Conversation] | Sequence[Hit]", *, searching: bool) -> None:
+        from dslite.app.sessions import Conversation
+
+        kept = self._list.highlighted or 0
+        self._list.clear_options()
+        self._last = found[-1] if found and isinstance(found[-1], Conversation) and not searching else None
+        self._add(found)
+        if not found:
+            none = "nothing found" if searching else "no chat is saved yet"
+            self._list.add_option(Option(Text(none, "dim"), disabled=True))
+        else:
+            self._list.highlighted = min(kept, len(found) - 1)
+
+    def _add(self, found: "Sequence[Conversation] | Sequence[Hit]") -> None:
+        width = max(self._list.size.width - 4, 12)
+        for row in found:
+            self._titles[row.id] = row.title
+        self._list.add_options([Option(_row(row, width), id=row.id) for row in found])
+
+    @on(OptionList.OptionHighlighted)
+    def _near_end(self, event: OptionList.OptionHighlighted) -> None:
+        """The next page comes when its predecessor's last row is reached."""
+        if self._last is None or event.option_index < self._list.option_count - 1:
+            return
+        before, self._last = self._last, None
+
+        def show(found: "Sequence[Conversation]") -> None:
+            if self.is_attached and found:
+                self._add(found)
+                self._last = found[-1]
+
+        self._conductor.lookup(lambda store: store.conversations(limit=_PAGE, before=before), show)
+
+    @on(Input.Changed)
+    def _search(self) -> None:
+        self._list.highlighted = None
+        self._load()
+
+    # What is done.
+
+    @on(Input.Submitted)
+    @on(OptionList.OptionSelected)
+    def _open(self) -> None:
+        if self._chosen:
+            self.dismiss(self._chosen)
+
+    def action_move(self, step: int) -> None:
+        count = self._list.option_count
+        if count and self._chosen:
+            self._list.highlighted = min(max((self._list.highlighted or 0) + step, 0), count - 1)
+
+    def action_rename(self) -> None:
+        identity = self._chosen
+        if identity is None:
+            return
+
+        def renamed(title: str | None) -> None:
+            if title and title.strip():
+                if identity == self._conductor.dialogue.id:
+                    self._conductor.dialogue.title = title.strip()
+                    self._conductor.screen.refresh_lines()
+                self._change(lambda store: store.rename(identity, title.strip()))
+
+        self.app.push_screen(LineDialog("Title", self._titles.get(identity, "")), renamed)
+
+    def action_delete(self) -> None:
+        identity = self._chosen
+        if identity is None:
+            return
+        self._deleted.append(identity)
+        if identity == self._conductor.dialogue.id:
+            self._conductor.begin()
+        self._change(lambda store: store.delete(identity))
+        self._say(f"deleted “{one_line(self._titles[identity], 40)}” · Ctrl+Z takes it back")
+
+    def action_undo(self) -> None:
+        if self._deleted:
+            identity = self._deleted.pop()
+            self._change(lambda store: store.restore(identity))
+            self._say("it is back")
+
+    def _change(self, change: "object") -> None:
+        self._conductor.lookup(change, lambda _: self._load())  # type: ignore[arg-type]
+
+    def _say(self, text: str) -> None:
+        self.query_one("#sessions-hints", Static).update(Text(text))
+
+
+def _row(row: "Conversation | Hit", width: int) -> Text:
+    """Title and age; of a search, the text that was found below."""
+    age = _age(row.updated)
+    title = Text(one_line(row.title) or "untitled", end="")
+    title.truncate(max(width - cell_len(age) - 1, 4), overflow="ellipsis")
+    line = Text.assemble(title, " " * max(width - cell_len(title.plain) - cell_len(age), 1), (age, "dim"))
+    snippet = getattr(row, "snippet", "")
+    if snippet and snippet != row.title:
+        line.append_text(_snippet(snippet, getattr(row, "marks", ()), width))
+    return line
+
+
+def _snippet(snippet: str, marks: Sequence[tuple[int, int]], width: int) -> Text:
+    """The text around the first found word, on one line."""
+    start = max(marks[0][0] - width // 3, 0) if marks else 0
+    end = start + width - 2
+    text = Text("\n  ", style="dim", end="")
+    place = start
+    for first, last in marks:
+        if last <= end:
+            text.append(_flat(snippet[place:first]))
+            text.append(_flat(snippet[first:last]), Style(bold=True, dim=False))
+            place = last
+    text.append(_flat(snippet[place:end]))
+    text.truncate(width + 3, overflow="ellipsis")
+    return text
+
+
+def _flat(text: str) -> str:
+    from dslite.app.tui.text import inert
+
+    return inert(text).replace("\n", " ")
+
+
+def _age(updated: float) -> str:
+    """How long ago: minutes, hours, then the date."""
+    minutes = max(int((time.time() - updated) // 60), 0)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h"
+    return local_time(updated)[:10]

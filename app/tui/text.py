@@ -1,0 +1,19 @@
+"""Text that a terminal cannot obey: what models and files say is shown, never executed."""
+
+from dslite.app.console import visible
+
+# Embeddings, overrides and isolates reorder what stands behind them, beyond the end of the text that holds them.
+_OTHERS: dict[int, str] = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd")
+_OTHERS |= {0x2028: "\n", 0x2029: "\n"}  # separators of lines and paragraphs
+TAB = "    "
+
+
+def inert(text: str) -> str:
+    """Printable text: control characters show as symbols (ESC as ␛), line ends are one kind, tabs are spaces."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return visible(text).translate(_OTHERS).replace("\t", TAB)
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """The beginning of a text as one inert line."""
+    return " ".join(inert(text[: most * 4]).split())[:most]

@@ -1,0 +1,204 @@
+"""The thread that owns the model. Jobs go in, events come out of a bounded queue; nothing else is shared.
+
+The screen empties the queue from a timer. When it cannot keep up, the queue fills and the thread waits: no token is
+lost, and memory stays bounded.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dslite.app.chat_settings import ChatSettings
+from dslite.app.opening import Opened, Opener
+from dslite.model.errors import DsliteError
+from dslite.runtime.errors import ContextFullError, ModelUnavailableError
+from dslite.runtime.events import Done, Loading, Prefilling, Token
+from dslite.runtime.hub import ModelRef
+from dslite.runtime.responder import Facts
+
+if TYPE_CHECKING:
+    from dslite.runtime.chat_template import Message
+
+_MOST_EVENTS = 1024
+_FACTS_EVERY_S = 1.0
+
+
+@dataclass(eq=False)
+class Answering:
+    """A reply to make. `messages` is called in the thread; `forget` leaves out the oldest turns that do not fit."""
+
+    messages: Callable[[], Sequence["Message"]]
+    settings: ChatSettings
+    go_on: bool = False
+    forget: bool = False
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A model is being looked for."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded."""
+
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """The model could not be opened. `absent`: it is not on this machine, or not whole."""
+
+    model: ModelRef
+    error: DsliteError
+    absent: bool
+
+
+@dataclass(frozen=True)
+class Began:
+    """The messages are being read. `left_out` of them were too old for the context."""
+
+    job: Answering
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the engine says about a reply."""
+
+    job: Answering
+    event: Prefilling | Token | Done
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A reply ended in an error."""
+
+    job: Answering
+    error: DsliteError
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Sizes and counters, now and then."""
+
+    facts: Facts
+
+
+WorkerEvent = Opening | Loading | Ready | Unavailable | Began | Told | Failed | Counted
+_Job = ModelRef | Answering | None
+
+
+class EngineWorker:
+    """Opens models and makes replies, one after the other."""
+
+    def __init__(self, open_model: Opener) -> None:
+        self.watched = False  # whether somebody looks at counters while an answer is made
+        self._open_model = open_model
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._events: queue.Queue[WorkerEvent] = queue.Queue(_MOST_EVENTS)
+        self._closing = threading.Event()
+        self._current: Answering | None = None
+        self._opened: Opened | None = None
+        self._thread = threading.Thread(target=self._run, name="dslite-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def open(self, ref: ModelRef) -> None:
+        """Load a model in place of the one before."""
+        self._jobs.put(ref)
+
+    def answer(self, job: Answering) -> None:
+        """Make a reply, once the model is there."""
+        self._jobs.put(job)
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Stop what is being made, and end. A thread in the middle of loading is left behind: it is a daemon."""
+        self._closing.set()
+        if (job := self._current) is not None:
+            job.cancel.set()
+        self._jobs.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def drain(self) -> list[WorkerEvent]:
+        """What has happened since the last call."""
+        events: list[WorkerEvent] = []
+        try:
+            while len(events) < _MOST_EVENTS:
+                events.append(self._events.get_nowait())
+        except queue.Empty:
+            pass
+        return events
+
+    # In the thread.
+
+    def _run(self) -> None:
+        while not self._closing.is_set() and (job := self._jobs.get()) is not None:
+            if isinstance(job, Answering):
+                self._current = job
+                self._answer(job)
+                self._current = None
+            else:
+                self._open(job)
+
+    def _tell(self, event: WorkerEvent) -> None:
+        while not self._closing.is_set():
+            try:
+                self._events.put(event, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def _open(self, ref: ModelRef) -> None:
+        self._tell(Opening(ref.name))
+        self._opened = None  # the old weights go before the new ones come
+        try:
+            self._opened = self._open_model(ref, self._tell)
+            self._tell(Ready(self._opened.responder.facts()))
+        except DsliteError as error:
+            absent = isinstance(error, ModelUnavailableError) and ref.folder is None
+            self._tell(Unavailable(ref, error, absent))
+        except Exception as error:  # the screen must hear of it, whatever it is
+            self._tell(Unavailable(ref, _unexpected(error), absent=False))
+
+    def _answer(self, job: Answering) -> None:
+        if self._opened is None:
+            self._tell(Failed(job, ModelUnavailableError("no model is loaded", "choose one with /model")))
+            return
+        try:
+            self._reply(job, self._opened)
+        except DsliteError as error:
+            self._tell(Failed(job, error))
+        except Exception as error:  # the screen must hear of it, whatever it is
+            self._tell(Failed(job, _unexpected(error)))
+
+    def _reply(self, job: Answering, opened: Opened) -> None:
+        messages = list(job.messages())
+        kept = opened.responder.fit(messages, go_on=job.go_on) if job.forget else messages
+        params = job.settings.params(opened.defaults)
+        events = opened.responder.reply(kept, params, job.cancel, go_on=job.go_on)
+        self._tell(Began(job, len(messages) - len(kept)))
+        told = time.perf_counter()
+        for event in events:
+            self._tell(Told(job, event))
+            now = time.perf_counter()
+            if isinstance(event, Done) or (self.watched and now - told > _FACTS_EVERY_S):
+                told = now
+                self._tell(Counted(opened.responder.facts()))
+
+
+def is_overflow(error: DsliteError) -> bool:
+    """Whether a reply failed because its messages do not fit."""
+    return isinstance(error, ContextFullError)
+
+
+def _unexpected(error: Exception) -> DsliteError:
+    return DsliteError(f"unexpected {type(error).__name__}: {error}", "the log has the details")

@@ -1,0 +1,89 @@
+"""A conversation with a model: messages in, events out.
+
+What the model generated goes back in as the very ids that it generated, so the cache of the last answer is found again
+whole. ChatSession is the Responder whose model runs in this process.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from threading import Event as Flag
+
+from dslite.runtime.chat_template import ChatTemplate, Message
+from dslite.runtime.draft import Request
+from dslite.runtime.engine import Engine
+from dslite.runtime.errors import ContextFullError
+from dslite.runtime.events import Done, Event, Token
+from dslite.runtime.responder import Facts
+from dslite.runtime.sampling_params import SamplingParams
+
+
+class ChatSession:
+    """A Responder over an engine."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.engine = engine
+        self.name = name
+        self._template = ChatTemplate(engine.tokenizer)
+
+    def prompt_ids(self, messages: Sequence[Message], *, go_on: bool = False) -> list[int]:
+        """Token ids that the model answers, or goes on from."""
+        if not go_on:
+            return self._template.encode(messages)
+        *before, last = messages
+        ids = self._template.encode(before)
+        if last.token_ids is None:
+            return ids + self.engine.tokenizer.encode(" " + last.content)
+        return ids + [token for token in last.token_ids if token not in self.engine.eos_token_ids]
+
+    def reply(
+        self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, go_on: bool = False
+    ) -> Iterator[Event]:
+        """Answer, or go on with the last message. The space that the template leaves before an answer is left out."""
+        request = Request(self.prompt_ids(messages, go_on=go_on), params)
+        at_start = not go_on
+        for event in self.engine.generate(request, cancel):
+            if at_start and isinstance(event, Token | Done):
+                if event.delta:
+                    event, at_start = replace(event, delta=event.delta.removeprefix(" ")), False
+                if isinstance(event, Done):
+                    event = replace(event, text=event.text.removeprefix(" "))
+            elif not go_on and isinstance(event, Done):
+                event = replace(event, text=event.text.removeprefix(" "))
+            yield event
+
+    def fit(self, messages: Sequence[Message], *, go_on: bool = False) -> list[Message]:
+        """Leave out whole turns, the oldest first, until a quarter of the context is free for the answer.
+
+        The system message and the last question always stay. Raises ContextFullError where they alone do not fit.
+        """
+        kept = list(messages)
+        first = 1 if kept and kept[0].role == "system" else 0
+        room = self.engine.context - max(self.engine.context // 4, 1)
+        while (count := len(self.prompt_ids(kept, go_on=go_on))) > room:
+            later = [place for place, message in enumerate(kept) if message.role == "user" and place > first]
+            if not later:
+                if count < self.engine.context:
+                    return kept
+                raise ContextFullError(
+                    f"the last message alone has {count:,} tokens, and the context holds {self.engine.context:,}",
+                    "shorten the message, or raise --ctx-size",
+                )
+            del kept[first : later[0]]
+        return kept
+
+    def facts(self) -> Facts:
+        """Sizes and counters of the engine."""
+        config, memory, experts = self.engine.model.config, self.engine.memory(), self.engine.expert_stats()
+        head = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+        plain = config.num_hidden_layers * config.num_attention_heads * head * self.engine.model.dtype.itemsize
+        return Facts(
+            name=self.name,
+            device=str(self.engine.model.device),
+            context=self.engine.context,
+            memory=memory,
+            experts=experts,
+            first_moe_layer=config.first_k_dense_replace,
+            experts_per_layer=config.n_routed_experts,
+            kv_bytes_per_token=memory["kv_bytes_per_token"],
+            plain_kv_bytes_per_token=plain,
+        )

@@ -1,0 +1,50 @@
+"""What a chat talks to: something that answers messages. Free of torch: a screen is there before the model is."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Event as Flag
+from typing import TYPE_CHECKING, Protocol
+
+from dslite.runtime.events import Event
+from dslite.runtime.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from dslite.runtime.chat_template import Message
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a screen tells about a model. `experts` has what the engine counts: slots, hits, misses, bytes_moved, and
+    `uses`, where the engine counts them: how often each expert of each MoE layer was chosen."""
+
+    name: str
+    device: str
+    context: int
+    memory: Mapping[str, int] = field(default_factory=dict)
+    experts: Mapping[str, int] = field(default_factory=dict)
+    uses: Sequence[Sequence[int]] | None = None
+    first_moe_layer: int = 0
+    experts_per_layer: int = 0
+    kv_bytes_per_token: int = 0
+    plain_kv_bytes_per_token: int = 0  # what attention would cache without latents
+
+
+class Responder(Protocol):
+    """What answers messages."""
+
+    def reply(
+        self, messages: Sequence["Message"], params: SamplingParams, cancel: Flag, *, go_on: bool = False
+    ) -> Iterator[Event]:
+        """Answer; with `go_on`, lengthen the last message, which is an answer that was cut.
+
+        Raises ContextFullError where the messages do not fit.
+        """
+        ...
+
+    def fit(self, messages: Sequence["Message"], *, go_on: bool = False) -> list["Message"]:
+        """The messages without the oldest turns that the context cannot take. Raises ContextFullError."""
+        ...
+
+    def facts(self) -> Facts:
+        """How it stands now."""
+        ...

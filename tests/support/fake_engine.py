@@ -1,0 +1,135 @@
+"""A model that is not one: it emits given text at a set rate. Free of torch."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from dslite.app.opening import Opened
+from dslite.runtime.errors import ContextFullError
+from dslite.runtime.events import Done, Event, Loading, Prefilling, Timing, Token
+from dslite.runtime.hub import ModelRef
+from dslite.runtime.responder import Facts
+
+PIECE = re.compile(r"\s*\S{1,4}|\s+")
+
+
+def pieces(text: str) -> list[str]:
+    """Text as tokens of about four characters."""
+    return PIECE.findall(text)
+
+
+class FakeResponder:
+    """Answers with `text(messages)`. `rate` is tokens/s, None as fast as can be; `gate`, when given, must be set for
+    each token to come: a test holds the answer where it wants it."""
+
+    def __init__(
+        self,
+        text: Callable[[Sequence[Any]], str] | str = "Hello, *world*.",
+        *,
+        rate: float | None = None,
+        gate: threading.Semaphore | None = None,
+        context: int = 32_768,
+        facts: Mapping[str, Any] | None = None,
+        prefill: Sequence[Prefilling] = (),
+    ) -> None:
+        self._text = text
+        self._rate = rate
+        self._gate = gate
+        self._context = context
+        self._facts = dict(facts or {})
+        self._prefill = prefill
+        self.asked: list[list[Any]] = []
+        self.params: list[Any] = []
+        self.emitted = 0
+        self.idle = threading.Event()
+        self.idle.set()
+
+    def reply(
+        self, messages: Sequence[Any], params: Any, cancel: threading.Event, *, go_on: bool = False
+    ) -> Iterator[Event]:
+        self.asked.append(list(messages))
+        self.params.append(params)
+        count = sum(len(pieces(message.content)) for message in messages)
+        if count >= self._context:
+            raise ContextFullError(
+                f"the prompt has {count:,} tokens, and the context holds {self._context:,}", "shorten"
+            )
+        return self._run(self._text(messages) if callable(self._text) else self._text, params, count, cancel)
+
+    def _run(self, text: str, params: Any, count: int, cancel: threading.Event) -> Iterator[Event]:
+        self.idle.clear()
+        started = time.perf_counter()
+        yield from self._prefill
+        yield Prefilling(count, count, 0, 0.001)
+        ids: list[int] = []
+        made = ""
+        reason = "stop"
+        for place, piece in enumerate(pieces(text)):
+            if params.max_tokens is not None and place >= params.max_tokens:
+                reason = "length"
+                break
+            if not self._wait(started, place, cancel):
+                reason = "interrupted"
+                break
+            ids.append(place)
+            made += piece
+            self.emitted += 1
+            yield Token(place, piece, piece)
+        self.idle.set()
+        spent = time.perf_counter() - started
+        yield Done(reason, made, tuple(ids), count, 0, timing=Timing(0.001, spent, 0.002))  # type: ignore[arg-type]
+
+    def _wait(self, started: float, place: int, cancel: threading.Event) -> bool:
+        """Until the token may come; False when cancelled."""
+        if self._gate is not None:
+            while not self._gate.acquire(timeout=0.01):
+                if cancel.is_set():
+                    return False
+        if self._rate is not None:
+            delay = started + place / self._rate - time.perf_counter()
+            if delay > 0 and cancel.wait(delay):
+                return False
+        return not cancel.is_set()
+
+    def fit(self, messages: Sequence[Any], *, go_on: bool = False) -> list[Any]:
+        kept = list(messages)
+        while sum(len(pieces(message.content)) for message in kept) >= self._context and len(kept) > 1:
+            del kept[0]
+        return kept
+
+    def facts(self) -> Facts:
+        values: dict[str, Any] = {
+            "name": "fake/Model",
+            "device": "cpu",
+            "context": self._context,
+            "memory": {"weights_bytes": 31_412_968_448, "kv_bytes": 3_000_000, "peak_rss_bytes": 900_000_000},
+            "experts": {"slots": 64, "hits": 0, "misses": 0, "bytes_moved": 0},
+            "experts_per_layer": 64,
+            "first_moe_layer": 1,
+            "kv_bytes_per_token": 31_104,
+            "plain_kv_bytes_per_token": 276_480,
+        }
+        return Facts(**{**values, **self._facts})
+
+
+def fake_opener(
+    responder: FakeResponder,
+    *,
+    loading: Sequence[Loading] = (),
+    hold: threading.Event | None = None,
+    error: Callable[[ModelRef], Exception | None] = lambda _: None,
+) -> Callable[..., Opened]:
+    """Opens the fake: tells `loading`, waits for `hold`, raises what `error` gives."""
+
+    def open_model(ref: ModelRef, report: Callable[[Loading], None]) -> Opened:
+        for event in loading:
+            report(event)
+        if hold is not None:
+            hold.wait()
+        if (fault := error(ref)) is not None:
+            raise fault
+        return Opened(responder)
+
+    return open_model
