@@ -11,11 +11,13 @@ from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
+from dslite.runtime.hardware import physical_cores
 from dslite.runtime.layout import read_json
 from dslite.runtime.loader import load
 from dslite.runtime.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 32_768  # what the paper says for Lite, though its config.json allows more
+_TINY_BYTES = 256 * 2**20
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -34,11 +36,8 @@ def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading]
     """Check, load and ready the model of a folder. Raises UsageError, ModelUnavailableError."""
     dtype = parse_dtype(options.dtype)
     device = pick_device(options.device)
-    if options.threads is not None:
-        if options.threads < 1:
-            raise UsageError(f"--threads is {options.threads}; it must be at least 1")
-        torch.set_num_threads(options.threads)
     checkpoint = Checkpoint.open(folder)
+    torch.set_num_threads(pick_threads(options.threads, checkpoint.nbytes))
     context = pick_context(options.ctx_size, checkpoint.config)
     tokenizer = Tokenizer.from_folder(folder)
     model = load(checkpoint, device=device, dtype=dtype, report=report)
@@ -67,6 +66,16 @@ def pick_device(name: str) -> torch.device:
             f"the device {name} is not available", "choose another with --device; dslite doctor lists what is there"
         )
     return torch.device(name)
+
+
+def pick_threads(asked: int | None, weights_bytes: int) -> int:
+    """CPU threads. Raises UsageError."""
+    if asked is None:
+        # In a tiny network threads only wait for each other, on a busy machine for seconds.
+        return 1 if weights_bytes < _TINY_BYTES else physical_cores()
+    if asked < 1:
+        raise UsageError(f"--threads is {asked}; it must be at least 1")
+    return asked
 
 
 def pick_context(asked: int | None, config: ModelConfig) -> int:
