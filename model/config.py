@@ -43,6 +43,8 @@ _YARN_KEYS = frozenset(
     "type rope_type factor beta_fast beta_slow mscale mscale_all_dim original_max_position_embeddings".split()
 )
 
+_MOST_EXPERTS = 10**6  # 100 times the largest of the family: a damaged number must not fill the memory
+
 
 @dataclass(frozen=True)
 class YarnConfig:
@@ -165,6 +167,8 @@ def _refuse_unimplemented(raw: Mapping[str, Any]) -> None:
 
 
 def _check_consistency(config: ModelConfig, raw: Mapping[str, Any]) -> None:
+    if config.num_hidden_layers * config.n_routed_experts > _MOST_EXPERTS:
+        raise _wrong("num_hidden_layers", config.num_hidden_layers, "such that there are not millions of experts")
     heads = raw.get("num_key_value_heads")
     if heads is not None and heads != config.num_attention_heads:
         raise _wrong("num_key_value_heads", heads, "equal to num_attention_heads: latent attention shares nothing else")

@@ -188,3 +188,8 @@ def test_parsing_leaves_the_raw_object_as_it_was() -> None:
     ModelConfig.from_dict(raw)
 
     assert raw == before
+
+
+def test_a_damaged_number_of_layers_is_refused_before_it_fills_the_memory() -> None:
+    with pytest.raises(ConfigError, match="num_hidden_layers is 1000000000"):
+        ModelConfig.from_dict(tiny_config(num_hidden_layers=10**9))
