@@ -134,7 +134,7 @@ class Reader:
 
     def read(self, extents: Extents, buffer: Tensor) -> list["Future[None]"]:
         """Begin to read into a buffer whose address is a page's."""
-        view = memoryview(buffer.numpy())
+        view = memoryview(buffer.numpy())  # type: ignore[arg-type]  # numpy is generic about it
         return [
             self._threads.submit(run.file.read, view[at : min(at + READ_BYTES, run.place + run.span)], start, least)
             for run in extents.runs

@@ -18,12 +18,15 @@ from dslite.model.attention import Span
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.branches import Shelf, common_prefix
+from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.draft import Draft, Request
-from dslite.runtime.errors import ContextFullError, UsageError
+from dslite.runtime.errors import ContextFullError, OutOfMemoryError, UsageError
 from dslite.runtime.events import Event, Prefilling
+from dslite.runtime.experts import with_room
 from dslite.runtime.hardware import peak_rss
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.latents import LatentStore
+from dslite.runtime.loader import expert_cache
 from dslite.runtime.sampling import check_finite
 from dslite.runtime.tokenizer import Tokenizer
 
@@ -39,12 +42,24 @@ class Engine:
     """One model, one cache, one answer at a time."""
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, *, context: int, eos_token_ids: Sequence[int] | None = None
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        eos_token_ids: Sequence[int] | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         """`context` is the most tokens that prompt and answer may have together."""
         self.model = model
         self.tokenizer = tokenizer
-        self.cache = LatentKVCache(model.config, context, dtype=model.dtype, device=model.device)
+        self.prefill_chunk = prefill_chunk
+        self.experts = expert_cache(model)
+        self.cache = with_room(
+            lambda: LatentKVCache(model.config, context, dtype=model.dtype, device=model.device),
+            self.experts,
+            f"a context of {context:,} tokens",
+        )
         self.eos_token_ids = frozenset(model.config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         self._cached_ids: list[int] = []
         self._shelf = Shelf(self.cache.nbytes // 2)  # so that branches never double the memory
@@ -86,6 +101,8 @@ class Engine:
 
     def expert_stats(self) -> dict[str, int]:
         """Slots on the compute device for each layer, and what they saved and cost."""
+        if self.experts is not None:
+            return self.experts.stats.summary()
         return {"slots": self.model.config.n_routed_experts, "hits": 0, "misses": 0, "bytes_moved": 0}
 
     @property
@@ -122,7 +139,30 @@ class Engine:
         self._cached_ids.clear()
 
     def steps(self, token_ids: Sequence[int]) -> Generator[int, None, Tensor]:
-        """Run tokens behind the cached ones: yields the layers done, returns hidden (T, D)."""
+        """Run tokens behind the cached ones: yields the layers done, returns hidden (T, D).
+
+        Where memory runs out, slots of experts are given back, the tokens are run in halves, and later prompts too.
+        Raises OutOfMemoryError when that does not help; the cache holds what it held, or the first halves more.
+        """
+        try:
+            return (yield from self._steps_at_once(token_ids))
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            told = OutOfMemoryError.of(error, f"{len(token_ids):,} tokens at once")
+        # Outside of the handler: the error's traceback would keep the memory of what failed.
+        given_back = self.experts is not None and self.experts.give_back()
+        half = len(token_ids) // 2
+        if half:
+            self.prefill_chunk = max(1, min(self.prefill_chunk, half))
+            first = yield from self.steps(token_ids[:half])
+            second = yield from self.steps(token_ids[half:])
+            return torch.cat([first, second])
+        if not given_back:
+            raise told
+        return (yield from self.steps(token_ids))
+
+    def _steps_at_once(self, token_ids: Sequence[int]) -> Generator[int, None, Tensor]:
         with torch.inference_mode():
             ids = torch.tensor(token_ids, dtype=torch.long)
             steps = self.model.steps(ids, [Span(self.cache, len(token_ids))])
@@ -150,7 +190,7 @@ class Engine:
     def logits(self, hidden: Tensor) -> Tensor:
         """Finite logits (T, vocabulary), float32, of hidden (T, D). Raises NumericsError, and forgets the cache."""
         with torch.inference_mode():
-            logits = self.model.logits(hidden)
+            logits = with_room(lambda: self.model.logits(hidden), self.experts, f"the logits of {len(hidden)} tokens")
         try:
             check_finite(logits)
         except Exception:
@@ -178,8 +218,9 @@ class Engine:
         ids, layers = draft.request.prompt_ids, len(self.model.layers)
         told = 0.0
         rows: Tensor | None = None
-        for start in range(draft.cached, len(ids), PREFILL_CHUNK):
-            chunk = ids[start : start + PREFILL_CHUNK]
+        start = draft.cached
+        while start < len(ids):
+            chunk = ids[start : start + self.prefill_chunk]
             steps = self.steps(chunk)
             while True:
                 if cancel.is_set():
@@ -196,6 +237,7 @@ class Engine:
             if draft.request.echo:
                 assert rows is not None
                 yield from self.echo(draft, start, rows)
+            start += len(chunk)
         yield Prefilling(len(ids), len(ids), draft.cached, draft.elapsed_s)
         return None if rows is None else rows[-1:]
 

@@ -3,8 +3,8 @@
 DsliteError (1)
 ├── UsageError (2)             the request itself is wrong
 ├── ModelUnavailableError (3)  the model or device cannot be had: absent, incomplete, damaged, not supported
-│   └── CheckpointError        a file of the model at fault
-├── OutOfMemoryError (3)       the weights, or the work, do not fit into memory
+│   ├── CheckpointError        a file of the model at fault
+│   └── OutOfMemoryError       the weights, or the work, do not fit into memory
 ├── ContextFullError (4)       the context cannot take the prompt
 └── NumericsError (1)          the network gave something that is not a number
 """

@@ -12,21 +12,26 @@ the result.
 # T tokens  D hidden  K experts per token
 
 import contextlib
+import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dslite.model.config import ModelConfig
 from dslite.model.errors import DsliteError
 from dslite.model.kernels import ExpertTable
 from dslite.model.moe import MLP
 from dslite.runtime.arena import Arena
-from dslite.runtime.device import ComputeDevice, Event
+from dslite.runtime.device import ComputeDevice, Event, is_out_of_memory
+from dslite.runtime.errors import OutOfMemoryError
 from dslite.runtime.expert_stats import ExpertStats
 from dslite.runtime.sources import ExpertSource, Fetch
 
+log = logging.getLogger(__name__)
 Key = tuple[int, int]  # layer, expert
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -210,7 +215,21 @@ class ExpertCache:
                 self._release(held.pop(_least(held)).buffer)
         self.arena.drop(block)
         self.device.settle()
+        log.warning("memory is short: %d expert slots per layer are left", self.slots)
         return True
+
+
+def with_room(make: Callable[[], Made], cache: ExpertCache | None, what: str) -> Made:
+    """What `make` allocates, after giving slots back as long as memory is short. Raises OutOfMemoryError."""
+    while True:
+        try:
+            return make()
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            told = OutOfMemoryError.of(error, what)
+        if cache is None or not cache.give_back():
+            raise told
 
 
 def _least(held: dict[int, Held]) -> int:

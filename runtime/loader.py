@@ -140,5 +140,5 @@ class _Offloading:
 
 def expert_cache(model: Transformer) -> ExpertCache | None:
     """The slots of a network; None where every expert is resident."""
-    banks = (getattr(layer.mlp, "experts", None) for layer in model.layers)
+    banks = (getattr(getattr(layer, "mlp", None), "experts", None) for layer in model.layers)
     return next((bank.cache for bank in banks if isinstance(bank, SlotExperts)), None)

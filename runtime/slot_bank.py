@@ -131,7 +131,7 @@ class _Outputs:
     def combine(self, weights: Tensor) -> Tensor:
         """The sum (T, D) in float32 by weights (T, K) in ascending order of experts."""
         parts = self.flat.unflatten(0, weights.shape)
-        total = parts[:, 0].float() * weights[:, 0, None]
+        total: Tensor = parts[:, 0].float() * weights[:, 0, None]
         for rank in range(1, weights.shape[1]):
             total += parts[:, rank].float() * weights[:, rank, None]
         return total

@@ -103,7 +103,7 @@ def _machine(device: str, vram: int | None, ram: int | None, speeds: dict[str, f
     )
     fields = {"pcie": "pcie_bandwidth"}
     given = {fields.get(name, name): value * 1e9 for name, value in speeds.items() if value is not None}
-    return replace(described, **given)
+    return replace(described, **given)  # type: ignore[arg-type]  # bandwidths all
 
 
 def plan_object(model: str, made: "DevicePlan") -> dict[str, Any]:
@@ -148,10 +148,10 @@ def _text(model: str, made: "DevicePlan") -> str:
 
 def _lines(model: str, made: "DevicePlan") -> list[str]:
     experts = made.slots + made.experts_in_ram + made.experts_on_disk
-    place = "memory" if made.device == "cpu" else "the GPU"
+    place = "in memory" if made.device == "cpu" else "on the GPU"
     rows = [
         f"{model} on {made.device}, {made.dtype}, context of {made.context:,} tokens",
-        f"  weights in {place:<8} {_gb(made.resident_bytes)}  {made.slots} of {experts} experts per layer",
+        f"  weights {place:<11} {_gb(made.resident_bytes)}  {made.slots} of {experts} experts per layer",
         f"  cache               {_gb(made.kv_bytes)}  {made.kv_bytes_per_token:,} bytes a token",
         f"  workspace           {_gb(made.workspace_bytes)}  prompts are read {made.prefill_chunk:,} tokens at a time",
     ]
