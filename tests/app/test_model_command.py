@@ -13,28 +13,9 @@ import pytest
 from support.checkpoints import write_checkpoint
 from support.hub_fixtures import LITE
 from support.hub_server import HubServer
-
-from dslite.app import cli
+from support.in_process import Dslite
 
 SHARD = "model-00002-of-00003.safetensors"
-
-
-class Dslite:
-    """The command line in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
-
-    def __call__(self, *words: str) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["dslite", *words])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = self._capsys.readouterr()
-        return code, out, err
 
 
 @pytest.fixture

@@ -1,0 +1,193 @@
+"""A look at this machine and this installation: facts, and what is wrong with its remedy."""
+
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from dslite.runtime.errors import DsliteError
+from dslite.runtime.hardware import MachineSpec, cpu_features, cpu_name, machine, physical_cores
+from dslite.runtime.hub import cache_root
+from dslite.runtime.inventory import StoredModel, stored_models
+from dslite.runtime.places import cache_dir, config_dir, data_dir
+
+_PACKAGES = "torch triton safetensors tokenizers huggingface_hub httpx2 numpy textual typer rich".split()
+_SPARE_BYTES = 1 << 30  # on the disks where dslite writes
+
+
+class Bytes(int):
+    """A count of bytes."""
+
+
+class Rate(int):
+    """Bytes per second."""
+
+
+Fact = str | int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a user should know. A fault keeps something from working; a note explains."""
+
+    kind: Literal["fault", "note"]
+    text: str
+    remedy: str = ""
+
+    @classmethod
+    def of(cls, error: DsliteError) -> "Finding":
+        return cls("fault", error.message, error.remedy)
+
+
+@dataclass
+class Examination:
+    """Facts by section, in reading order, and findings."""
+
+    facts: dict[str, dict[str, Fact]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.kind == "fault"]
+
+
+def examine(*, refresh: bool = False) -> Examination:
+    """Look at everything; bandwidths are measured if they never were, or with `refresh`."""
+    import torch
+
+    seen = Examination()
+    here = machine(refresh=refresh)
+    seen.facts["versions"] = _versions()
+    seen.facts["processor"] = {
+        "name": cpu_name(),
+        "physical cores": physical_cores(),
+        "features": " ".join(cpu_features()) or "none that matter",
+        "threads of torch": torch.get_num_threads(),
+    }
+    seen.facts["memory"] = {"total": Bytes(here.ram_total), "free": Bytes(here.ram_free)}
+    _devices(torch, seen)
+    seen.facts["read bandwidth"] = _speeds(here)
+    seen.facts["places"] = _places()
+    models = stored_models()
+    seen.facts["models"] = {model.name: Bytes(model.size_bytes) for model in models}
+    seen.findings += [*_of_cpu(), *_of_places(), *_of_models(models), *_of_environment()]
+    return seen
+
+
+def _versions() -> dict[str, Fact]:
+    found: dict[str, Fact] = {"dslite": version("dslite"), "python": platform.python_version()}
+    found |= {name: version(name) for name in _PACKAGES if importlib.util.find_spec(name)}
+    return found | {"system": f"{platform.system()} {platform.release()} {platform.machine()}"}
+
+
+def _devices(torch: Any, seen: Examination) -> None:
+    """GPUs with their memory; `torch` is the module, or what a test puts in its place."""
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            major, minor = torch.cuda.get_device_capability(index)
+            name = torch.cuda.get_device_name(index)
+            native = major >= 8  # compute capability 8.0, Ampere, is the first with BF16 units
+            seen.facts[f"cuda:{index}"] = {
+                "name": name,
+                "memory": Bytes(total),
+                "free memory": Bytes(free),
+                "compute capability": f"{major}.{minor}",
+                "BF16": "yes" if native else "emulated",
+            }
+            if not native:
+                seen.findings.append(_without_bf16(name, f"{major}.{minor}"))
+    elif torch.backends.mps.is_available():
+        seen.facts["mps"] = {"memory": Bytes(torch.mps.recommended_max_memory()), "BF16": "yes"}
+    else:
+        seen.facts["devices"] = {"cpu": "no GPU that torch can use"}
+        if Path("/dev/nvidiactl").exists():
+            seen.findings.append(
+                Finding(
+                    "fault",
+                    f"there is an NVIDIA GPU, but torch {torch.__version__} cannot use it",
+                    "install a CUDA build of torch that fits the driver (nvidia-smi names its version)",
+                )
+            )
+
+
+def _without_bf16(name: str, capability: str) -> Finding:
+    return Finding(
+        "note",
+        f"{name} (compute capability {capability}) has no BF16 arithmetic: weights stay BF16 and their "
+        "products are emulated, so answers are right and come several times slower",
+        "choose --device cpu where that is faster; float16 would overflow in this model",
+    )
+
+
+def _speeds(here: MachineSpec) -> dict[str, Fact]:
+    speeds = {"memory": here.ram_bandwidth, "disk": here.disk_bandwidth, "pcie": here.pcie_bandwidth}
+    speeds["gpu"] = here.gpu_bandwidth
+    return {name: Rate(speed) for name, speed in speeds.items() if speed}
+
+
+def _places() -> dict[str, Fact]:
+    from huggingface_hub import constants, get_token
+
+    from dslite.runtime.download import free_bytes
+
+    return {
+        "Hugging Face cache": str(cache_root()),
+        "free there": Bytes(free_bytes(cache_root())),
+        "endpoint": constants.ENDPOINT,
+        "token": "set" if get_token() else "none",
+        "network": "off (HF_HUB_OFFLINE)" if constants.is_offline_mode() else "on",
+        "dslite cache": str(cache_dir()),
+        "size of it": Bytes(_size(cache_dir())),
+        "settings": str(config_dir()),
+        "conversations": str(data_dir()),
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _of_cpu() -> Iterator[Finding]:
+    if platform.machine() in ("x86_64", "AMD64") and not {"avx512_bf16", "amx_bf16"} & set(cpu_features()):
+        yield Finding("note", "this processor has no BF16 instructions: on the CPU, products are made in float32")
+
+
+def _of_places() -> Iterator[Finding]:
+    from dslite.runtime.download import free_bytes
+
+    variables = {"DSLITE_CACHE_DIR": cache_dir(), "DSLITE_CONFIG_DIR": config_dir(), "DSLITE_DATA_DIR": data_dir()}
+    for variable, place in (variables | {"HF_HOME": cache_root()}).items():
+        existing = place
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            yield Finding("fault", f"{place} cannot be written", f"change its permissions, or name another: {variable}")
+        elif free_bytes(place) < _SPARE_BYTES:
+            yield Finding("fault", f"the disk of {place} is nearly full", f"make room, or name another: {variable}")
+
+
+def _of_models(models: list[StoredModel]) -> Iterator[Finding]:
+    for model in models:
+        if not model.complete:
+            yield Finding(
+                "fault",
+                f"the model {model.name} is incomplete: {', '.join(model.missing[:3])}",
+                f"go on with dslite model pull {model.name}, or remove it with dslite model rm {model.name}",
+            )
+    if not any(model.complete and model.repo_id for model in models):
+        yield Finding("note", "no DeepSeek-V2 weights are on this machine", "download them: dslite model pull chat")
+
+
+def _of_environment() -> Iterator[Finding]:
+    from huggingface_hub import constants
+
+    if not constants.ENDPOINT.startswith(("http://", "https://")):
+        yield Finding("fault", f"HF_ENDPOINT is {constants.ENDPOINT!r}, which is no address", "begin it with https://")
+    if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
+        yield Finding("fault", f"text is written as {sys.stdout.encoding}", "set LANG=C.UTF-8 or PYTHONUTF8=1")
