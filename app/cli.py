@@ -1,6 +1,5 @@
 """The `dslite` command. Starting it imports no torch and no Textual: commands import what they need when they run."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -61,16 +60,11 @@ def main() -> None:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()
-        sys.stdout.flush()
     except DsliteError as error:
         if console.settings.debug:
             raise
         console.show_error(error)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader has enough (`| head`). Python would complain again while it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +69,15 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*, debug: bool, quiet: bool, verbose: bool, **arguments: Any) -> Any:
         console.configure(debug=debug, quiet=quiet, verbose=verbose)
-        return function(**arguments)
+        try:
+            try:
+                return function(**arguments)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader has enough (`| head`). Python would complain again while it closes stdout.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
 
     extra = {"debug": Debug, "quiet": Quiet, "verbose": Verbose}
     own = inspect.signature(function)

@@ -99,7 +99,7 @@ def edit(
         save_profile(changed(profile, values))
         return
     text = profile_text(name)
-    edited = edit_text(text, suffix=".toml") + "\n"
+    edited = edit_text(text, name="profile.toml")
     if edited != text:
         save_profile_text(name, edited)
 

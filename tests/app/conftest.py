@@ -1,0 +1,38 @@
+"""What the tests of the commands share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.chains import EOS, write_chain
+from support.outside import Dslite, Forge, forging
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Forge]:
+    with forging() as started:
+        yield started
+
+
+@pytest.fixture
+def dslite(forge: Forge, tmp_path: Path) -> Dslite:
+    return Dslite(forge, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def greeter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers "hi", and continues "x" with "yz" for ever."""
+    successors = {":": " ", " ": "h", "h": "i", "i": EOS, "x": "y", "y": "z", "z": "x"}
+    return write_chain(tmp_path_factory.mktemp("greeter"), successors)
+
+
+@pytest.fixture(scope="session")
+def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers "hohoho" for ever."""
+    return write_chain(tmp_path_factory.mktemp("babbler"), {":": " ", " ": "h", "h": "o", "o": "h"})
+
+
+@pytest.fixture(scope="session")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with one number that is none."""
+    return write_chain(tmp_path_factory.mktemp("damaged"), {":": " "}, damaged=True)
