@@ -11,7 +11,7 @@ settings.load_profile("dslite")
 # The models of the suite are tiny: a second thread has nothing to do, and on a loaded machine waits for long.
 torch.set_num_threads(1)
 
-pytest_plugins = ["support.hub_fixtures"]
+pytest_plugins = ["support.hub_fixtures", "support.serving"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

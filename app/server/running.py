@@ -35,8 +35,9 @@ def serve(api: Api, listener: socket.socket, limits: Limits, ready: Callable[[],
     return asyncio.run(_serve(api, listener, limits, ready))
 
 
-async def _serve(api: Api, listener: socket.socket, limits: Limits, ready: Callable[[], None]) -> int | None:
-    server = _Server(
+def new_server(api: Api, limits: Limits) -> uvicorn.Server:
+    """A server that does not run yet; `serve` of it runs it."""
+    return _Server(
         uvicorn.Config(
             api.asgi,
             http=_punctual(limits.head_seconds),
@@ -51,6 +52,10 @@ async def _serve(api: Api, listener: socket.socket, limits: Limits, ready: Calla
             timeout_graceful_shutdown=int(limits.grace_seconds) + _LAST_WORDS_S,
         )
     )
+
+
+async def _serve(api: Api, listener: socket.socket, limits: Limits, ready: Callable[[], None]) -> int | None:
+    server = new_server(api, limits)
     loop = asyncio.get_running_loop()
     caught: list[int] = []
 
