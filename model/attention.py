@@ -19,14 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dslite.model import kernels
 from dslite.model.config import ModelConfig
 from dslite.model.rope import rotate
 
 Form = Literal["auto", "expanded", "absorbed"]
 ABSORB_BELOW = 16  # new tokens; above it the expanded form's fewer operations win
 
-_LATENT_EPS = 1e-6  # the Hub's code builds these norms with their default, not with rms_norm_eps
+LATENT_EPS = 1e-6  # the Hub's code builds these norms with their default, not with rms_norm_eps
 
 
 class LatentCache(Protocol):
@@ -38,7 +37,11 @@ class LatentCache(Protocol):
         ...
 
     def append(self, layer: int, rows: Tensor) -> Tensor:
-        """Put rows (T, C+R) behind the `length` rows of a layer; return all of them, (S, C+R)."""
+        """Put rows (T, C+R) behind the `length` rows of a layer; return all of them where they are kept, (S, C+R)."""
+        ...
+
+    def reserve(self, count: int) -> Tensor:
+        """The rows of all layers with `count` more, not yet filled, where they are kept: (layers, S, C+R)."""
         ...
 
     def commit(self, count: int) -> None:
@@ -56,8 +59,6 @@ class Span:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight over the last axis: normed in float32, rounded, then scaled, as the model was trained."""
-    if (normed := kernels.rms_norm(x, weight, eps)) is not None:
-        return normed
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
@@ -107,28 +108,26 @@ class MultiHeadLatentAttention:
             for span, span_queries, span_rows in zip(spans, queries.split(counts), rows.split(counts), strict=True)
         ]
         values = heads[0] if len(heads) == 1 else torch.cat(heads)
-        return kernels.linear(values.flatten(1), self.o_proj)
+        return F.linear(values.flatten(1), self.o_proj)
 
     def _queries(self, hidden: Tensor, factors: Tensor) -> Tensor:
         """Rotated queries of all heads: (T, H, N+R). Paper, eq. 12 to 14."""
         if self.q_proj is not None:
-            flat = kernels.linear(hidden, self.q_proj)
+            flat = F.linear(hidden, self.q_proj)
         else:
             assert self.q_a_proj is not None
             assert self.q_a_layernorm is not None
             assert self.q_b_proj is not None
-            flat = kernels.linear(
-                rms_norm(kernels.linear(hidden, self.q_a_proj), self.q_a_layernorm, _LATENT_EPS), self.q_b_proj
-            )
+            flat = F.linear(rms_norm(F.linear(hidden, self.q_a_proj), self.q_a_layernorm, LATENT_EPS), self.q_b_proj)
         queries = flat.unflatten(-1, (self.config.num_attention_heads, self.config.qk_head_dim))
         nope, rope = queries.split([self.config.qk_nope_head_dim, self.config.qk_rope_head_dim], dim=-1)
         return torch.cat([nope, rotate(rope, factors)], dim=-1)
 
     def _rows(self, hidden: Tensor, factors: Tensor) -> Tensor:
         """What the cache keeps of each token, (T, C+R). Paper, eq. 9 and 15; the norm is the latent's alone."""
-        both = kernels.linear(hidden, self.kv_a_proj_with_mqa)
+        both = F.linear(hidden, self.kv_a_proj_with_mqa)
         latent, rope = both.split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1)
-        return torch.cat([rms_norm(latent, self.kv_a_layernorm, _LATENT_EPS), rotate(rope, factors)], dim=-1)
+        return torch.cat([rms_norm(latent, self.kv_a_layernorm, LATENT_EPS), rotate(rope, factors)], dim=-1)
 
     def _up_projections(self) -> tuple[Tensor, Tensor]:
         """W_UK (H, N, C) and W_UV (H, V, C): views of kv_b_proj, never copies."""
@@ -150,9 +149,6 @@ class MultiHeadLatentAttention:
     def _absorbed(self, queries: Tensor, rows: Tensor) -> Tensor:
         """The same as _expanded, with rows read as they are. Paper, the end of section 2.1.2."""
         config = self.config
-        nope, scale = config.qk_nope_head_dim, config.softmax_scale
-        if (out := kernels.absorbed_attention(queries, self.kv_b_proj, rows, nope, scale)) is not None:
-            return out
         w_uk, w_uv = self._up_projections()
         q_nope, q_pe = queries.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         q_latent = torch.einsum("thn,hnc->htc", q_nope, w_uk)

@@ -33,11 +33,11 @@ class MLP:
         return self.gate_proj, self.up_proj, self.down_proj
 
     @cached_property
-    def _table(self) -> ExpertTable:
+    def table(self) -> ExpertTable:
         return ExpertTable([self.matrices])
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        out = kernels.mlp(hidden, self._table)
+        out = kernels.mlp(hidden, self.table)
         return self.reference(hidden) if out is None else out
 
     def reference(self, hidden: Tensor) -> Tensor:
@@ -63,10 +63,7 @@ class Gate:
     def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """hidden (T, D): expert ids (T, K) and their weights (T, K) float32, not renormalised."""
         config = self.config
-        logits = kernels.gate_scores(hidden, self.weight)
-        if logits is None:
-            logits = F.linear(hidden.float(), self.weight.float())
-        scores = logits.softmax(dim=-1)
+        scores = F.linear(hidden.float(), self.weight.float()).softmax(dim=-1)
         if config.topk_method == "group_limited_greedy":
             scores = _best_groups_only(scores, config.n_group, config.topk_group)
         weights, expert_ids = scores.topk(config.num_experts_per_tok, dim=-1)
@@ -88,11 +85,11 @@ class ResidentExperts:
     experts: Sequence[MLP]
 
     @cached_property
-    def _table(self) -> ExpertTable:
+    def table(self) -> ExpertTable:
         return ExpertTable([expert.matrices for expert in self.experts])
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        out = kernels.weighted_experts(hidden, expert_ids, weights, self._table)
+        out = kernels.weighted_experts(hidden, expert_ids, weights, self.table)
         return self.reference(hidden, expert_ids, weights) if out is None else out
 
     def reference(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
@@ -123,5 +120,9 @@ class MoE:
     shared_experts: MLP | None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        routed: Tensor = self.experts(hidden, *self.gate(hidden)).to(hidden.dtype)
+        return self.mix(hidden, *self.gate(hidden))
+
+    def mix(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        """The chosen and the shared experts of hidden (T, D)."""
+        routed: Tensor = self.experts(hidden, expert_ids, weights).to(hidden.dtype)
         return routed if self.shared_experts is None else routed + self.shared_experts(hidden)

@@ -7,6 +7,7 @@ A forward pass is a generator over layers, so that whoever drives it can report 
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 from dslite.model import kernels
 from dslite.model.attention import Form, MultiHeadLatentAttention, Span, rms_norm
 from dslite.model.config import ModelConfig
+from dslite.model.few_tokens import FewTokens
 from dslite.model.moe import MLP, ExpertBank, Gate, MoE, ResidentExperts
 from dslite.model.rope import amplitude, inverse_frequencies, rotation
 
@@ -87,9 +89,12 @@ class Transformer:
         factors = rotation(positions, self.frequencies, self.amplitude)
         # The embedding may lie in host memory: a token needs one row of it.
         hidden = F.embedding(token_ids.to(self.embed_tokens.device), self.embed_tokens).to(self.device)
-        for layer in self.layers:
-            hidden = layer(hidden, factors, spans, form)
-            yield layer.index + 1
+        if self._few_tokens.suits(hidden, form):
+            hidden = yield from self._few_tokens.steps(hidden, factors, spans)
+        else:
+            for layer in self.layers:
+                hidden = layer(hidden, factors, spans, form)
+                yield layer.index + 1
         for span in spans:
             span.cache.commit(span.count)
         return hidden
@@ -106,7 +111,14 @@ class Transformer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (T, vocabulary) of the token behind each hidden state (T, D), float32."""
-        return kernels.linear(rms_norm(hidden, self.norm, self.config.rms_norm_eps), self.lm_head).float()
+        eps = self.config.rms_norm_eps
+        if (logits := kernels.head(hidden, self.norm, self.lm_head, eps)) is not None:
+            return logits
+        return F.linear(rms_norm(hidden, self.norm, eps), self.lm_head).float()
+
+    @cached_property
+    def _few_tokens(self) -> FewTokens:
+        return FewTokens(self.config, self.layers)
 
 
 def _build_layer(config: ModelConfig, index: int, take: TakeTensor, make_bank: MakeBank) -> DecoderLayer:

@@ -42,11 +42,16 @@ class LatentKVCache:
 
     def append(self, layer: int, rows: Tensor) -> Tensor:
         """Put rows (T, C+R) behind a layer's rows; return all of them as a view, (S, C+R)."""
-        end = self._length + rows.shape[0]
+        kept = self.reserve(rows.shape[0])[layer]
+        kept[self._length :] = rows
+        return kept
+
+    def reserve(self, count: int) -> Tensor:
+        """The rows of all layers with `count` more, not yet filled, as a view: (layers, S, C+R)."""
+        end = self._length + count
         if end > self.capacity:
             raise ContextFullError(f"{end} tokens do not fit into a context of {self.capacity}")
-        self._rows[layer, self._length : end] = rows
-        return self._rows[layer, :end]
+        return self._rows[:, :end]
 
     def commit(self, count: int) -> None:
         self._length += count

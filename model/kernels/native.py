@@ -20,16 +20,15 @@ from torch import Tensor
 MOST_TOKENS = 16  # above it torch's blocked products win
 LEVELS = ("portable", "avx2", "avx512", "avx512-bf16")  # in the library's order
 _ABI = 1
-_STEP = 32  # the kernels read this many values at once: every width must be a multiple
-_MOST_EXPERTS, _MOST_HEADS, _MOST_LATENT = 512, 256, 1024  # ops.h
+STEP = 32  # the kernels read this many values at once: every width must be a multiple
+MOST_EXPERTS, MOST_HEADS, MOST_LATENT = 512, 256, 1024  # ops.h
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
     "linear": [_POINTER] * 3 + [_SIZE] * 3 + [_INT],
     "experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
-    "attention": [_POINTER] * 4 + [_SIZE] * 7 + [_FLOAT, _INT],
-    "rms_norm": [_POINTER] * 3 + [_SIZE] * 2 + [_FLOAT],
-    "gate": [_POINTER] * 3 + [_SIZE] * 3,
+    "head": [_POINTER, _POINTER, _FLOAT] + [_POINTER] * 2 + [_SIZE] * 3 + [_INT],
+    "layers": [_POINTER, _SIZE, _POINTER, _INT],
 }
 
 
@@ -44,8 +43,7 @@ class NativeProducts:
             function.argtypes = [_INT, *arguments]
             function.restype = None
         self._linear, self._experts = library.dslite_linear, library.dslite_experts
-        self._attention, self._rms_norm = library.dslite_attention, library.dslite_rms_norm
-        self._gate = library.dslite_gate
+        self._head, self._layers = library.dslite_head, library.dslite_layers
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x (T, k) and weight (n, k): (T, n)."""
@@ -74,41 +72,30 @@ class NativeProducts:
         )
         return out
 
-    def attention(self, queries: Tensor, kv_b_proj: Tensor, rows: Tensor, nope: int, scale: float) -> Tensor:
-        """One token's rotated queries (H, N+R) over cached rows (S, C+R): the values (H, V)."""
-        heads, query_width = queries.shape
-        latent = kv_b_proj.shape[1]
-        value = kv_b_proj.shape[0] // heads - nope
-        out = torch.empty(heads, value, dtype=torch.bfloat16)
-        self._attention(
+    def head(self, hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """hidden (T, D), normed, times weight (vocabulary, D): (T, vocabulary), rounded to BF16, as float32."""
+        tokens, width = hidden.shape
+        rows = weight.shape[0]
+        out = torch.empty(tokens, rows, dtype=torch.float32)
+        self._head(
             self._level,
-            queries.data_ptr(),
-            kv_b_proj.data_ptr(),
-            rows.data_ptr(),
+            weight.data_ptr(),
+            norm.data_ptr(),
+            eps,
+            hidden.data_ptr(),
             out.data_ptr(),
-            heads,
-            nope,
-            query_width - nope,
-            value,
-            latent,
-            rows.shape[0],
-            rows.stride(0),
-            scale,
+            rows,
+            width,
+            tokens,
             torch.get_num_threads(),
         )
         return out
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x (T, D) and weight (D,): (T, D)."""
-        out = torch.empty_like(x)
-        self._rms_norm(self._level, x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, eps)
-        return out
-
-    def gate(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x (T, D) and weight (E, D): scores (T, E), multiplied and added in float32."""
-        out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32)
-        self._gate(self._level, weight.data_ptr(), x.data_ptr(), out.data_ptr(), *weight.shape, x.shape[0])
-        return out
+    def layers(self, layers: "ctypes.Array[Any]", step: ctypes.Structure) -> None:
+        """layer.py: the structs of ops.h."""
+        self._layers(
+            self._level, ctypes.addressof(layers), len(layers), ctypes.addressof(step), torch.get_num_threads()
+        )
 
 
 class ExpertTable:
@@ -117,7 +104,7 @@ class ExpertTable:
     def __init__(self, matrices: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         """gate, up (width, D) and down (D, width) of each expert."""
         self._matrices = list(matrices)  # an address does not keep its tensor alive
-        self.suits = all(_suits_expert(*some) for some in matrices) and 0 < len(matrices) <= _MOST_EXPERTS
+        self.suits = all(_suits_expert(*some) for some in matrices) and 0 < len(matrices) <= MOST_EXPERTS
         self.addresses = torch.tensor(
             [[*(tensor.data_ptr() for tensor in some), some[0].shape[0]] for some in matrices], dtype=torch.int64
         )
@@ -133,7 +120,7 @@ def suits_weight(weight: Tensor) -> bool:
         weight.dtype is torch.bfloat16
         and weight.device.type == "cpu"
         and weight.is_contiguous()
-        and weight.shape[-1] % _STEP == 0
+        and weight.shape[-1] % STEP == 0
         and not weight.requires_grad
     )
 
@@ -146,22 +133,6 @@ def suits_rows(x: Tensor) -> bool:
         and 0 < x.shape[0] <= MOST_TOKENS
         and x.is_contiguous()
         and not x.requires_grad
-    )
-
-
-def suits_attention(queries: Tensor, kv_b_proj: Tensor, rows: Tensor, nope: int) -> bool:
-    """Whether queries (T, H, N+R) can be answered from rows as they lie."""
-    latent = kv_b_proj.shape[1]
-    return (
-        suits_weight(kv_b_proj)
-        and rows.dtype is torch.bfloat16
-        and rows.stride(1) == 1
-        and rows.shape[1] % _STEP == 0
-        and nope % 2 == 0
-        and queries.dtype is torch.bfloat16
-        and queries.shape[1] <= _MOST_HEADS
-        and latent <= _MOST_LATENT
-        and queries.is_contiguous()
     )
 
 

@@ -39,12 +39,6 @@ template <class T> T* workspace(int64_t count) {
     return buffer.data();
 }
 
-// Where the matrices of an expert lie, and its width. Python keeps a table of these.
-struct Address {
-    const bf16 *gate, *up, *down;
-    int64_t width;
-};
-
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -62,6 +56,11 @@ void dslite_linear(int level, const bf16* w, const bf16* x, bf16* y, int64_t n, 
     ops_of(level)->linear(w, x, y, n, k, tokens, threads);
 }
 
+void dslite_head(int level, const bf16* w, const bf16* norm, float eps, const bf16* x, float* y, int64_t n, int64_t k,
+                 int64_t tokens, int threads) {
+    ops_of(level)->head(w, norm, eps, x, workspace<bf16>(tokens * k), y, n, k, tokens, threads);
+}
+
 // out (tokens, hidden) float32 = for each token the sum of weights (tokens, chosen) times the experts of ids.
 void dslite_experts(int level, const Address* table, int64_t n_experts, const int64_t* ids, const float* weights,
                     const bf16* x, float* out, int64_t tokens, int64_t chosen, int64_t hidden, int threads) {
@@ -75,9 +74,8 @@ void dslite_experts(int level, const Address* table, int64_t n_experts, const in
     int64_t used = 0, widest = 0;
     for (int64_t e = 0; e < n_experts; ++e) {
         if (counts[e + 1] > 0) {
-            const Address& place = table[e];
-            experts[used++] = {place.gate, place.up, place.down, place.width, counts[e], counts[e + 1]};
-            widest = place.width > widest ? place.width : widest;
+            experts[used++] = {table[e], counts[e], counts[e + 1]};
+            widest = table[e].width > widest ? table[e].width : widest;
         }
         counts[e + 1] += counts[e];
     }
@@ -86,26 +84,22 @@ void dslite_experts(int level, const Address* table, int64_t n_experts, const in
         rows[place] = i / chosen;
         sorted_weights[place] = weights[i];
     }
-    bf16* scratch = workspace<bf16>(entries * widest);
-    ops_of(level)->experts({experts, used, x, rows, sorted_weights, scratch, widest, out, tokens, hidden}, threads);
+    bf16* products = workspace<bf16>(entries * widest);
+    ops_of(level)->experts({experts, used, x, rows, sorted_weights, products, widest, out, tokens, hidden, nullptr, nullptr},
+                           threads);
 }
 
-// out (heads, value) of one token's queries (heads, nope + rope) over `length` cached rows.
-void dslite_attention(int level, const bf16* queries, const bf16* kv_b, const bf16* rows, bf16* out, int64_t heads,
-                      int64_t nope, int64_t rope, int64_t value, int64_t latent, int64_t length, int64_t row_stride,
-                      float scale, int threads) {
-    Attention job{queries, kv_b, rows, out, heads, nope, rope, value, latent, length, row_stride, scale, nullptr};
+// Layers one behind the other: see Ops::layers.
+void dslite_layers(int level, const Layer* layers, int64_t n_layers, const Step* step, int threads) {
     const Ops* ops = ops_of(level);
-    job.scratch = workspace<char>(ops->attention_scratch(job, threads) + 64);
-    ops->attention(job, threads);
-}
-
-void dslite_rms_norm(int level, const bf16* x, const bf16* weight, bf16* y, int64_t rows, int64_t width, float eps) {
-    ops_of(level)->rms_norm(x, weight, y, rows, width, eps);
-}
-
-void dslite_gate(int level, const bf16* w, const bf16* x, float* y, int64_t n, int64_t k, int64_t tokens) {
-    ops_of(level)->gate(w, x, y, n, k, tokens);
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < n_layers; ++i) {
+        const int64_t own = ops->layer_scratch(layers[i], *step, threads);
+        bytes = own > bytes ? own : bytes;
+    }
+    bytes += 2 * step->tokens * layers[0].hidden * static_cast<int64_t>(sizeof(bf16)) + 128;
+    char* scratch = workspace<char>(bytes);
+    ops->layers(layers, n_layers, *step, scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64, threads);
 }
 
 }

@@ -7,49 +7,70 @@ namespace dslite {
 
 using bf16 = uint16_t;
 
-// One MLP, and the rows of the batch that want it.
-struct Expert {
-    const bf16* gate;     // (width, hidden)
-    const bf16* up;       // (width, hidden)
-    const bf16* down;     // (hidden, width)
+// Where the matrices of an MLP lie. Python keeps tables of these.
+struct Address {
+    const bf16* gate;  // (width, hidden)
+    const bf16* up;    // (width, hidden)
+    const bf16* down;  // (hidden, width)
     int64_t width;
-    int64_t first, count; // its stretch of Experts::rows and Experts::weights
+};
+
+// An MLP in use: its stretch of Experts::rows and Experts::weights.
+struct Expert {
+    Address matrices;
+    int64_t first, count;
 };
 
 struct Experts {
     const Expert* experts;
     int64_t n_experts;
-    const bf16* x;         // (tokens, hidden)
-    const int64_t* rows;   // which token
-    const float* weights;  // how much of it
-    bf16* scratch;         // for every entry of `rows` the products gate · up: max width values each
-    int64_t scratch_stride;
-    float* out;            // (tokens, hidden)
+    const bf16* x;          // (tokens, hidden)
+    const int64_t* rows;    // which token
+    const float* weights;   // how much of it
+    bf16* products;         // silu(gate) · up for every entry of `rows`, `stride` values apart
+    int64_t stride;
+    float* out;             // (tokens, hidden)
     int64_t tokens, hidden;
+    const bf16* residual;   // null, or (tokens, hidden): then `result` gets residual + out, each rounded
+    bf16* result;
 };
 
-// Attention of one token, absorbed: see attention.py.
-struct Attention {
-    const bf16* queries;   // (heads, nope + rope), rotated
-    const bf16* kv_b;      // (heads, nope + value, latent)
-    const bf16* rows;      // (length, latent + rope), neighbours `row_stride` values apart
-    bf16* out;             // (heads, value)
-    int64_t heads, nope, rope, value, latent, length, row_stride;
-    float scale;
-    char* scratch;         // attention_scratch bytes
+// A decoder layer for few tokens. What attention.py, moe.py and transformer.py say in many steps.
+struct Layer {
+    int64_t hidden, heads, nope, rope, value, latent, query_rank;  // query_rank 0: no query compression
+    float eps, latent_eps, scale;
+    const bf16 *input_norm, *q_a, *q_a_norm, *q, *kv_a, *kv_a_norm, *kv_b, *o, *post_norm;
+    const bf16* gate;       // (n_experts, hidden), or null for a dense layer
+    int64_t n_experts, chosen;
+    float scaling;
+    const Address* experts; // null: someone else computes the routed experts, and the layer ends behind the choice
+    const Address* always;  // the shared experts or the dense layer's MLP; may be null
+};
+
+struct Step {
+    const bf16* x;          // (tokens, hidden)
+    const float* factors;   // (tokens, rope): cosine and sine of each pair
+    bf16* const* rows;      // for each token the layer's cache of its sequence, (length, latent + rope)
+    const int64_t* lengths; // rows there, the token's own included: it is written here
+    int64_t tokens;
+    bf16* out;              // (tokens, hidden): behind the layer, or behind attention where `experts` is null
+    bf16* normed;           // where `experts` is null: what the experts are to get, (tokens, hidden),
+    int64_t* ids;           //   whom each token chose, (tokens, chosen),
+    float* weights;         //   and how much of each
 };
 
 struct Ops {
     // y (tokens, n) = x (tokens, k) · W (n, k) transposed, rounded to BF16.
     void (*linear)(const bf16* w, const bf16* x, bf16* y, int64_t n, int64_t k, int64_t tokens, int threads);
+    // y (tokens, n) float32 = norm(x) (tokens, k) · W (n, k) transposed, rounded to BF16 on the way; normed is (tokens, k).
+    void (*head)(const bf16* w, const bf16* norm, float eps, const bf16* x, bf16* normed, float* y, int64_t n, int64_t k,
+                 int64_t tokens, int threads);
     // out = sum over the experts of weight · down(silu(gate(x)) · up(x)).
     void (*experts)(const Experts& job, int threads);
-    int64_t (*attention_scratch)(const Attention& job, int threads);
-    void (*attention)(const Attention& job, int threads);
-    // y = x / rms(x) rounded, times weight rounded.
-    void (*rms_norm)(const bf16* x, const bf16* weight, bf16* y, int64_t rows, int64_t width, float eps);
-    // y (tokens, n) float32 = x (tokens, k) · W (n, k) transposed, every product in float32.
-    void (*gate)(const bf16* w, const bf16* x, float* y, int64_t n, int64_t k, int64_t tokens);
+    int64_t (*layer_scratch)(const Layer& layer, const Step& step, int threads);
+    // Layers one behind the other: step.x and step.out belong to the first and the last, step.rows has `tokens` entries
+    // for each layer, and scratch is the greatest of the layers' and two times (tokens, hidden).
+    void (*layers)(const Layer* layers, int64_t n_layers, const Step& step, char* scratch, int threads);
 };
 
 // The most that a call may ask for: its small arrays lie on the stack.

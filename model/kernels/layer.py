@@ -1,0 +1,211 @@
+"""Decoder layers for few tokens in one call of the compiled library.
+
+Between the big products of a token lie some eighty small operations. One by one they cost as much as a layer's products
+in ten: whatever they need was pushed out of the processor's caches by the weights in between.
+"""
+
+# T tokens  D hidden  K experts per token  S cached tokens  C latent  R rope
+
+import ctypes
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dslite.model.config import ModelConfig
+from dslite.model.kernels import native
+from dslite.model.kernels.native import ExpertTable
+
+_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class _Layer(ctypes.Structure):
+    """ops.h"""
+
+    _fields_ = [
+        *((name, _SIZE) for name in ("hidden", "heads", "nope", "rope", "value", "latent", "query_rank")),
+        *((name, _FLOAT) for name in ("eps", "latent_eps", "scale")),
+        *((name, _POINTER) for name in ("input_norm", "q_a", "q_a_norm", "q", "kv_a", "kv_a_norm", "kv_b", "o")),
+        *((name, _POINTER) for name in ("post_norm", "gate")),
+        *((name, _SIZE) for name in ("n_experts", "chosen")),
+        ("scaling", _FLOAT),
+        *((name, _POINTER) for name in ("experts", "always")),
+    ]
+
+
+class _Step(ctypes.Structure):
+    """ops.h"""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("x", "factors", "rows", "lengths")),
+        ("tokens", _SIZE),
+        *((name, _POINTER) for name in ("out", "normed", "ids", "weights")),
+    ]
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """What a layer computes with. Names are the Hub's; None where a model has no such tensor.
+
+    `experts` None: the routed experts are computed by someone else. `always`: shared experts, or a dense layer's MLP.
+    """
+
+    input_layernorm: Tensor
+    q_a_proj: Tensor | None
+    q_a_layernorm: Tensor | None
+    q_proj: Tensor
+    kv_a_proj_with_mqa: Tensor
+    kv_a_layernorm: Tensor
+    kv_b_proj: Tensor
+    o_proj: Tensor
+    post_attention_layernorm: Tensor
+    gate: Tensor | None
+    experts: ExpertTable | None
+    always: ExpertTable | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that the layer computes is here."""
+        return self.gate is None or self.experts is not None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layer up to its routed experts: hidden states behind attention (T, D), what the experts get, and the gate's."""
+
+    hidden: Tensor
+    normed: Tensor
+    expert_ids: Tensor
+    weights: Tensor
+
+
+class TokenRows:
+    """Where each token's sequence is kept in each layer. Sequences may share nothing but their layers."""
+
+    def __init__(self, spans: Sequence[tuple[Tensor, int]]) -> None:
+        """For each span of new tokens its rows in all layers (layers, S, C+R), the new ones last, and their count."""
+        self._kept = spans
+        self.tokens = sum(count for _, count in spans)
+        self.lengths = (_SIZE * self.tokens)(
+            *(rows.shape[1] - count + place + 1 for rows, count in spans for place in range(count))
+        )
+
+    def addresses(self, first: int, count: int) -> "ctypes.Array[ctypes.c_void_p]":
+        """For layers from `first` on, and in each for every token, the address of its sequence's first row."""
+        return (_POINTER * (count * self.tokens))(
+            *(
+                rows.data_ptr() + layer * rows.stride(0) * rows.element_size()
+                for layer in range(first, first + count)
+                for rows, count_here in self._kept
+                for _ in range(count_here)
+            )
+        )
+
+
+class LayerRun:
+    """Neighbouring layers for one call, their addresses gathered once."""
+
+    def __init__(self, config: ModelConfig, first: int, tensors: Sequence[LayerTensors], latent_eps: float) -> None:
+        self.first, self.count = first, len(tensors)
+        self._config = config
+        self._tensors = tensors  # an address does not keep its tensor alive
+        self.suits = all(_suits(config, some) for some in tensors)
+        self._whole = tensors[0].whole
+        self._layers = (_Layer * len(tensors))(*(_layer(config, some, latent_eps) for some in tensors))
+
+    @classmethod
+    def of(cls, config: ModelConfig, tensors: Sequence[LayerTensors], *, latent_eps: float) -> list["LayerRun"]:
+        """All layers, in runs as long as may be: a layer whose routed experts are not ours ends behind its choice."""
+        runs: list[list[LayerTensors]] = []
+        for before, some in zip([None, *tensors], tensors, strict=False):
+            if before is not None and before.whole and some.whole:
+                runs[-1].append(some)
+            else:
+                runs.append([some])
+        starts = itertools.accumulate((len(run) for run in runs), initial=0)
+        return [cls(config, first, run, latent_eps) for first, run in zip(starts, runs, strict=False)]
+
+    def __call__(
+        self, products: native.NativeProducts, hidden: Tensor, factors: Tensor, rows: TokenRows
+    ) -> Tensor | Choice:
+        """hidden (T, D) and rotation factors (T, R/2) complex64: the last layer's output (T, D), or a Choice where the
+        routed experts are not ours. The tokens' own rows are written.
+        """
+        out = torch.empty_like(hidden)
+        addresses = rows.addresses(self.first, self.count)
+        step = _Step(
+            x=hidden.data_ptr(),
+            factors=factors.data_ptr(),
+            rows=ctypes.addressof(addresses),
+            lengths=ctypes.addressof(rows.lengths),
+            tokens=rows.tokens,
+            out=out.data_ptr(),
+        )
+        if self._whole:
+            products.layers(self._layers, step)
+            return out
+        chosen = self._config.num_experts_per_tok
+        choice = Choice(
+            out,
+            torch.empty_like(hidden),
+            torch.empty(rows.tokens, chosen, dtype=torch.int64),
+            torch.empty(rows.tokens, chosen, dtype=torch.float32),
+        )
+        step.normed, step.ids = choice.normed.data_ptr(), choice.expert_ids.data_ptr()
+        step.weights = choice.weights.data_ptr()
+        products.layers(self._layers, step)
+        return choice
+
+
+def _layer(config: ModelConfig, tensors: LayerTensors, latent_eps: float) -> _Layer:
+    gate, experts = tensors.gate, tensors.experts
+    return _Layer(
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        nope=config.qk_nope_head_dim,
+        rope=config.qk_rope_head_dim,
+        value=config.v_head_dim,
+        latent=config.kv_lora_rank,
+        query_rank=0 if tensors.q_a_proj is None else config.q_lora_rank,
+        eps=config.rms_norm_eps,
+        latent_eps=latent_eps,
+        scale=config.softmax_scale,
+        input_norm=_address(tensors.input_layernorm),
+        q_a=_address(tensors.q_a_proj),
+        q_a_norm=_address(tensors.q_a_layernorm),
+        q=_address(tensors.q_proj),
+        kv_a=_address(tensors.kv_a_proj_with_mqa),
+        kv_a_norm=_address(tensors.kv_a_layernorm),
+        kv_b=_address(tensors.kv_b_proj),
+        o=_address(tensors.o_proj),
+        post_norm=_address(tensors.post_attention_layernorm),
+        gate=_address(gate),
+        n_experts=0 if gate is None else config.n_routed_experts,
+        chosen=0 if gate is None else config.num_experts_per_tok,
+        scaling=config.routed_scaling_factor,
+        experts=None if experts is None else experts.addresses.data_ptr(),
+        always=None if tensors.always is None else tensors.always.addresses.data_ptr(),
+    )
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _suits(config: ModelConfig, tensors: LayerTensors) -> bool:
+    """Whether the kernel reads all of a layer as it lies."""
+    given = [value for value in vars(tensors).values() if isinstance(value, Tensor)]
+    tables = [table for table in (tensors.experts, tensors.always) if table is not None]
+    return (
+        all(native.suits_weight(tensor) for tensor in given)
+        and all(table.suits for table in tables)
+        and config.latent_width % native.STEP == 0
+        and config.v_head_dim * config.num_attention_heads % native.STEP == 0
+        and config.qk_nope_head_dim % 2 == config.qk_rope_head_dim % 2 == 0
+        and config.num_attention_heads <= native.MOST_HEADS
+        and config.kv_lora_rank <= native.MOST_LATENT
+        and config.n_routed_experts <= native.MOST_EXPERTS
+        and (tensors.gate is None or config.topk_method == "greedy")
+    )
