@@ -83,15 +83,15 @@ def run(
 
     Ends early and without an error when `cancel` is set. A caller that drops the generator stops the work too.
     """
-    queue, changed = deque(jobs), Flag()
+    queue, changed, ended = deque(jobs), Flag(), deque[None]()
     threads = [
-        threading.Thread(target=_worker, args=(queue, work, changed), daemon=True)
+        threading.Thread(target=_worker, args=(queue, work, changed, ended), daemon=True)
         for _ in range(min(workers, len(jobs)))
     ]
     for thread in threads:
         thread.start()
     try:
-        while any(thread.is_alive() for thread in threads) and not cancel.is_set():
+        while len(ended) < len(threads) and not cancel.is_set():
             changed.wait(_LOOK_S)
             changed.clear()
             yield from teller.events()
@@ -104,12 +104,12 @@ def run(
         raise error
 
 
-def _worker(queue: deque[Job], work: Callable[[Job], None], changed: Flag) -> None:
-    while True:
+def _worker(queue: deque[Job], work: Callable[[Job], None], changed: Flag, ended: deque[None]) -> None:
+    while queue:
         try:
             job = queue.popleft()
         except IndexError:
-            return
+            break  # another worker took the last one
         try:
             job.check_cancel()
             work(job)
@@ -119,6 +119,8 @@ def _worker(queue: deque[Job], work: Callable[[Job], None], changed: Flag) -> No
         except Exception as error:  # raised again by the thread that asked for the work
             job.error = error
         changed.set()
+    ended.append(None)
+    changed.set()
 
 
 def _stop(threads: Sequence[threading.Thread], jobs: Sequence[Job]) -> None:
