@@ -33,6 +33,10 @@ Dtype = Annotated[str, flag("--dtype", help="bfloat16, or float32 to check numbe
 CtxSize = Annotated[int | None, flag("--ctx-size", help="Most tokens in the context.")]
 Threads = Annotated[int | None, flag("--threads", help="CPU threads.")]
 Offline = Annotated[bool, flag("--offline", help="Never touch the network.")]
+Vram = Annotated[str | None, flag("--vram", metavar="SIZE", help="Most GPU memory to use, such as 12GiB.")]
+Ram = Annotated[str | None, flag("--ram", metavar="SIZE", help="Most host memory to use.")]
+ExpertSlots = Annotated[int | None, flag("--expert-slots", help="Routed experts per layer on the compute device.")]
+Miss = Annotated[str, flag("--miss", help="auto, fetch or compute: what to do about an expert without a slot.")]
 
 # How an answer is made.
 System = Annotated[str | None, flag("--system", "-s", "--system-prompt", help="System message.")]
@@ -106,6 +110,14 @@ def parse_size(text: str) -> int:
     if not match:
         raise UsageError(f"{text!r} is not a size", "write it as 12GiB or 9500MB")
     return int(float(match[1]) * _UNITS[(match[2] or "").upper()])
+
+
+def placing(vram: str | None, ram: str | None, expert_slots: int | None, miss: str) -> dict[str, Any]:
+    """The flags about memory as fields of EngineOptions. Raises UsageError."""
+    if miss not in ("auto", "fetch", "compute"):
+        raise UsageError(f"--miss is {miss!r}; it must be auto, fetch or compute")
+    sizes = {name: None if text is None else parse_size(text) for name, text in (("vram", vram), ("ram", ram))}
+    return {**sizes, "expert_slots": expert_slots, "miss": miss}
 
 
 def read_text(file: Path, what: str) -> str:

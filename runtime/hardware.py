@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -32,9 +32,22 @@ def machine(*, refresh: bool = False) -> MachineSpec:
     """This machine with its best device. Bandwidths are measured the first time, in seconds, and kept."""
     from dslite.runtime.bandwidth import bandwidths
 
+    spec = unmeasured()
+    key = f"{cpu_name()} | {spec.ram_total >> 30} GiB | {spec.device_name}"
+    speeds = bandwidths(key, spec.device, refresh=refresh)
+    return replace(
+        spec,
+        gpu_bandwidth=speeds.gpu,
+        pcie_bandwidth=speeds.pcie,
+        ram_bandwidth=speeds.ram,
+        disk_bandwidth=speeds.disk,
+    )
+
+
+def unmeasured() -> MachineSpec:
+    """This machine with its best device, and its bandwidths left at 0: at once, and enough to see what fits."""
     device, name, vram_total, vram_free = _accelerator()
     ram_total, ram_free = memory()
-    speeds = bandwidths(f"{cpu_name()} | {ram_total >> 30} GiB | {name}", device, refresh=refresh)
     return MachineSpec(
         device=device,
         device_name=name,
@@ -42,10 +55,10 @@ def machine(*, refresh: bool = False) -> MachineSpec:
         vram_free=vram_free,
         ram_total=ram_total,
         ram_free=ram_free,
-        gpu_bandwidth=speeds.gpu,
-        pcie_bandwidth=speeds.pcie,
-        ram_bandwidth=speeds.ram,
-        disk_bandwidth=speeds.disk,
+        gpu_bandwidth=0.0,
+        pcie_bandwidth=0.0,
+        ram_bandwidth=0.0,
+        disk_bandwidth=0.0,
         cores=physical_cores(),
     )
 

@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from dslite.model.config import ModelConfig
 from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.device_plan import PlanRequest
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
+from dslite.runtime.fitting import fit
 from dslite.runtime.hardware import physical_cores
 from dslite.runtime.layout import read_json
 from dslite.runtime.loader import load
@@ -30,6 +33,10 @@ class EngineOptions:
     ctx_size: int | None = None
     threads: int | None = None
     offline: bool = False
+    vram: int | None = None
+    ram: int | None = None
+    expert_slots: int | None = None
+    miss: Literal["auto", "fetch", "compute"] = "auto"
 
 
 def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading], None] = lambda _: None) -> Engine:
@@ -38,10 +45,15 @@ def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading]
     device = pick_device(options.device)
     checkpoint = Checkpoint.open(folder)
     torch.set_num_threads(pick_threads(options.threads, checkpoint.nbytes))
-    context = pick_context(options.ctx_size, checkpoint.config)
+    pick_context(options.ctx_size, checkpoint.config)
+    request = PlanRequest(
+        options.dtype, options.ctx_size, options.vram, options.ram, options.expert_slots, options.miss
+    )
+    plan = fit(checkpoint.config, device.type, request)
     tokenizer = Tokenizer.from_folder(folder)
-    model = load(checkpoint, device=device, dtype=dtype, report=report)
-    return Engine(model, tokenizer, context=context, eos_token_ids=_end_tokens(folder, checkpoint.config))
+    model = load(checkpoint, device=device, dtype=dtype, plan=plan, report=report)
+    ends = _end_tokens(folder, checkpoint.config)
+    return Engine(model, tokenizer, context=plan.context, eos_token_ids=ends, prefill_chunk=plan.prefill_chunk)
 
 
 def parse_dtype(name: str) -> torch.dtype:

@@ -29,6 +29,10 @@ def chat(
     ctx_size: options.CtxSize = None,
     threads: options.Threads = None,
     offline: options.Offline = False,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    expert_slots: options.ExpertSlots = None,
+    miss: options.Miss = "auto",
     system: options.System = None,
     system_file: options.SystemFile = None,
     profile: options.Profile = None,
@@ -69,6 +73,7 @@ def chat(
         raise UsageError("chat needs a terminal", "use dslite chat --plain, or dslite complete")
     talk = _find(latest=continue_, id=session)
     engine_options = {"device": device, "dtype": dtype, "ctx_size": ctx_size, "threads": threads, "offline": offline}
+    engine_options |= options.placing(vram, ram, expert_slots, miss)
     start = _start(flags, profile, talk, revision, engine_options, saving=not no_save)
     if plain:
         from dslite.app.plain import run_plain

@@ -40,6 +40,10 @@ def complete(
     ctx_size: options.CtxSize = None,
     threads: options.Threads = None,
     offline: options.Offline = False,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    expert_slots: options.ExpertSlots = None,
+    miss: options.Miss = "auto",
     system: options.System = None,
     system_file: options.SystemFile = None,
     temperature: options.Temperature = None,
@@ -73,6 +77,7 @@ def complete(
     )
     if logprobs is not None and not 0 <= logprobs <= 20:
         raise UsageError(f"--logprobs is {logprobs}; it must be from 0 to 20")
+    placement = options.placing(vram, ram, expert_slots, miss)
     flags = AnswerSettings(model, system=system_message(system, system_file), sampling=sampling)
     output_kind = "json" if as_json else output
     where = Output(output_kind, file=output_file, stream=not no_stream, extract=extract, stats=stats)
@@ -98,9 +103,10 @@ def complete(
     from dslite.runtime.options import EngineOptions
 
     style = Style(made_with.sampling, raw=raw, bos=not no_bos, system=made_with.system, logprobs=logprobs, echo=echo)
-    completer = Completer.open(
-        ref, style, EngineOptions(device=device, dtype=dtype, ctx_size=ctx_size, threads=threads, offline=offline)
+    engine_options = EngineOptions(
+        device=device, dtype=dtype, ctx_size=ctx_size, threads=threads, offline=offline, **placement
     )
+    completer = Completer.open(ref, style, engine_options)
     if lines is not None:
         raise typer.Exit(complete_batch(completer, lines, where))
     branch = [] if store is None or talk is None else store.path(talk.leaf)

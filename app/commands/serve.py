@@ -33,6 +33,10 @@ def serve(
     ctx_size: options.CtxSize = None,
     threads: options.Threads = None,
     offline: options.Offline = False,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    expert_slots: options.ExpertSlots = None,
+    miss: options.Miss = "auto",
 ) -> None:
     """Serve the OpenAI-compatible API on this machine."""
     ref = parse_model(model or "chat", revision)
@@ -53,7 +57,14 @@ def serve(
 
     limits = Limits(parallel=parallel, queue=queue, seconds=timeout)
     listener = bind(host, port)
-    engine_options = EngineOptions(device=device, dtype=dtype, ctx_size=ctx_size, threads=threads, offline=offline)
+    engine_options = EngineOptions(
+        device=device,
+        dtype=dtype,
+        ctx_size=ctx_size,
+        threads=threads,
+        offline=offline,
+        **options.placing(vram, ram, expert_slots, miss),
+    )
     served = open_served(ref, engine_options, model_names(ref))
     api = Api(served, limits, key=key, tokens=room(served.engine, parallel))
     address = f"[{host}]" if ":" in host else host

@@ -1,0 +1,34 @@
+"""The plan of this machine for a model that is about to be opened."""
+
+from dataclasses import replace
+
+from dslite.model.config import ModelConfig
+from dslite.runtime import hardware
+from dslite.runtime.device_plan import DevicePlan, PlanRequest
+from dslite.runtime.errors import ModelUnavailableError
+from dslite.runtime.placement import plan
+
+
+def fit(config: ModelConfig, device: str, request: PlanRequest) -> DevicePlan:
+    """Where everything goes. Without an asked context a shorter one is taken where the usual one does not fit.
+
+    Raises UsageError, and ModelUnavailableError with what would fit. Bandwidths are measured, in seconds, only where
+    they decide: whether misses are fetched by a GPU.
+    """
+    here = replace(hardware.unmeasured(), device=device)
+    made = plan(here, config, request)
+    if device == "cuda" and made.source != "resident" and request.miss == "auto":
+        made = plan(replace(hardware.machine(), device=device), config, request)
+    nearest = made.nearest
+    free = request.context is None and request.expert_slots is None
+    if not made.fits and nearest is not None and nearest.device == device and free:
+        made = nearest
+    if made.reason is not None:
+        raise ModelUnavailableError(made.reason, _remedy(nearest))
+    return made
+
+
+def _remedy(nearest: DevicePlan | None) -> str:
+    if nearest is None:
+        return "close other programs, or use a machine with more memory"
+    return f"what fits: --device {nearest.device} --expert-slots {nearest.slots} --ctx-size {nearest.context}"
