@@ -5,12 +5,14 @@ What none of them says comes from the model's generation_config.json, and after 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dslite.app.config import Config, read_config
 from dslite.app.errors import NotFoundError
 from dslite.app.profiles import PLAIN, Profile, default_profile, default_values, get_profile
-from dslite.app.sessions import Conversation
+
+if TYPE_CHECKING:
+    from dslite.app.sessions import Conversation
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class AnswerSettings:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
-def settle(flags: AnswerSettings, profile: str | None, talk: Conversation | None, *, raw: bool) -> AnswerSettings:
+def settle(flags: AnswerSettings, profile: str | None, talk: "Conversation | None", *, raw: bool) -> AnswerSettings:
     """Put flags over a profile over the defaults. Raises NotFoundError, ConfigFileError.
 
     `profile` is the one that was asked for. A conversation keeps the model and system message that it was made with,
@@ -45,7 +47,7 @@ def settle(flags: AnswerSettings, profile: str | None, talk: Conversation | None
     )
 
 
-def _unasked(config: Config, talk: Conversation | None) -> Profile:
+def _unasked(config: Config, talk: "Conversation | None") -> Profile:
     """The conversation's profile, as long as there is one of that name; else the default one."""
     if talk is None:
         return default_profile(config)

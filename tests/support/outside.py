@@ -149,6 +149,11 @@ class Running:
             self._read["out"] += more
         return self._read["out"]
 
+    @property
+    def err(self) -> bytes:
+        """What stderr has had so far."""
+        return self._read["err"]
+
     def _drain(self, name: str, descriptor: int) -> None:
         if descriptor < 0:
             return
