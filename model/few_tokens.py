@@ -3,6 +3,7 @@
 # T tokens  D hidden  C latent  R rope
 
 from collections.abc import Generator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -21,9 +22,13 @@ class FewTokens:
     """What transformer.DecoderLayer says, for at most `native.MOST_TOKENS` tokens."""
 
     def __init__(self, config: ModelConfig, layers: Sequence["DecoderLayer"]) -> None:
+        self._config = config
         self._layers = layers
-        tensors = [layer_tensors(layer) for layer in layers]
-        self._runs = LayerRun.of(config, tensors, latent_eps=LATENT_EPS)
+
+    @cached_property
+    def _runs(self) -> list[LayerRun]:
+        tensors = [layer_tensors(layer) for layer in self._layers]
+        return LayerRun.of(self._config, tensors, latent_eps=LATENT_EPS)
 
     def suits(self, hidden: Tensor, form: Form) -> bool:
         """Whether hidden (T, D) can take this way."""
