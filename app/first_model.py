@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from dslite.app import console
-from dslite.app.sizes import size_text
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
 from dslite.runtime.events import Found
 from dslite.runtime.hub import DEMO, ModelRef, locate, parse_model
+from dslite.runtime.sizes import size_text
 
 if TYPE_CHECKING:
     from dslite.runtime.events import PullEvent

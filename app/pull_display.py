@@ -7,8 +7,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from dslite.app.console import settings, visible
-from dslite.app.sizes import size_text, time_text
 from dslite.runtime.events import Downloading, Found, Present
+from dslite.runtime.sizes import size_text, time_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

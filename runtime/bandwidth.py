@@ -7,11 +7,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from dslite.runtime.places import cache_dir
+from dslite.runtime.places import cache_dir, write_json
 
 _NAME = "bandwidths.json"
 _RUNS = 5
@@ -44,10 +45,8 @@ def bandwidths(machine: str, device: str, *, refresh: bool = False) -> Bandwidth
         pcie=_measure_pcie() if device == "cuda" else 0.0,
         gpu=_measure_gpu(device) if device != "cpu" else 0.0,
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{_NAME}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps({"machine": machine} | asdict(measured)), encoding="utf-8")
-    beside.replace(file)
+    with suppress(OSError):  # where it cannot be kept it is measured each time
+        write_json(file, {"machine": machine} | asdict(measured))
     return measured
 
 

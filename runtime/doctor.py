@@ -132,7 +132,7 @@ def _speeds(here: MachineSpec) -> dict[str, Fact]:
 
 
 def _places() -> dict[str, Fact]:
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import constants
 
     from dslite.runtime.download import free_bytes
 
@@ -140,7 +140,7 @@ def _places() -> dict[str, Fact]:
         "Hugging Face cache": str(cache_root()),
         "free there": Bytes(free_bytes(cache_root())),
         "endpoint": constants.ENDPOINT,
-        "token": "set" if get_token() else "none",
+        "token": "set" if os.environ.get("HF_TOKEN") or Path(constants.HF_TOKEN_PATH).is_file() else "none",
         "network": "off (HF_HUB_OFFLINE)" if constants.is_offline_mode() else "on",
         "dslite cache": str(cache_dir()),
         "size of it": Bytes(_size(cache_dir())),

@@ -22,6 +22,7 @@ from dslite.runtime.jobs import Job, Teller, run
 from dslite.runtime.layout import CONFIG, INDEX, read_json, weight_map
 from dslite.runtime.repository import RemoteFile, Repository, ask, explain
 from dslite.runtime.retry import Retry
+from dslite.runtime.sizes import size_text
 from dslite.runtime.verified import VerifiedFiles
 
 _AT_ONCE = 4
@@ -38,6 +39,14 @@ def pull(
     repository = ask(ref, offline=offline, retry=retry)
     cache = RepoCache.of(repository.repo_id)
     pulling = _Pull(ref, repository, cache, cancel or Flag(), retry or Retry())
+    try:
+        yield from _pull(pulling)
+    except OSError as error:  # of the disk
+        raise explain(error, ref) from error
+
+
+def _pull(pulling: "_Pull") -> Iterator[PullEvent]:
+    repository = pulling.repository
     yield pulling.found()
     yield from pulling.files([repository.files[CONFIG]])
     if pulling.cancelled:
@@ -110,8 +119,8 @@ class _Pull:
         free = free_bytes(self._cache.folder)
         if missing > free:
             raise ModelUnavailableError(
-                f"{self._ref.name} needs {missing / 1e9:.1f} GB more in {self._cache.folder.parent}, "
-                f"and {free / 1e9:.1f} GB are free",
+                f"{self._ref.name} needs {size_text(missing)} more in {self._cache.folder.parent}, "
+                f"and {size_text(free)} are free",
                 "make room, or put the cache on another disk with HF_HOME",
             )
 

@@ -7,6 +7,7 @@ from dslite.model.config import ModelConfig
 from dslite.runtime.errors import ModelUnavailableError
 from dslite.runtime.hub import SHORT_NAMES, ModelRef, RepoCache
 from dslite.runtime.layout import CONFIG, read_config, read_json
+from dslite.runtime.repository import refuse_offline
 
 _LITE = "deepseek-v2-lite.config.json"  # in assets: the four named models are one network
 
@@ -29,12 +30,13 @@ def config_of(ref: ModelRef, *, offline: bool = False) -> ModelConfig:
 
 
 def _download(ref: ModelRef, *, offline: bool) -> ModelConfig:
+    refuse_offline(ref, offline)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     assert ref.repo_id is not None
     try:
-        file = hf_hub_download(ref.repo_id, CONFIG, revision=ref.revision, local_files_only=offline)
+        file = hf_hub_download(ref.repo_id, CONFIG, revision=ref.revision)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelUnavailableError(

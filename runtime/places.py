@@ -1,7 +1,9 @@
 """Where dslite keeps its own files. The environment overrules the system's places."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -26,6 +28,14 @@ def cache_dir() -> Path:
 def log_dir() -> Path:
     """The log: beside the data when that was moved, or the system's place."""
     return _chosen("DSLITE_DATA_DIR") or platformdirs.user_log_path(_NAME)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Put a value in place of a file at once: whoever reads meanwhile sees the old or the new one. Raises OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    beside.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    beside.replace(file)
 
 
 def _chosen(variable: str) -> Path | None:

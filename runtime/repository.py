@@ -156,6 +156,11 @@ def explain(error: Exception, ref: ModelRef) -> DsliteError:
             f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})",
             f"check the connection, the proxy and HF_ENDPOINT, and {again}",
         )
+    if isinstance(error, OSError) and error.errno is not None:
+        return ModelUnavailableError(
+            f"{error.filename or 'the cache'} cannot be written: {error.strerror}",
+            "change its permissions, or put the cache elsewhere with HF_HOME",
+        )
     raise error
 
 

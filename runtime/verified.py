@@ -4,11 +4,11 @@ Kept by path, size and time of change: a file that another tool writes anew coun
 """
 
 import json
-import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
-from dslite.runtime.places import cache_dir
+from dslite.runtime.places import cache_dir, write_json
 
 _NAME = "verified.json"
 
@@ -44,14 +44,11 @@ class VerifiedFiles:
             self._entries.pop(_key(file), None)
 
     def write(self) -> None:
-        """Put it on record, without files that are gone."""
-        folder = cache_dir()
-        folder.mkdir(parents=True, exist_ok=True)
+        """Put it on record, without files that are gone. Where that cannot be written they are hashed again."""
         with self._lock:
             kept = {name: mark for name, mark in self._entries.items() if _mark(Path(name)) == mark}
-        beside = folder / f"{_NAME}.{os.getpid()}.tmp"
-        beside.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        beside.replace(folder / _NAME)
+        with suppress(OSError):
+            write_json(cache_dir() / _NAME, kept)
 
 
 def _key(file: Path) -> str:

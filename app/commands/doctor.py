@@ -9,9 +9,9 @@ import typer
 
 from dslite.app import console, options
 from dslite.app.options import flag
-from dslite.app.sizes import size_text
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.hub import locate, parse_model
+from dslite.runtime.sizes import size_text
 
 if TYPE_CHECKING:
     from dslite.runtime.doctor import Examination, Fact, Finding

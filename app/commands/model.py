@@ -33,9 +33,9 @@ _PART_NAMES = {
 
 def list_models(*, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
     """List the DeepSeek-V2 models on this machine."""
-    from dslite.app.sizes import size_text
     from dslite.app.tables import print_table
     from dslite.runtime.inventory import stored_models
+    from dslite.runtime.sizes import size_text
 
     models = stored_models()
     if options.wants_json(output, as_json):
@@ -129,8 +129,8 @@ def verify(
 def rm(name: Name, *, revision: options.Revision = None) -> None:
     """Remove a model from the Hugging Face cache: all its revisions, or the one that is named."""
     from dslite.app import console
-    from dslite.app.sizes import size_text
     from dslite.runtime.inventory import remove
+    from dslite.runtime.sizes import size_text
 
     freed = remove(parse_model(name, revision))
     if not console.settings.quiet:
@@ -177,7 +177,7 @@ def _info_object(found: "ModelInfo") -> dict[str, Any]:
 
 def _info_text(found: "ModelInfo") -> str:
     from dslite.app.console import visible
-    from dslite.app.sizes import size_text
+    from dslite.runtime.sizes import size_text
 
     config = found.config
     experts = f"{config.n_routed_experts} per layer, {config.num_experts_per_tok} per token"
@@ -200,7 +200,7 @@ def _info_text(found: "ModelInfo") -> str:
 
 
 def _bytes_text(count: int) -> str:
-    from dslite.app.sizes import size_text
+    from dslite.runtime.sizes import size_text
 
     return f"{count:>14,} bytes  {size_text(count)}"
 

@@ -128,10 +128,13 @@ def test_offline_commands_open_no_socket(dslite: Dslite, hub: HubServer, monkeyp
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket.socket, "sendto", refuse)
+    # The library asks its Hub about this program's surroundings where it may.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", False)
     assert dslite("model", "verify", "chat", "--offline")[0] == 0
     assert dslite("model", "info", "chat", "--offline")[0] == 0
     assert dslite("model", "info", "coder", "--offline")[0] == 0
     assert dslite("model", "list")[0] == 0
+    assert dslite("model", "info", "some/model", "--offline")[0] == 3
     code, _, err = dslite("model", "pull", "chat", "--offline")
     assert code == 3
     assert "--offline forbids" in err

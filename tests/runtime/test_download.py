@@ -250,7 +250,9 @@ def test_a_full_disk_is_told_before_the_weights_are_asked_for(
 ) -> None:
     usage = shutil.disk_usage("/")._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ModelUnavailableError, match=r"needs 0\.0 GB more in .*hf/hub, and 0\.0 GB are free") as caught:
+    with pytest.raises(
+        ModelUnavailableError, match=r"needs 1\.4 MB more in .*hf/hub, and 100\.0 KB are free"
+    ) as caught:
         pulled()
     assert "HF_HOME" in caught.value.remedy
     assert [name for name in SHARDS if ranges(hub, name)] == []
@@ -459,6 +461,24 @@ def test_a_hub_that_cannot_be_reached_is_told_with_its_address(hub_home: Path, m
     with pytest.raises(ModelUnavailableError, match=r"http://127.0.0.1:9 cannot be reached") as caught:
         pulled()
     assert "HF_ENDPOINT" in caught.value.remedy
+
+
+def test_a_cache_that_cannot_be_written_is_told(hub: HubServer, hub_home: Path) -> None:
+    hub_home.mkdir()
+    (hub_home / "hub").write_text("no folder")
+    with pytest.raises(ModelUnavailableError, match=r"hf/hub.* cannot be written") as caught:
+        pulled()
+    assert "HF_HOME" in caught.value.remedy
+
+
+def test_a_record_that_cannot_be_written_costs_only_a_second_hash(
+    hub: HubServer, tmp_path: Path, lite_files: Files
+) -> None:
+    (tmp_path / "dslite-cache").write_text("no folder")
+    folder_of(pulled())
+    events = pulled()
+    assert {event.stage for event in events if isinstance(event, Downloading)} <= {"checking", "done"}
+    assert hub.sent[SHARD] == len(lite_files[SHARD])
 
 
 def test_a_disk_without_links_gets_the_files_themselves(
