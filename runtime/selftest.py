@@ -88,6 +88,7 @@ def _judge(engine: Answers, entry: dict[str, Any], near_tie: float) -> PromptRes
 
 def _difference(engine: Answers, place: int, token: Token) -> Difference | None:
     assert token.top
+    assert token.id is not None
     assert token.logprob is not None
     best = token.top[0]
     if best.id == token.id or best.logprob == token.logprob:
