@@ -61,7 +61,7 @@ class Saving:
             return
         self._saved = time.monotonic()
         try:
-            self._store.update_answer(self._answer.id, _text(answer), [token.id for token in answer.made])
+            self._store.update_answer(self._answer.id, _text(answer), _shown_ids(answer))
         except SessionsError as error:
             self._give_up(error)
 
@@ -88,10 +88,17 @@ def _text(answer: "Answer") -> str:
     return answer.reply.removeprefix(" ") if echoed else answer.reply
 
 
+def _shown_ids(answer: "Answer") -> list[int] | None:
+    """The ids of what was generated, its end token left out; None where they are not known."""
+    ids = [token.id for token in answer.made]
+    known = [token_id for token_id in ids if token_id is not None]
+    return known if len(known) == len(ids) else None
+
+
 def _ids(answer: "Answer") -> Sequence[int] | None:
     """What was generated; None where a stop text cut the answer, so that the next turn reads what the user has read."""
-    shown = [token.id for token in answer.made]
-    if answer.done is None:
+    shown = _shown_ids(answer)
+    if answer.done is None or shown is None:
         return shown
     by_end_token = len(answer.done.token_ids) > len(shown)
     return answer.done.token_ids if by_end_token or answer.done.finish_reason != "stop" else None

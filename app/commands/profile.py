@@ -49,6 +49,7 @@ def show(name: Name, *, output: options.ListOutput = "text", as_json: options.As
 
 
 def add(
+    context: typer.Context,
     name: Name,
     *,
     description: Description = None,
@@ -69,10 +70,11 @@ def add(
 
     if name in all_profiles():
         raise UsageError(f"there is a profile {name!r} already", f"change it with dslite profile edit {name}")
-    save_profile(changed(Profile(name), _given(locals())))
+    save_profile(changed(Profile(name), _given(context)))
 
 
 def edit(
+    context: typer.Context,
     name: Name,
     *,
     description: Description = None,
@@ -94,7 +96,7 @@ def edit(
     from dslite.app.profiles import changed, get_profile, save_profile
 
     profile = get_profile(name)
-    values = _given(locals())
+    values = _given(context)
     if values:
         save_profile(changed(profile, values))
         return
@@ -130,13 +132,18 @@ def default(
         set_default_profile(name)
 
 
-def _given(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The flags of a profile that were given, checked. Raises UsageError."""
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The flags of a profile, checked; not what the environment says, which holds for answers. Raises UsageError."""
     from dslite.app import sampling
 
-    system = system_message(arguments["system"], arguments["system_file"])
-    texts = {"description": arguments["description"], "model": arguments["model"], "system": system}
-    given = sampling.chosen(**{key: arguments[key] for key in sampling.KEYS})
+    typed: dict[str, Any] = {
+        key: value
+        for key, value in context.params.items()
+        if (source := context.get_parameter_source(key)) is not None and source.name == "COMMANDLINE"
+    }
+    system = system_message(typed.get("system"), typed.get("system_file"))
+    texts = {"description": typed.get("description"), "model": typed.get("model"), "system": system}
+    given = sampling.chosen(**{key: typed.get(key) for key in sampling.KEYS})
     return {key: value for key, value in texts.items() if value is not None} | given
 
 
