@@ -79,8 +79,9 @@ class ChatApp(App[int]):
 
     def _painted(self) -> None:
         """The first picture is on screen: now the heavy work may begin."""
-        gc.collect()
-        gc.freeze()  # what exists by now stays: the collector need not walk it in every pause
+        if not self.is_headless:
+            gc.collect()
+            gc.freeze()  # what exists by now stays: the collector need not walk it in every pause
         conductor = self.conductor
         if not self.start.looks.mouse:
             self.toggle_mouse()

@@ -11,7 +11,7 @@ from dslite.app.chat_settings import ChatSettings
 from dslite.app.dialogue import Dialogue, Node
 from dslite.app.recorder import Recorder
 from dslite.app.tui import worker as told
-from dslite.app.tui.entries import entries_of, entry_of, greeting, note_of
+from dslite.app.tui.entries import GREETING, entries_of, entry_of, greeting, note_of
 from dslite.app.tui.pieces import Entry
 from dslite.app.tui.status import WARN_AT, Status
 from dslite.app.tui.worker import Answering, EngineWorker
@@ -118,9 +118,15 @@ class Conductor:
             self.screen.transcript.add(entry_of(self.dialogue, question, self.model_name))
         self.ask(question)
 
+    def renew_greeting(self) -> None:
+        """Model or profile have changed: an empty chat says so."""
+        if (entry := self.screen.transcript.entry(GREETING)) is not None:
+            entry.text = greeting(self).text
+            self.screen.transcript.redraw_entry(entry)
+
     def _drop_greeting(self) -> None:
         for entry in list(self.screen.transcript.entries):
-            if entry.key == 0:
+            if entry.key == GREETING:
                 self.screen.transcript.remove_entry(entry)
 
     def _replace_answer(self, node: Node, text: str) -> None:
@@ -152,6 +158,7 @@ class Conductor:
         if entry is None:
             entry = entry_of(dialogue, node, name)
             self.screen.transcript.add(entry)
+        self.screen.transcript.drop_behind(entry)  # lines of ours: an answer grows at the end
         entry.growing, entry.note, entry.splitter = True, "", None
         self.screen.transcript.redraw_entry(entry)
         ids = list(node.token_ids or ()) if go_on else []
@@ -372,8 +379,7 @@ class Conductor:
         self._asked.clear()
         if self.reply is not None:
             self.status.doing, self.status.reading = "reading", None
-        elif not self.dialogue.leaf:
-            self.show()
+        self.renew_greeting()
         self._show_waiting()
 
     def _on_unavailable(self, ref: ModelRef, error: DsliteError, absent: bool) -> None:

@@ -141,8 +141,7 @@ class Deeds:
         self._system_changed()
         if profile.model and profile.model != conductor.settings.model:
             conductor.use_model(profile.model)
-        if conductor.dialogue.leaf is None:
-            conductor.show()
+        conductor.renew_greeting()
         conductor.say(f"profile {name}" + (f": {profile.description}" if profile.description else ""))
 
     def _system_changed(self) -> None:

@@ -13,13 +13,13 @@ from textual.widgets import OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
 from dslite.app.setup import FirstRun
-from dslite.app.sizes import time_text
 from dslite.app.tui.dialogs import LineDialog
 from dslite.app.tui.status import size
 from dslite.app.tui.text import inert
 from dslite.model.errors import DsliteError
 from dslite.runtime.events import Downloading, Found, Present
 from dslite.runtime.hub import ModelRef
+from dslite.runtime.sizes import time_text
 
 
 class FirstRunScreen(ModalScreen[str | None]):

@@ -9,7 +9,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from dslite.app.sizes import size_text
+from dslite.runtime.sizes import size_text
 from dslite.app.tui.palette import Palette
 from dslite.runtime.events import Loading, Prefilling
 from dslite.runtime.responder import Facts

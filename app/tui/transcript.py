@@ -93,6 +93,11 @@ class Transcript(ScrollView, can_focus=True):
         self._measure()
         self._place(to_end=self.at_end)
 
+    def drop_behind(self, entry: Entry) -> None:
+        """Remove what stands below an entry."""
+        for other in self.entries[self.entries.index(entry) + 1 :]:
+            self.remove_entry(other)
+
     def extend(self, entry: Entry, text: str) -> None:
         """Text that an answer at the end grows by."""
         assert entry is self.entries[-1]

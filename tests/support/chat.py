@@ -1,0 +1,136 @@
+"""The chat application under a pilot: no terminal, a fake model, files of its own. Tests wait for conditions."""
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from textual.pilot import Pilot
+
+from dslite.app.chat_settings import ChatSettings
+from dslite.app.chat_start import ChatStart, Looks
+from dslite.app.recorder import Recorder
+from dslite.app.sessions import SessionStore
+from dslite.app.tui.app import ChatApp
+from dslite.runtime.hub import parse_model
+from support.fake_engine import FakeResponder, fake_opener
+
+PATIENCE_S = 30.0  # a loaded machine is slow, not broken
+
+
+def drive(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async test."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run
+
+
+class Chat:
+    """One running application."""
+
+    def __init__(self, app: ChatApp, pilot: Pilot[Any], responder: FakeResponder) -> None:
+        self.app = app
+        self.pilot = pilot
+        self.responder = responder
+
+    async def until(self, condition: Callable[[], object] | str) -> None:
+        """Wait for a condition, or for a text on screen."""
+        holds = (lambda: condition in self.text) if isinstance(condition, str) else condition
+        end = time.monotonic() + PATIENCE_S
+        while not holds():
+            if time.monotonic() > end:
+                raise AssertionError(f"not reached: {condition}\n{self.text}")
+            await self.pilot.pause(0.01)
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+
+    async def write(self, text: str) -> None:
+        """Type a text into whatever has the focus."""
+        for char in text:
+            await self.pilot.press({" ": "space", "\n": "ctrl+j"}.get(char, char))
+
+    async def say(self, text: str) -> None:
+        """Send a message or a command, without waiting for what it does."""
+        self.prompt.put(text)
+        self.prompt.focus()
+        await self.pilot.press("enter")
+
+    async def ask(self, text: str) -> None:
+        """Send a message and wait for the end of its answer."""
+        before = len(self.responder.asked)
+        await self.say(text)
+        await self.until(lambda: len(self.responder.asked) > before and self.conductor.reply is None)
+
+    async def ready(self) -> None:
+        await self.until(lambda: self.conductor.status.doing == "idle")
+
+    @property
+    def conductor(self) -> Any:
+        return self.app.conductor
+
+    @property
+    def prompt(self) -> Any:
+        return self.app.chat.prompt
+
+    @property
+    def transcript(self) -> Any:
+        return self.app.chat.transcript
+
+    @property
+    def text(self) -> str:
+        """What is on screen."""
+        strips = self.app.screen._compositor.render_strips()
+        return "\n".join(strip.text.rstrip() for strip in strips)
+
+    @property
+    def status(self) -> str:
+        return str(self.app.chat.status_line.text)
+
+    @property
+    def contents(self) -> list[str]:
+        """The messages of the branch on screen."""
+        return [node.content for node in self.conductor.dialogue.path()]
+
+
+@asynccontextmanager
+async def open_chat(
+    home: Path,
+    responder: FakeResponder | None = None,
+    *,
+    size: tuple[int, int] = (100, 30),
+    model: str = "demo",
+    saving: bool = True,
+    opener: Any = None,
+    settings: ChatSettings | None = None,
+    resume: Callable[[SessionStore], str | None] | None = None,
+    looks: Looks | None = None,
+    **more: Any,
+) -> AsyncIterator[Chat]:
+    """The application with its conversations in `home`."""
+    responder = responder or FakeResponder()
+    recorder = Recorder(lambda: SessionStore.open(home / "sessions.db"), saving=saving)
+    start = ChatStart(
+        ref=parse_model(model),
+        settings=settings or ChatSettings(model),
+        open_model=opener or fake_opener(responder),
+        recorder=recorder,
+        resume=resume,
+        looks=looks or Looks(),
+        **more,
+    )
+    app = ChatApp(start)
+    try:
+        async with app.run_test(size=size) as pilot:
+            chat = Chat(app, pilot, responder)
+            await chat.until(lambda: hasattr(app.chat, "prompt"))
+            yield chat
+    finally:
+        app.worker.close()
+        recorder.close()
