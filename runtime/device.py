@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Event = Any  # what a device gives out and takes back; None where everything is in order anyway
@@ -29,8 +30,8 @@ class ComputeDevice(Protocol):
         """Values that the host must know: waits for all of them at once."""
         ...
 
-    def to_device(self, tensor: Tensor) -> Tensor:
-        """A small tensor for the next launches. Does not wait."""
+    def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
+        """Something small for the next launches. Does not wait."""
         ...
 
     def copy(self, copies: Copies, after: Event = None) -> Event:
@@ -68,8 +69,8 @@ class PlainDevice:
     def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [tensor.to("cpu") for tensor in tensors]
 
-    def to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device)
+    def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
+        return torch.as_tensor(values).to(self.device)
 
     def copy(self, copies: Copies, after: Event = None) -> Event:
         for target, source in copies:
@@ -108,9 +109,9 @@ class CudaDevice:
         event.synchronize()
         return out
 
-    def to_device(self, tensor: Tensor) -> Tensor:
+    def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
         # Pinned memory comes from torch's cache, which keeps a block until its copy has run.
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return torch.as_tensor(values).pin_memory().to(self.device, non_blocking=True)
 
     def copy(self, copies: Copies, after: Event = None) -> Event:
         with torch.cuda.stream(self._copies):

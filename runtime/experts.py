@@ -21,7 +21,6 @@ from typing import TypeVar
 
 from dslite.model.config import ModelConfig
 from dslite.model.errors import DsliteError
-from dslite.model.kernels import ExpertTable
 from dslite.model.moe import MLP
 from dslite.runtime.arena import Arena
 from dslite.runtime.device import ComputeDevice, Event, is_out_of_memory
@@ -40,7 +39,6 @@ class Held:
 
     buffer: int
     mlp: MLP
-    table: ExpertTable
     used: int = 0
     rows: int = 0
 
@@ -122,8 +120,7 @@ class ExpertCache:
             raise
         finally:
             self.stats.wait_s += time.perf_counter() - began
-        mlp = coming.fetch.mlp
-        return Held(coming.buffer, mlp, ExpertTable([mlp.matrices]))
+        return Held(coming.buffer, coming.fetch.mlp)
 
     def _make_way(self, layer: int) -> None:
         """Have a spare buffer, if need be by giving up what was brought ahead for another layer."""

@@ -4,13 +4,14 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dslite.model import kernels
-from dslite.model.kernels import ExpertTable
 from dslite.model.moe import MLP
-from dslite.runtime.experts import ExpertCache, Held
+from dslite.runtime.experts import ExpertCache
 
 _FEW = 16  # tokens up to which outputs are kept in float32: then the compiled kernels answer in it
 
@@ -23,18 +24,19 @@ class Choice:
     `bounds[expert]` says which stretch is whose. `ranks` (T, K) is the order within each token.
     """
 
-    places: Tensor
-    ranks: Tensor
+    places: NDArray[np.int64]
+    ranks: NDArray[np.int64]
     bounds: dict[int, tuple[int, int]]
 
     @classmethod
-    def of(cls, expert_ids: Tensor) -> "Choice":
-        """From ids (T, K) in host memory."""
-        ascending, ranks = expert_ids.sort(dim=1)
-        experts, places = ascending.flatten().sort(stable=True)
-        used, counts = experts.unique_consecutive(return_counts=True)
-        ends = counts.cumsum(0)
-        spans = zip((ends - counts).tolist(), ends.tolist(), strict=True)
+    def of(cls, expert_ids: NDArray[np.int64]) -> "Choice":
+        """From ids (T, K)."""
+        ranks = expert_ids.argsort(axis=1, kind="stable")
+        flat = np.take_along_axis(expert_ids, ranks, axis=1).ravel()
+        places = flat.argsort(kind="stable")
+        used, starts = np.unique(flat[places], return_index=True)
+        ends = [*starts[1:].tolist(), len(flat)]
+        spans = zip(starts.tolist(), ends, strict=True)
         return cls(places, ranks, dict(zip(used.tolist(), spans, strict=True)))
 
 
@@ -50,8 +52,8 @@ class SlotExperts:
         device = self.cache.device
         computes = hidden.shape[0] < self.cache.compute_below
         told = device.to_host([expert_ids, hidden] if computes else [expert_ids])
-        choice = Choice.of(told[0])
-        places, ranks = device.to_device(torch.stack([choice.places, choice.ranks.flatten()])).unbind()
+        choice = Choice.of(told[0].numpy())
+        places, ranks = device.to_device(np.stack([choice.places, choice.ranks.ravel()])).unbind()
         outputs = _Outputs(hidden, places, choice.bounds, expert_ids.shape[1])
         try:
             if computes:
@@ -70,7 +72,7 @@ class SlotExperts:
         misses = [expert for expert in choice.bounds if expert not in held]
         self.cache.stats.count(self.layer, hits, misses)
         for expert in hits:
-            outputs.compute(expert, held[expert])
+            outputs.compute(expert, held[expert].mlp)
             self.cache.touch(held[expert], outputs.rows(expert))
         return misses
 
@@ -83,7 +85,7 @@ class SlotExperts:
             cache.want(layer + 1, range(cache.config.n_routed_experts))
         for expert in self._hits(choice, outputs):
             fetched = cache.take(layer, expert)
-            outputs.compute(expert, fetched)
+            outputs.compute(expert, fetched.mlp)
             cache.settle_in(layer, expert, fetched, rows=outputs.rows(expert))
 
     def _compute_where_they_lie(self, choice: Choice, hidden: Tensor, outputs: "_Outputs") -> None:
@@ -91,15 +93,16 @@ class SlotExperts:
         cache, layer = self.cache, self.layer
         cache.begin_inserting(layer)
         misses = self._hits(choice, outputs)
-        here = _Outputs(hidden, choice.places, choice.bounds, outputs.per_token)
+        here = _Outputs(hidden, torch.from_numpy(choice.places), choice.bounds, outputs.per_token)
         for expert in misses:
             mlp = cache.source.where_it_lies(layer, expert)
             assert mlp is not None
-            here.compute(expert, Held(-1, mlp, ExpertTable([mlp.matrices])))
+            here.compute(expert, mlp)
         cache.stats.computed += len(misses)
         if misses:
-            mine = torch.cat([choice.places[slice(*choice.bounds[expert])] for expert in misses])
-            outputs.place(cache.device.to_device(mine), cache.device.to_device(here.flat[mine]))
+            mine = np.concatenate([choice.places[slice(*choice.bounds[expert])] for expert in misses])
+            done = here.flat[torch.from_numpy(mine)]
+            outputs.place(cache.device.to_device(mine), cache.device.to_device(done))
             # One a pass: copies and the host's computing share the host memory's bandwidth.
             cache.insert(layer, misses[0], outputs.rows(misses[0]))
 
@@ -117,13 +120,13 @@ class _Outputs:
         start, end = self._bounds[expert]
         return end - start
 
-    def compute(self, expert: int, held: Held) -> None:
+    def compute(self, expert: int, mlp: MLP) -> None:
         """One expert for the tokens that chose it."""
         start, end = self._bounds[expert]
         places = self._places[start:end]
         alone = self._hidden.shape[0] == 1
         rows = self._hidden if alone else self._hidden[places // self.per_token]
-        self.place(places, expert_output(held.mlp, held.table, rows))
+        self.place(places, expert_output(mlp, rows))
 
     def place(self, places: Tensor, values: Tensor) -> None:
         self.flat.index_copy_(0, places, values.to(self.flat.dtype))
@@ -137,12 +140,12 @@ class _Outputs:
         return total
 
 
-def expert_output(mlp: MLP, table: ExpertTable, rows: Tensor) -> Tensor:
+def expert_output(mlp: MLP, rows: Tensor) -> Tensor:
     """One expert for rows (T, D): by the compiled kernel in float32 where it applies, else in the rows' dtype."""
     count = rows.shape[0]
-    if count <= _FEW and rows.device.type == "cpu":
+    if count <= _FEW and rows.device.type == "cpu" and rows.dtype is torch.bfloat16:
         first, whole = torch.zeros(count, 1, dtype=torch.int64), torch.ones(count, 1)
-        out = kernels.weighted_experts(rows, first, whole, table)
+        out = kernels.weighted_experts(rows, first, whole, mlp.table)
         if out is not None:
             return out
     return mlp.reference(rows)
