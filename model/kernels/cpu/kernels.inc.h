@@ -18,12 +18,14 @@ inline float to_float(bf16 value) {
     return wide;
 }
 
-inline bf16 to_bf16(float value) {
+// To the nearest, of equals to the even one. A NaN may become infinity.
+inline bf16 to_bf16_finite(float value) {
     uint32_t bits;
     __builtin_memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<bf16>(bits >> 16 | 0x40);
     return static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+inline bf16 to_bf16(float value) { return value == value ? to_bf16_finite(value) : 0x7fc0; }
 
 // e^x for x <= 0, to 1e-7: 2^n · 2^f with |f| <= 1/2. Plain arithmetic, which the compiler turns into vectors.
 inline float exp_negative(float x) {
@@ -389,15 +391,30 @@ void score_block(const Layer& layer, const Scratch& scratch, const bf16* queries
 
 // Scores of a head into factors of its rows: the running softmax of Milakov and Gimelshein (arXiv 1805.02867).
 // Returns what earlier sums are to be multiplied by.
-float soften(float* scores, int64_t count, float scale, bf16* factors, float* most, float* sum) {
-    float greatest = *most, total = 0;
-    for (int64_t s = 0; s < count; ++s) {
-        scores[s] *= scale;
-        greatest = scores[s] > greatest ? scores[s] : greatest;
+float soften(const float* scores, int64_t count, float scale, bf16* factors, float* most, float* sum) {
+    // Sixteen at a time: taken in their order, floats would keep the compiler from using vectors.
+    float best[16], partial[16] = {0};
+    for (int i = 0; i < 16; ++i) best[i] = *most;
+    const int64_t even = count / 16 * 16;
+    for (int64_t s = 0; s < even; s += 16)
+        for (int64_t i = 0; i < 16; ++i) best[i] = scores[s + i] * scale > best[i] ? scores[s + i] * scale : best[i];
+    for (int64_t s = even; s < count; ++s) best[0] = scores[s] * scale > best[0] ? scores[s] * scale : best[0];
+    float greatest = best[0], total = 0;
+    for (int i = 1; i < 16; ++i) greatest = best[i] > greatest ? best[i] : greatest;
+
+    for (int64_t s = 0; s < even; s += 16) {
+        for (int64_t i = 0; i < 16; ++i) {
+            const float factor = exp_negative(scores[s + i] * scale - greatest);
+            partial[i] += factor;
+            factors[s + i] = to_bf16_finite(factor);
+        }
     }
-    for (int64_t s = 0; s < count; ++s) scores[s] = exp_negative(scores[s] - greatest);
-    for (int64_t s = 0; s < count; ++s) total += scores[s];
-    for (int64_t s = 0; s < count; ++s) factors[s] = to_bf16(scores[s]);
+    for (int64_t s = even; s < count; ++s) {
+        const float factor = exp_negative(scores[s] * scale - greatest);
+        partial[0] += factor;
+        factors[s] = to_bf16_finite(factor);
+    }
+    for (int i = 0; i < 16; ++i) total += partial[i];
     if (count % 2) factors[count] = 0;
     const float keep = exp_negative(*most - greatest);
     *sum = *sum * keep + total;
