@@ -174,7 +174,8 @@ class PlainChat:
                 node.content += event.delta
                 last = event.delta[-1]
             if isinstance(event, Token):
-                ids.append(event.id)
+                if event.id is not None:
+                    ids.append(event.id)
                 self.recorder.update_now_and_then(self.dialogue, node, ids)
             else:
                 self._end(node, event, before, len(ids) - len(before or ()))
@@ -184,9 +185,10 @@ class PlainChat:
 
     def _end(self, node: Node, done: Done, before: tuple[int, ...] | None, made: int) -> None:
         node.growing, node.finish_reason = False, done.finish_reason
+        told = done.counted is None  # a server counts its tokens, and does not tell their ids
         cut_by_text = done.finish_reason == "stop" and len(done.token_ids) <= made
-        node.token_ids = None if cut_by_text else (*(before or ()), *done.token_ids)
-        node.info = {"model": self.ref.key, "completion_tokens": len(done.token_ids)}
+        node.token_ids = None if cut_by_text or not told else (*(before or ()), *done.token_ids)
+        node.info = {"model": self.ref.key, "completion_tokens": done.completion_tokens}
         self.recorder.finish(self.dialogue, node)
 
     # Commands.

@@ -72,7 +72,7 @@ class Draft:
         self._first = self._first or time.perf_counter()
         if token_id in self._end_tokens:
             self.finish_reason = "stop"
-            self._end = self._with_scores(Token(token_id, ""), logits)
+            self._end = self._drawn(Token(token_id, ""), token_id, logits)
             return []
         text = self._decoder.push(token_id)
         delta, stopped = self._stops.push(text)
@@ -81,7 +81,7 @@ class Draft:
             self.finish_reason = "stop"
         else:
             self._check_room()
-        return [self._with_scores(Token(token_id, text, delta), logits)]
+        return [self._drawn(Token(token_id, text, delta), token_id, logits)]
 
     def interrupt(self) -> None:
         """Nobody waits for the rest."""
@@ -125,10 +125,10 @@ class Draft:
         self._text.append(text)
         return Token(token_id, text, text, in_prompt=True)
 
-    def _with_scores(self, token: Token, logits: Tensor) -> Token:
+    def _drawn(self, token: Token, token_id: int, logits: Tensor) -> Token:
         """A token that was drawn from logits (vocabulary,), with its log-probabilities where they were asked for."""
         k = self.request.logprobs
-        return token if k is None else self._scored(token, score(logits[None], [token.id], k)[0])
+        return token if k is None else self._scored(token, score(logits[None], [token_id], k)[0])
 
     def _scored(self, token: Token, scores: Scores) -> Token:
         name = self._tokenizer.token_text

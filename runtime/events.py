@@ -77,18 +77,21 @@ class Prefilling:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that might have come, with its log-probability."""
+    """A token that might have come, with its log-probability. `id` None: a server did not tell it."""
 
-    id: int
+    id: int | None
     text: str
     logprob: float
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token. `text` is what became printable with it; `delta` what may be shown now: a possible stop text waits."""
+    """One token. `text` is what became printable with it; `delta` what may be shown now: a possible stop text waits.
 
-    id: int
+    `id` is None where a server did not tell it; such a "token" may be any piece of text.
+    """
+
+    id: int | None
     text: str
     delta: str = ""
     logprob: float | None = None
@@ -107,7 +110,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of an answer. `text` is all of it; `delta` what had been held back; `end` the end token, if one came."""
+    """The end of an answer. `text` is all of it; `delta` what had been held back; `end` the end token, if one came.
+
+    `counted` is a server's own count of the tokens that it made, whose ids it does not tell.
+    """
 
     finish_reason: FinishReason
     text: str
@@ -117,6 +123,12 @@ class Done:
     delta: str = ""
     end: Token | None = None
     timing: Timing = field(default_factory=Timing)
+    counted: int | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        """How many tokens were made, the end token among them."""
+        return len(self.token_ids) if self.counted is None else self.counted
 
 
 Event = Prefilling | Token | Done

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from dslite.app.server.errors import ApiError
 from dslite.app.server.shapes import Shape
 from dslite.app.server.worker import Answering
+from dslite.runtime.events import Prefilling
 
 T = TypeVar("T")
 
@@ -99,6 +100,8 @@ class EventStream(Response):
     async def _write_chunks(self, send: Send) -> None:
         waiting = b"".join(map(_event, self._shape.opening()))
         async for choice, event in self._answering.events():
+            if isinstance(event, Prefilling):
+                waiting += _comment(event)  # so that no proxy and no client takes a long prompt for silence
             waiting += b"".join(map(_event, self._shape.take(choice, event)))
             if waiting and self._answering.waits:  # what came together goes together
                 await _send(send, waiting)
@@ -108,6 +111,10 @@ class EventStream(Response):
 
 def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + to_json(value) + b"\n\n"
+
+
+def _comment(event: Prefilling) -> bytes:
+    return f": reading {event.done:.0f} of {event.total}, {event.cached} cached\n\n".encode("ascii")
 
 
 async def _send(send: Send, data: bytes) -> None:

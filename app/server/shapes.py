@@ -123,8 +123,13 @@ class Shape:
             chunk["usage"] = None
         return {**chunk, "choices": [{"index": number, "finish_reason": None, **content}]}
 
-    def string(self, token_id: int) -> str:
-        return token_string(self._tokenizer, token_id)
+    def string(self, token: Token | Candidate) -> str:
+        return token_string(self._tokenizer, _id(token))
+
+
+def _id(token: Token | Candidate) -> int:
+    assert token.id is not None  # our own engine always tells it
+    return token.id
 
 
 def _scored(event: Token | Done) -> list[Token]:
@@ -163,8 +168,8 @@ class ChatShape(Shape):
         return {**self._own(token), "top_logprobs": [self._own(candidate) for candidate in token.top or ()]}
 
     def _own(self, token: Token | Candidate) -> dict[str, Any]:
-        data = self._tokenizer.token_bytes(token.id)
-        return {"token": self.string(token.id), "logprob": token.logprob, "bytes": list(data) if data else None}
+        data = self._tokenizer.token_bytes(_id(token))
+        return {"token": self.string(token), "logprob": token.logprob, "bytes": list(data) if data else None}
 
 
 class CompletionShape(Shape):
@@ -189,7 +194,7 @@ class CompletionShape(Shape):
             offsets.append(choice.offset)
             choice.offset += len(token.text)
         return {
-            "tokens": [self.string(token.id) for token in tokens],
+            "tokens": [self.string(token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [self._top(token) for token in tokens],
             "text_offset": offsets,
@@ -201,6 +206,6 @@ class CompletionShape(Shape):
             return None
         top: dict[str, float] = {}
         for candidate in token.top or ():
-            top.setdefault(self.string(candidate.id), candidate.logprob)
-        top.setdefault(self.string(token.id), token.logprob)
+            top.setdefault(self.string(candidate), candidate.logprob)
+        top.setdefault(self.string(token), token.logprob)
         return top

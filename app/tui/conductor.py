@@ -37,12 +37,15 @@ class Reply:
     entry: Entry
     before: str = ""
     ids: list[int] = field(default_factory=list)
+    count: int = 0  # tokens that came
     times: deque[tuple[float, int]] = field(default_factory=deque)
     stopped: bool = False
 
 
 def ids_of(reply: Reply, done: Done) -> tuple[int, ...] | None:
     """What was generated. None where a stop text cut the answer: the next turn reads what the user has read."""
+    if done.counted is not None:
+        return None  # a server counts its tokens, and does not tell their ids
     made = len(reply.ids) - (len(reply.node.token_ids or ()) if reply.before else 0)
     if done.finish_reason == "stop" and len(done.token_ids) <= made:
         return None
@@ -277,9 +280,11 @@ class Conductor:
             status.waiting = len(self.queue)
             return
         if isinstance(event, Token):
-            reply.ids.append(event.id)
+            reply.count += 1
+            if event.id is not None:
+                reply.ids.append(event.id)
             now = time.perf_counter()
-            reply.times.append((now, len(reply.ids)))
+            reply.times.append((now, reply.count))
             while now - reply.times[0][0] > _RATE_S:
                 reply.times.popleft()
             status.doing = status.doing if reply.stopped else "writing"
@@ -306,7 +311,7 @@ class Conductor:
 
     def _on_done(self, reply: Reply, done: Done) -> None:
         node, status = reply.node, self.status
-        made = len(done.token_ids)
+        made = done.completion_tokens
         node.token_ids = ids_of(reply, done)
         node.finish_reason = "interrupted" if reply.stopped else done.finish_reason
         timing = done.timing
@@ -319,10 +324,10 @@ class Conductor:
             "decode_s": round(timing.decode_s, 4),
             "ttft_s": round(timing.ttft_s, 4),
         }
-        status.used = done.prompt_tokens + len(done.token_ids)
-        status.rate = len(done.token_ids) / timing.decode_s if timing.decode_s > 0 else status.rate
+        status.used = done.prompt_tokens + made
+        status.rate = made / timing.decode_s if timing.decode_s > 0 else status.rate
         self._end(reply)
-        if not node.content and not done.token_ids:
+        if not node.content and not made:
             self._abandon(reply)
         else:
             self.recorder.finish(self.dialogue, node)
