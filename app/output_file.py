@@ -44,12 +44,32 @@ def open_output(file: Path | None) -> Iterator[TextIO]:
     try:
         with stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
+            _finish(stream, temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_output(file: Path | None) -> None:
+    """Raise UsageError where a file could not be written: before a model is loaded, not behind it."""
+    if file is None:
+        return
+    file = file.expanduser()
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder", "choose another --output-file")
+    if not file.exists():
+        temporary, stream = _temporary(file.resolve())
+        stream.close()
+        temporary.unlink()
+
+
+def _finish(stream: TextIO, temporary: Path, file: Path) -> None:
+    try:
+        stream.flush()
+        os.fsync(stream.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        raise _cannot(file, error) from None
 
 
 def _opened(file: Path) -> TextIO:

@@ -61,7 +61,12 @@ def default_profile(config: Config | None = None) -> Profile:
     """The profile of `[defaults] profile`, or the plain one. Raises NotFoundError where it is not there any more."""
     config = config or read_config()
     name = config.text("defaults", "profile")
-    return Profile(PLAIN) if name is None else get_profile(name, config)
+    if name is None:
+        return Profile(PLAIN)
+    try:
+        return get_profile(name, config)
+    except NotFoundError as error:
+        raise NotFoundError(f"{config.path}, [defaults]: {error.message}", error.remedy) from None
 
 
 def default_values(config: Config | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dslite.app.sessions import Conversation, SessionStore, StoredMessage
 
 _EVERY_S = 0.8
+_SLOW_S = 0.2  # tokens that come further apart are saved one by one: the next one may be long in coming
 
 
 class Saving:
@@ -31,7 +32,7 @@ class Saving:
         self._made_with: Any = {"model": model, "profile": profile, "system": system}
         self._answer: StoredMessage | None = None
         self._info: dict[str, Any] = {}
-        self._saved = 0.0
+        self._saved = self._grew = 0.0
 
     @property
     def session(self) -> str | None:
@@ -56,10 +57,14 @@ class Saving:
             self._give_up(error)
 
     def grow(self, answer: "Answer") -> None:
-        """Save what there is of the answer, about once a second."""
-        if self._store is None or self._answer is None or time.monotonic() - self._saved < _EVERY_S:
+        """Save what there is of the answer, so that a kill loses less than a second of it."""
+        if self._store is None or self._answer is None:
             return
-        self._saved = time.monotonic()
+        now, before = time.monotonic(), self._grew
+        self._grew = now
+        if now - self._saved < _EVERY_S and now - before < _SLOW_S:
+            return
+        self._saved = now
         try:
             self._store.update_answer(self._answer.id, _text(answer), _shown_ids(answer))
         except SessionsError as error:

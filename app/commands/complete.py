@@ -7,7 +7,7 @@ import typer
 
 from dslite.app import options
 from dslite.app.options import flag, system_message
-from dslite.app.output_file import Output
+from dslite.app.output_file import Output, check_output
 from dslite.app.prompt import read_batch, read_prompt
 from dslite.app.sampling import chosen
 from dslite.runtime.errors import UsageError
@@ -81,6 +81,7 @@ def complete(
     flags = AnswerSettings(model, system=system_message(system, system_file), sampling=sampling)
     output_kind = "json" if as_json else output
     where = Output(output_kind, file=output_file, stream=not no_stream, extract=extract, stats=stats)
+    check_output(output_file)
     goes_on = {"--continue": continue_, "--session": session is not None}
     _refuse_together("--session", session is not None, {"--continue": continue_})
     _refuse_together("--raw", raw, {"--system": flags.system is not None} | goes_on)

@@ -97,6 +97,7 @@ def test_raw_text_follows_the_begin_token_unless_told_otherwise(dslite: Dslite, 
         (["x", "--raw", "-s", "y"], b"", "--raw does not go with --system"),
         (["x", "--batch", "-"], b"", "--batch does not go with a prompt"),
         (["x", "--output-file", "absent/answer.txt"], b"", "answer.txt cannot be written: No such file"),
+        (["x", "--output-file", "."], b"", ". is a folder"),
     ],
 )
 def test_a_wrong_request_is_a_usage_error_that_says_what_is_wrong(

@@ -118,5 +118,6 @@ DEMO = Path(__file__).parents[2] / "assets" / "demo"
 @pytest.mark.skipif(not (DEMO / "model.safetensors").is_file(), reason="the demo model is not in assets/demo")
 def test_the_demo_model_answers_by_its_short_name(dslite: Dslite) -> None:
     result = dslite("complete", "-m", "demo", "How do I save a profile?", "-t", "0", "--json")
-    assert (result.code, result.json["model"], result.json["finish_reason"]) == (0, "demo", "stop")
+    assert result.code == 0, result.err
+    assert (result.json["model"], result.json["finish_reason"]) == ("demo", "stop")
     assert "profile" in str(result.json["text"])

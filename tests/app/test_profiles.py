@@ -145,7 +145,7 @@ def test_a_wrong_value_is_named_with_its_table(file: Path, line: str, fault: str
 
 def test_a_default_profile_that_is_gone_is_named(file: Path) -> None:
     file.write_text("[defaults]\nprofile = 'lost'\n")
-    with pytest.raises(NotFoundError, match="'lost'"):
+    with pytest.raises(NotFoundError, match=r"\[defaults\]: there is no profile 'lost'"):
         default_profile()
 
 
