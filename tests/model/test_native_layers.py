@@ -10,14 +10,17 @@ from torch import Tensor
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import native
-from dslite.model.moe import ResidentExperts
+from dslite.model.moe import Gate, ResidentExperts
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer, resident_experts
 from dslite.runtime.kv_cache import LatentKVCache
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the compiled products were not built")
 
+# Every token goes to every expert: in BF16 a near tie may fall differently, and such a row would say nothing.
 _SIZES: dict[str, Any] = {
+    "n_routed_experts": 3,
+    "num_experts_per_tok": 3,
     "hidden_size": 96,
     "intermediate_size": 160,
     "moe_intermediate_size": 32,
@@ -99,11 +102,9 @@ def assert_no_worse_than_torch(
     reference = plainly(monkeypatch, model, lengths, counts)
     out, caches = logits(model, lengths, counts)
     assert not torch.equal(out, reference), "the kernel was not used"
-    # An expert that is nearly a tie may fall differently in BF16: such a row says nothing of either path.
-    sound = (reference - exact).norm(dim=1) < 0.1 * exact.norm(dim=1)
-    assert sound.float().mean() >= 0.7
-    error, reference_error = ((some - exact)[sound].norm() / exact[sound].norm() for some in (out, reference))
-    assert error <= 1.25 * reference_error
+    error, reference_error = ((some - exact).norm(dim=1) / exact.norm(dim=1) for some in (out, reference))
+    assert error.max() <= 1.5 * reference_error.max()
+    assert error.mean() <= 1.1 * reference_error.mean()
     for each, length, count in zip(caches, lengths, counts, strict=True):
         assert each.length == length + count
         assert torch.isfinite(each.rows(0, each.length)).all()
@@ -111,7 +112,6 @@ def assert_no_worse_than_torch(
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_a_token_is_as_exact_as_by_torch(level: str, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    # Many sequences of one token each: one near tie cannot hide a mistake.
     assert_no_worse_than_torch(shape, LENGTHS, [1] * len(LENGTHS), monkeypatch)
 
 
@@ -140,28 +140,31 @@ def test_the_result_is_the_same_to_the_last_bit_every_time(level: str) -> None:
         assert torch.equal(logits(model, [200], [1])[0], first)
 
 
-class CountingBank:
+class Recorder:
     """Experts that are not at hand: the layer must end behind the choice."""
 
     def __init__(self, bank: ResidentExperts) -> None:
         self.bank = bank
-        self.calls = 0
+        self.given: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        self.calls += 1
+        self.given.append((hidden, expert_ids, weights))
         return self.bank(hidden, expert_ids, weights)
 
 
-def test_experts_elsewhere_get_the_same_tokens_and_weights(level: str) -> None:
-    config = ModelConfig.from_dict(SHAPES["lite-like"])
-    whole = network(SHAPES["lite-like"], torch.bfloat16)
-    tensors = random_weights(config)
-    banks = {layer: CountingBank(resident_experts(config, layer, tensors.__getitem__)) for layer in (1, 2)}
-    split = Transformer.build(config, tensors.__getitem__, banks.__getitem__)
-    out, _ = logits(split, [10], [3])
-    assert [bank.calls for bank in banks.values()] == [1, 1]
-    expected, _ = logits(whole, [10], [3])
-    assert (out - expected).norm() / expected.norm() <= 0.006  # the sum of experts is rounded once more
+def test_experts_elsewhere_are_asked_as_the_gate_says(level: str) -> None:
+    config = ModelConfig.from_dict(SHAPES["lite-like"] | {"n_routed_experts": 40, "num_experts_per_tok": 6})
+    weights = random_weights(config)
+    banks = {layer: Recorder(resident_experts(config, layer, weights.__getitem__)) for layer in (1, 2)}
+    split, whole = (Transformer.build(config, weights.__getitem__, make) for make in (banks.__getitem__, None))
+    out, _ = logits(split, [10], [5])
+    for layer, bank in banks.items():
+        [(normed, ids, shares)] = bank.given
+        expected_ids, expected_shares = Gate(weights[f"model.layers.{layer}.mlp.gate.weight"], config)(normed)
+        assert torch.equal(ids, expected_ids)
+        torch.testing.assert_close(shares, expected_shares, rtol=1e-5, atol=1e-7)
+    expected, _ = logits(whole, [10], [5])
+    assert (out - expected).norm() / expected.norm() <= 0.01  # the sum of experts is rounded once more
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_experts_elsewhere_get_the_same_tokens_and_weights(level: str) -> None:
     [
         tiny_config(**_SIZES | {"hidden_size": 100}),
         tiny_config(**_SIZES | {"qk_rope_head_dim": 30}),
-        tiny_config(**_SIZES, n_routed_experts=16, n_group=8, topk_group=3, topk_method="group_limited_greedy"),
+        tiny_config(**_SIZES | {"n_routed_experts": 16}, n_group=8, topk_group=3, topk_method="group_limited_greedy"),
     ],
     ids=["hidden size", "row width", "expert groups"],
 )
