@@ -1,9 +1,10 @@
 """Showing a download or a check on stderr: bars where a terminal can draw them, else a line when a file is done."""
 
 import os
+import signal
 import sys
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from dslite.app.console import settings, visible
@@ -88,7 +89,7 @@ def show_found(found: Found) -> None:
 def show_pull(events: "Generator[PullEvent, None, None]") -> Present | None:
     """Show a pull to its end; None where it was cancelled."""
     present = None
-    with closing(events), PullDisplay() as display:
+    with _sigterm_exits(), closing(events), PullDisplay() as display:
         for event in events:
             if isinstance(event, Found):
                 show_found(event)
@@ -97,3 +98,13 @@ def show_pull(events: "Generator[PullEvent, None, None]") -> Present | None:
             else:
                 present = event
     return present
+
+
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM end the program by way of everybody's clean-up: bars hide the cursor."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -226,6 +226,8 @@ def free_bytes(place: Path) -> int:
 
 def _link(blob: Path, target: Path) -> None:
     """Let a snapshot's name point to its blob; where the disk knows no links, the blob itself moves there."""
+    from huggingface_hub import constants
+
     if target.is_file() and not target.is_symlink():
         return
     pointer = os.path.relpath(blob, target.parent)
@@ -233,6 +235,8 @@ def _link(blob: Path, target: Path) -> None:
         return
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        if constants.HF_HUB_DISABLE_SYMLINKS:
+            raise OSError
         beside.symlink_to(pointer)
     except OSError:
         blob.replace(target)

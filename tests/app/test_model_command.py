@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -177,6 +178,16 @@ def test_a_terminal_shows_each_file_and_ctrl_c_keeps_what_came(silent: HubServer
     assert again.exitstatus == 0
     assert "━" not in screen(again.before)  # the bars are gone at the end
     assert [seen.range for seen in silent.fetched(SHARD) if "/resolve/" not in seen.path] == [None, "bytes=150000-"]
+
+
+def test_sigterm_ends_with_143_and_gives_the_cursor_back(silent: HubServer) -> None:
+    child = spawn("model", "pull", "chat")
+    child.expect(r"150\.0 KB of 358\.3 KB")
+    child.kill(signal.SIGTERM)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 143
+    assert "\x1b[?25h" in child.before
 
 
 def test_help_imports_neither_torch_nor_the_hub_s_client() -> None:

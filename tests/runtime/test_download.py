@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import snapshot_download
 from support.hub_fixtures import BESIDE, LITE
-from support.hub_server import HubServer, blob_name
+from support.hub_server import PIECE, HubServer, blob_name
 
 from dslite.model.errors import ConfigError
 from dslite.runtime import fetch
@@ -195,6 +195,29 @@ def test_a_silent_server_shows_what_came_and_is_left_when_cancelled(hub: HubServ
     assert [thread.name for thread in threading.enumerate() if "_worker" in thread.name] == []
     assert threading.active_count() >= before
     assert partial_of(lite_files, SHARD).stat().st_size == 150_000
+
+
+def test_a_server_that_never_answers_is_left_when_cancelled(hub: HubServer) -> None:
+    hub.on(SHARD).hold_at = -1
+    cancel = threading.Event()
+    events = []
+    for event in pull(parse_model("chat"), cancel=cancel, retry=AT_ONCE):
+        events.append(event)
+        if hub.on(SHARD).held.is_set():
+            cancel.set()
+    assert not isinstance(events[-1], Present)
+
+
+def test_a_slow_server_s_progress_moves_with_every_piece(hub: HubServer, lite_files: Files) -> None:
+    hub.on(SHARD).hold_at = PIECE
+    seen = []
+    for event in pull(parse_model("chat"), retry=AT_ONCE):
+        if isinstance(event, Downloading) and event.file == SHARD:
+            seen.append(event.done_bytes)
+            if event.done_bytes == hub.on(SHARD).hold_at:  # let one more piece go, and fall silent again
+                hub.on(SHARD).hold_at = min(event.done_bytes + PIECE, len(lite_files[SHARD]) - 1)
+                hub.on(SHARD).release.set()
+    assert set(range(PIECE, 5 * PIECE, PIECE)) <= set(seen)
 
 
 def test_a_dropped_generator_stops_the_work(hub: HubServer, lite_files: Files) -> None:
