@@ -1,7 +1,9 @@
 """`dslite complete`: one answer on stdout, then exit."""
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,9 +13,10 @@ from dslite.app.output_file import Output, check_output
 from dslite.app.prompt import read_batch, read_prompt
 from dslite.app.sampling import chosen
 from dslite.runtime.errors import UsageError
-from dslite.runtime.hub import parse_model
+from dslite.runtime.hub import ModelRef, parse_model
 
 if TYPE_CHECKING:
+    from dslite.app.answer_settings import AnswerSettings
     from dslite.app.sessions import Conversation, SessionStore
 
 
@@ -95,27 +98,45 @@ def complete(
         return
     saves = lines is None and not raw and not no_save
     store, talk = _open_conversation(saves=saves, latest=continue_, id=session)
-    made_with = settle(flags, profile, talk, raw=raw)
-    ref = parse_model(made_with.model or ("base" if raw else "chat"), revision)
+    with store or nullcontext():
+        made_with = settle(flags, profile, talk, raw=raw)
+        ref = parse_model(made_with.model or ("base" if raw else "chat"), revision)
+        asked = _Asked(lines if lines is not None else text, made_with, where, store, talk, saves=saves)
+        style = {"raw": raw, "bos": not no_bos, "logprobs": logprobs, "echo": echo}
+        engine = {"device": device, "dtype": dtype, "ctx_size": ctx_size, "threads": threads, "offline": offline}
+        raise typer.Exit(_answer(asked, ref, style, engine | placement))
 
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt or the lines of a batch, with what and into what the answer is made."""
+
+    prompt: str | list[str]
+    made_with: "AnswerSettings"
+    output: Output
+    store: "SessionStore | None"
+    talk: "Conversation | None"
+    saves: bool
+
+
+def _answer(asked: _Asked, ref: ModelRef, style: dict[str, Any], engine_options: dict[str, Any]) -> int:
+    """Load the model and answer; return the exit code."""
     from dslite.app.completer import Completer, Style
     from dslite.app.completing import Question, complete_batch, complete_one
     from dslite.app.saving import Saving
     from dslite.runtime.options import EngineOptions
 
-    style = Style(made_with.sampling, raw=raw, bos=not no_bos, system=made_with.system, logprobs=logprobs, echo=echo)
-    engine_options = EngineOptions(
-        device=device, dtype=dtype, ctx_size=ctx_size, threads=threads, offline=offline, **placement
-    )
-    completer = Completer.open(ref, style, engine_options)
-    if lines is not None:
-        raise typer.Exit(complete_batch(completer, lines, where))
+    made_with, store, talk = asked.made_with, asked.store, asked.talk
+    drawn = Style(made_with.sampling, system=made_with.system, **style)
+    completer = Completer.open(ref, drawn, EngineOptions(**engine_options))
+    if not isinstance(asked.prompt, str):
+        return complete_batch(completer, asked.prompt, asked.output)
     branch = [] if store is None or talk is None else store.path(talk.leaf)
-    question = Question(text, [message.to_message(ref.key) for message in branch])
+    question = Question(asked.prompt, [message.to_message(ref.key) for message in branch])
     saving = Saving(
-        store if saves else None, talk, model=ref.key, profile=made_with.profile.name, system=made_with.system
+        store if asked.saves else None, talk, model=ref.key, profile=made_with.profile.name, system=made_with.system
     )
-    raise typer.Exit(complete_one(completer, question, where, saving))
+    return complete_one(completer, question, asked.output, saving)
 
 
 def _refuse_together(name: str, given: bool, others: dict[str, bool]) -> None:
