@@ -113,7 +113,9 @@ class LayerRun:
         self._tensors = tensors  # an address does not keep its tensor alive
         self.suits = all(_suits(config, some) for some in tensors)
         self._whole = tensors[0].whole
-        self._layers = (_Layer * len(tensors))(*(_layer(config, some, latent_eps) for some in tensors))
+        # A tensor on another device, or one that only has a shape, is never asked for its address.
+        usable = tensors if self.suits else ()
+        self._layers = (_Layer * len(usable))(*(_layer(config, some, latent_eps) for some in usable))
 
     @classmethod
     def of(cls, config: ModelConfig, tensors: Sequence[LayerTensors], *, latent_eps: float) -> list["LayerRun"]:

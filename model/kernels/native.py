@@ -105,8 +105,10 @@ class ExpertTable:
         """gate, up (width, D) and down (D, width) of each expert."""
         self._matrices = list(matrices)  # an address does not keep its tensor alive
         self.suits = all(_suits_expert(*some) for some in matrices) and 0 < len(matrices) <= MOST_EXPERTS
+        # A tensor on another device, or one that only has a shape, is never asked for its address.
+        usable = matrices if self.suits else ()
         self.addresses = torch.tensor(
-            [[*(tensor.data_ptr() for tensor in some), some[0].shape[0]] for some in matrices], dtype=torch.int64
+            [[*(tensor.data_ptr() for tensor in some), some[0].shape[0]] for some in usable], dtype=torch.int64
         )
 
 
