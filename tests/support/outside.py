@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _FORGE = """
-import json, os, signal, socket, sys, traceback
+import gc, json, os, signal, socket, sys, traceback
 import dslite.app.cli
 import dslite.app.completing
 import dslite.runtime.options
 import torch
 
+gc.collect()
+gc.freeze()  # so that no collection copies the pages that the forks share
 channel = socket.socket(fileno=int(sys.argv[1]))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 while True:
