@@ -9,6 +9,7 @@ import mmap
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,8 +27,8 @@ class ComputeDevice(Protocol):
         """Uninitialised bytes on the device. Raises what `is_out_of_memory` knows."""
         ...
 
-    def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Values that the host must know: waits for all of them at once."""
+    def to_host(self, ids: Tensor, others: Sequence[Tensor] = ()) -> tuple[NDArray[np.int64], list[Tensor]]:
+        """Whole numbers that the host must know, and what goes with them: waits for all at once."""
         ...
 
     def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
@@ -66,8 +67,8 @@ class PlainDevice:
             return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         return anonymous_memory(nbytes)
 
-    def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [tensor.to("cpu") for tensor in tensors]
+    def to_host(self, ids: Tensor, others: Sequence[Tensor] = ()) -> tuple[NDArray[np.int64], list[Tensor]]:
+        return ids.to("cpu").numpy(), [other.to("cpu") for other in others]
 
     def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
         return torch.as_tensor(values).to(self.device)
@@ -100,14 +101,13 @@ class CudaDevice:
     def allocate(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
-    def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        out = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-        for target, source in zip(out, tensors, strict=True):
+    def to_host(self, ids: Tensor, others: Sequence[Tensor] = ()) -> tuple[NDArray[np.int64], list[Tensor]]:
+        sources = [ids, *others]
+        targets = [torch.empty(source.shape, dtype=source.dtype, pin_memory=True) for source in sources]
+        for target, source in zip(targets, sources, strict=True):
             target.copy_(source, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self.device))
-        event.synchronize()
-        return out
+        self.mark().synchronize()
+        return targets[0].numpy(), targets[1:]
 
     def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
         # Pinned memory comes from torch's cache, which keeps a block until its copy has run.

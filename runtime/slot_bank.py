@@ -51,13 +51,13 @@ class SlotExperts:
         """hidden (T, D), ids (T, K) and float32 weights (T, K): the weighted sum, (T, D) in float32."""
         device = self.cache.device
         computes = hidden.shape[0] < self.cache.compute_below
-        told = device.to_host([expert_ids, hidden] if computes else [expert_ids])
-        choice = Choice.of(told[0].numpy())
+        ids, rows = device.to_host(expert_ids, [hidden] if computes else [])
+        choice = Choice.of(ids)
         places, ranks = device.to_device(np.stack([choice.places, choice.ranks.ravel()])).unbind()
         outputs = _Outputs(hidden, places, choice.bounds, expert_ids.shape[1])
         try:
             if computes:
-                self._compute_where_they_lie(choice, told[1], outputs)
+                self._compute_where_they_lie(choice, rows[0], outputs)
             else:
                 self._fetch(choice, outputs)
         except BaseException:
