@@ -48,7 +48,7 @@ class Recorder:
         """Save a new message, and those before it that could not be saved."""
         self._write(lambda store: self._save_path(store, dialogue, node))
 
-    def update(self, dialogue: Dialogue, node: Node, ids: Sequence[int]) -> None:
+    def update(self, dialogue: Dialogue, node: Node, ids: Sequence[int] | None) -> None:
         """Save an answer as far as it is: its text, and the tokens that it was made of."""
         content = node.content
 
@@ -64,7 +64,7 @@ class Recorder:
         now = time.monotonic()
         if node.content and now - self._updated > _UPDATE_EVERY_S:
             self._updated = now
-            self.update(dialogue, node, tuple(ids))
+            self.update(dialogue, node, tuple(ids) or None)
 
     def finish(self, dialogue: Dialogue, node: Node) -> None:
         """Save a whole answer."""

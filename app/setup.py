@@ -1,19 +1,21 @@
 """What the first-run screen tells and does, apart from its widgets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from threading import Event as Flag
 from typing import TYPE_CHECKING
 
 from dslite.runtime.hub import ModelRef
+from dslite.runtime.sizes import size_text
 
 if TYPE_CHECKING:
+    from dslite.runtime.device_plan import DevicePlan
     from dslite.runtime.events import PullEvent
 
-Pull = Callable[[ModelRef, Flag], "Iterator[PullEvent]"]
+Pull = Callable[[ModelRef, Flag], "Generator[PullEvent]"]
 
 
-def pull_from_hub(ref: ModelRef, cancel: Flag) -> "Iterator[PullEvent]":
+def pull_from_hub(ref: ModelRef, cancel: Flag) -> "Generator[PullEvent]":
     """The real download; imported when it is wanted."""
     from dslite.runtime.download import pull
 
@@ -21,9 +23,34 @@ def pull_from_hub(ref: ModelRef, cancel: Flag) -> "Iterator[PullEvent]":
 
 
 def describe_machine(ref: ModelRef) -> list[str]:
-    """Lines about this machine and the plan for a model, from its config alone. Imports torch: call it in a thread."""
-    del ref
-    return []
+    """Lines about this machine and the plan for a model, from its config alone.
+
+    Imports torch and, the first time, measures for seconds: call it in a thread. Raises DsliteError.
+    """
+    from dslite.runtime.hardware import machine
+    from dslite.runtime.model_config import config_of
+    from dslite.runtime.placement import plan
+
+    here = machine()
+    gpu = f"{here.device_name}, {size_text(here.vram_free)} free of {size_text(here.vram_total)}"
+    made = plan(here, config_of(ref))
+    return [
+        "GPU: " + (gpu if here.device != "cpu" else "none found; the processor computes"),
+        f"memory: {size_text(here.ram_free)} free of {size_text(here.ram_total)}, {here.cores} cores",
+        *_plan_lines(made if made.fits or made.nearest is None else made.nearest, made),
+    ]
+
+
+def _plan_lines(best: "DevicePlan", asked: "DevicePlan") -> list[str]:
+    lines = [] if asked.fits else [f"as it is, the model does not fit: {asked.reason}"]
+    if not best.fits:
+        return [*lines, "the demo model runs everywhere"]
+    experts = best.slots + best.experts_in_ram + best.experts_on_disk
+    places = [f"{best.slots} of {experts} experts a layer {'in memory' if best.device == 'cpu' else 'on the GPU'}"]
+    places += [f"{best.experts_in_ram} in host memory"] if best.experts_in_ram else []
+    places += [f"{best.experts_on_disk} on disk"] if best.experts_on_disk else []
+    speed = f"about {best.prediction.decode_tps:.1f} tokens a second"
+    return [*lines, f"plan: {', '.join(places)}; a context of {best.context:,} tokens", f"speed to expect: {speed}"]
 
 
 @dataclass(frozen=True)

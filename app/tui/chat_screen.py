@@ -111,8 +111,9 @@ class ChatScreen(Screen[None]):
             command = None if editing else slash.parse(event.text)
         except DsliteError as error:
             self.conductor.say_error(error)
+            if not self.prompt.text:
+                self.prompt.put(event.text)
             return
-        self.prompt.sent(event.text)
         if command is None:
             self.conductor.send(event.text)
         else:

@@ -1,7 +1,8 @@
 """The first run: the model is not on this machine yet. What was found, what it would take, and three ways on."""
 
 import threading
-from typing import Any, ClassVar
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual import on
@@ -20,6 +21,9 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.events import Downloading, Found, Present
 from dslite.runtime.hub import ModelRef
 from dslite.runtime.sizes import time_text
+
+if TYPE_CHECKING:
+    from dslite.runtime.events import PullEvent
 
 
 class FirstRunScreen(ModalScreen[str | None]):
@@ -67,6 +71,16 @@ class FirstRunScreen(ModalScreen[str | None]):
         except DsliteError as error:
             lines = [error.message, error.remedy]
         self.app.call_from_thread(self._described, lines)
+        try:
+            with closing(self._first_run.pull(self._ref, threading.Event())) as events:
+                self.app.call_from_thread(self._size_known, next(events))  # left there: nothing is fetched
+        except DsliteError as error:
+            self.app.call_from_thread(self._size_known, error)
+
+    def _size_known(self, found: "PullEvent | DsliteError") -> None:
+        """How much a download would be, or why it cannot be had; not while one runs already."""
+        if self._cancel is None and self.is_attached:
+            self._say(_plan(found) if isinstance(found, Found) else f"{found.message}\n{found.remedy}")
 
     def _described(self, lines: list[str]) -> None:
         self.query_one("#machine", Static).update(Text(inert("\n".join(lines))))

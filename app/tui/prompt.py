@@ -103,12 +103,11 @@ class Prompt(TextArea):
         if is_open_block(text):
             self.insert("\n")
         elif text.strip():
-            self.post_message(self.Submitted(without_block(text).strip("\n")))
-
-    def sent(self, text: str) -> None:
-        """The input was taken: remember and clear it."""
-        self.earlier.add(text)
-        self.load_text("")
+            # Cleared here and now: who types fast is already writing the next input.
+            message = without_block(text).strip("\n")
+            self.earlier.add(message)
+            self.load_text("")
+            self.post_message(self.Submitted(message))
 
     async def _on_paste(self, event: events.Paste) -> None:
         # The class above inserts it, as Textual runs the handlers of all classes.

@@ -9,10 +9,10 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from dslite.runtime.sizes import size_text
 from dslite.app.tui.palette import Palette
 from dslite.runtime.events import Loading, Prefilling
 from dslite.runtime.responder import Facts
+from dslite.runtime.sizes import size_text
 
 Doing = Literal["starting", "loading", "reading", "writing", "stopping", "idle", "nothing"]
 WARN_AT = 0.85

@@ -216,7 +216,9 @@ class Transcript(ScrollView, can_focus=True):
                 break
         y = self._wanted_scroll(to_end, anchor)
         before = self.virtual_size.height
-        self.virtual_size = Size(self.size.width, self._tops[-1])
+        # Not by assignment, which would lay out the whole screen anew: nothing but the scroll bar has changed.
+        self.set_reactive(Transcript.virtual_size, Size(self.size.width, self._tops[-1]))
+        self._scroll_update(self.virtual_size)
         self._follows_before_resize = to_end
         if y != self.scroll_offset.y:
             self.scroll_to(y=y, animate=False, force=True, immediate=True)
@@ -289,8 +291,9 @@ class Transcript(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         width = self.scrollable_content_region.width or self.size.width
         line = self.scroll_offset.y + y
-        if line >= self._tops[-1] or not self._pieces:
+        if self._artist is None or line >= self._tops[-1] or not self._pieces:
             return Strip.blank(width, self.rich_style)
+        palette = self._artist.palette
         index = bisect_right(self._tops, line) - 1
         piece = self._pieces[index]
         strips = piece.strips or self._draw(piece)
@@ -300,10 +303,8 @@ class Transcript(ScrollView, can_focus=True):
             style = self.screen.get_component_rich_style("screen--selection")
             strip = marked(strip, *slice_of(span, self.left + _MARGIN), style)
         mark = "▌ " if piece.entry is self.chosen and self.has_focus else "  "
-        style = self._artist.palette.chosen + self.rich_style if self._artist else self.rich_style
-        head = [Segment(" " * self.left, self.rich_style), Segment(mark, self.rich_style + style)]
-        whole = Strip([*head, *strip]).adjust_cell_length(width, self.rich_style)
-        return whole.apply_offsets(0, line)
+        head = [Segment(" " * self.left, palette.base), Segment(mark, palette.base + palette.chosen)]
+        return Strip([*head, *strip]).adjust_cell_length(width, palette.base).apply_offsets(0, line)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         start = selection.start.y if selection.start else 0

@@ -1,7 +1,9 @@
 """A terminal to run a program in: what it writes is kept as a screen, keys are what a keyboard sends."""
 
 import os
+import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,24 +42,30 @@ class Terminal:
         self._process = pexpect.spawn(command[0], list(command[1:]), dimensions=(lines, columns), env=env, timeout=None)
         self.screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self.screen)
-        self.raw = b""
+        self.raw = bytearray()
+        self._drawn = 0
 
     @property
     def pid(self) -> int:
         return int(self._process.pid)
 
-    def pump(self, seconds: float = 0.05) -> bool:
-        """Take what the program has written; return whether it still runs."""
+    def take(self, seconds: float = 0.05) -> bool:
+        """Take what the program has written into `raw` alone; return whether it still runs."""
         try:
-            data = self._process.read_nonblocking(1 << 16, timeout=seconds)
+            self.raw += self._process.read_nonblocking(1 << 16, timeout=seconds)
         except pexpect.TIMEOUT:
             return True
         except pexpect.EOF:
             return False
-        self.raw += data
-        # pyte takes the terminator of a kitty or DEC request for text: it knows neither.
-        self._stream.feed(_without_requests(data))
         return True
+
+    def pump(self, seconds: float = 0.05) -> bool:
+        """Take what the program has written, and draw it; return whether it still runs."""
+        running = self.take(seconds)
+        # pyte takes the end of a kitty or DEC request for text: it knows neither.
+        self._stream.feed(_without_requests(self.raw[self._drawn :]))
+        self._drawn = len(self.raw)
+        return running
 
     @property
     def text(self) -> str:
@@ -74,7 +82,7 @@ class Terminal:
             if not self.pump():
                 if holds():
                     return
-                raise AssertionError(f"ended before: {condition}\n{self.text}\n{self.raw[-2000:]!r}")
+                raise AssertionError(f"ended before: {condition}\n{self.text}\n{bytes(self.raw[-2000:])!r}")
 
     def press(self, *names: str) -> None:
         """Keys by name, `ctrl+x`, or characters."""
@@ -128,16 +136,12 @@ class Terminal:
         return all(self.raw[self.raw.rfind(mode) + len(mode) :][:1] == end for mode, end in pairs)
 
 
-def _without_requests(data: bytes) -> bytes:
-    import re
-
-    return re.sub(rb"\x1b\[[<>?][0-9;]*(?:u|\$p)", b"", data)
+def _without_requests(data: bytearray) -> bytes:
+    return re.sub(rb"\x1b\[[<>?][0-9;]*(?:u|\$p)", b"", bytes(data))
 
 
 def dslite(*arguments: str, home: Path, size: tuple[int, int] = (100, 30), **environment: str) -> Terminal:
     """dslite on a terminal, with all its files in a folder of their own."""
-    import sys
-
     places = {f"DSLITE_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")}
     command = [str(Path(sys.executable).parent / "dslite"), *arguments]
     return Terminal(command, size=size, environment={**places, "HF_HOME": str(home / "hf"), **environment})

@@ -1,0 +1,208 @@
+"""The chat on a real pseudo-terminal: what a pilot cannot see."""
+
+import json
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.terminal import Terminal, dslite
+
+from dslite.app.sessions import SessionStore
+
+ROOT = Path(__file__).parents[3]
+WORDS = " ".join(f"w{number:04d}" for number in range(3000))
+
+
+def fake(home: Path, **options: object) -> Terminal:
+    """The chat with a fake model that writes numbered words, 100 a second."""
+    settings = {"data": str(home), "text": WORDS, "rate": 200, **options}
+    environment = {f"DSLITE_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")}
+    environment["PYTHONPATH"] = str(ROOT / "tests")
+    return Terminal([sys.executable, "-m", "support.fake_chat", json.dumps(settings)], environment=environment)
+
+
+def shown_words(terminal: Terminal) -> list[int]:
+    return [int(number) for number in re.findall(r"w(\d{4})", terminal.text)]
+
+
+def saved_answers(home: Path) -> list[tuple[str, str | None]]:
+    with sqlite3.connect(home / "sessions.db") as connection:
+        return connection.execute("SELECT content, finish_reason FROM messages WHERE role = 'assistant'").fetchall()
+
+
+def test_two_turns_stop_quit_come_back_and_search_with_the_demo_model(home: Path) -> None:
+    with dslite("chat", "-m", "demo", home=home) as terminal:
+        terminal.wait("New chat")
+        terminal.type("How do I save a profile?\r")  # while the model loads: it waits and is answered
+        terminal.wait(lambda: "tok/s last" in terminal.text and "profile" in terminal.text.split("demo", 2)[-1])
+        terminal.type("/set temperature 2\r/set top_p 1\r/set seed 1\r")
+        terminal.wait("seed is 1")
+        terminal.type("Tell me a very long story about a harbour\r")
+        terminal.wait("Esc stops")
+        terminal.press("escape")
+        terminal.wait("stopped here")
+        terminal.press("ctrl+d")
+        assert terminal.end() == 0
+        assert terminal.restored
+    with dslite("chat", "-c", home=home) as terminal:
+        terminal.wait("harbour")
+        terminal.wait("ready")
+        assert "demo · profile plain" in terminal.text
+        terminal.press("ctrl+n")
+        terminal.wait("New chat")
+        terminal.press("ctrl+o")
+        terminal.wait("search in titles")
+        terminal.type("harbo")
+        terminal.wait("about a harbour")
+        terminal.press("enter")
+        terminal.wait(lambda: "Tell me a very long story" in terminal.text and "search" not in terminal.text)
+        terminal.press("ctrl+c")
+        terminal.wait("again quits")
+        terminal.press("ctrl+c")
+        assert terminal.end() == 0
+
+
+def test_a_killed_chat_loses_less_than_a_second_of_its_answer(home: Path) -> None:
+    with fake(home) as terminal:
+        terminal.wait("ready")
+        terminal.type("count\r")
+        terminal.wait(lambda: max(shown_words(terminal), default=0) > 250)
+        shown = max(shown_words(terminal))
+        terminal.signal(signal.SIGKILL)
+        assert terminal.end() == -signal.SIGKILL
+    with SessionStore.open(home / "sessions.db") as store:
+        talk = store.latest()
+        assert talk is not None
+        answer = store.path(talk.leaf)[-1]
+    assert int(re.findall(r"w(\d{4})", answer.content)[-1]) >= shown - 100  # words of a second
+    assert answer.token_ids is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_chat_saves_the_answer_and_restores_the_terminal(home: Path, number: int) -> None:
+    with fake(home) as terminal:
+        terminal.wait("ready")
+        terminal.type("count\r")
+        terminal.wait(lambda: len(shown_words(terminal)) > 20)
+        terminal.signal(number)
+        assert terminal.end() == 128 + number
+        assert terminal.restored
+    [(content, reason)] = saved_answers(home)
+    assert content.startswith("w0000 w0001")
+    assert reason == "interrupted"
+
+
+def test_a_crash_restores_the_terminal_and_leaves_a_log(home: Path) -> None:
+    with fake(home, crash=True) as terminal:
+        terminal.wait("ready")
+        terminal.press("ctrl+g")
+        assert terminal.end() == 1
+        assert terminal.restored
+    assert "the screen broke" in (home / "data" / "dslite.log").read_text()
+
+
+def test_no_color_writes_no_colour(home: Path) -> None:
+    with dslite("chat", "-m", "demo", home=home, NO_COLOR="1") as terminal:
+        terminal.wait("ready")
+        codes = {code for found in re.findall(rb"\x1b\[([\d;]+)m", bytes(terminal.raw)) for code in found.split(b";")}
+    colours = {str(code).encode() for code in (*range(30, 38), *range(40, 48), *range(90, 98), *range(100, 108))}
+    greys = [found for found in re.findall(rb"[34]8;2;(\d+);(\d+);(\d+)", bytes(terminal.raw)) if len(set(found)) > 1]
+    assert not greys
+    assert not codes & colours - {b"38", b"48"}
+
+
+def test_the_terminals_caret_stands_behind_wide_characters(home: Path) -> None:
+    with fake(home) as terminal:
+        terminal.wait("ready")
+        terminal.type("你好")
+        terminal.wait("你")
+        terminal.wait(lambda: (terminal.screen.cursor.x, terminal.screen.cursor.y) == (1 + 2 + 4, 27))
+        assert "你好" in terminal.text.replace(" ", "")
+
+
+def test_control_j_and_alt_enter_reach_the_prompt_as_new_lines(home: Path) -> None:
+    with fake(home) as terminal:
+        terminal.wait("ready")
+        terminal.type("one")
+        terminal.press("ctrl+j")
+        terminal.type("two")
+        terminal.press("alt+enter")
+        terminal.type("three")
+        terminal.wait(lambda: all(word in terminal.text for word in ("one", "two", "three")))
+        assert "You" not in terminal.text
+        terminal.paste("four\nfive")
+        terminal.wait(lambda: "five" in terminal.text)
+        assert "You" not in terminal.text
+
+
+def test_the_picture_follows_a_resize_while_an_answer_streams(home: Path) -> None:
+    with fake(home) as terminal:
+        terminal.wait("ready")
+        terminal.type("count\r")
+        terminal.wait(lambda: len(shown_words(terminal)) > 20)
+        for columns, lines in ((40, 10), (300, 80), (60, 20)):
+            terminal.resize(columns, lines)
+            terminal.wait(lambda: "count" in terminal.text or shown_words(terminal))
+            before = max(shown_words(terminal), default=0)
+            terminal.wait(lambda before=before: max(shown_words(terminal), default=0) > before + 5)
+        assert len(terminal.screen.display) == 20
+
+
+def test_two_chats_save_into_one_database_at_once(home: Path) -> None:
+    with fake(home, text="answer of one") as one, fake(home, text="answer of two") as two:
+        for terminal in (one, two):
+            terminal.wait("ready")
+        one.type("first\r")
+        two.type("second\r")
+        one.wait("answer of one")
+        two.wait("answer of two")
+        for terminal in (one, two):
+            terminal.press("ctrl+d")
+            assert terminal.end() == 0
+    assert sorted(content for content, _ in saved_answers(home)) == ["answer of one", "answer of two"]
+
+
+def test_plain_answers_pipes_without_one_escape_byte(home: Path) -> None:
+    environment = {f"DSLITE_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")}
+    typed = "How do I save a profile?\n/title Saving\n/set temperature 9\n/nonsense\n/quit\n"
+    done = subprocess.run(
+        [Path(sys.executable).parent / "dslite", "chat", "--plain", "-m", "demo"],
+        input=typed.encode(),
+        capture_output=True,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert b"profile" in done.stdout
+    assert b"it must be from 0 to 2" in done.stderr
+    assert b"there is no command /nonsense" in done.stderr
+    with SessionStore.open(home / "data" / "sessions.db") as store:
+        talk = store.latest()
+        assert talk is not None
+        assert talk.title == "Saving"
+        assert [message.role for message in store.path(talk.leaf)] == ["user", "assistant"]
+
+
+def test_a_dumb_terminal_gets_the_line_mode(home: Path) -> None:
+    with dslite("chat", "-m", "demo", home=home, TERM="dumb") as terminal:
+        terminal.wait("/help lists the commands")
+        terminal.type("/help\r")
+        terminal.wait("/regen: Answer again")
+        terminal.press("ctrl+d")
+        assert terminal.end() == 0
+    assert b"\x1b[?1049h" not in terminal.raw
+
+
+def test_nothing_heavy_is_imported_before_the_first_picture() -> None:
+    code = (
+        "import sys; import dslite.app.commands.chat, dslite.app.tui.app, dslite.app.recorder, dslite.app.sessions;"
+        "print([name for name in ('torch', 'numpy', 'tokenizers', 'transformers', 'huggingface_hub', 'jinja2',"
+        " 'pygments.lexers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

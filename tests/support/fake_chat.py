@@ -1,0 +1,62 @@
+"""The chat with a fake model as a program of its own, for a pty: `python -m support.fake_chat '{"text": …}'`.
+
+Keys of the JSON argument: text, rate (tokens/s), data (folder with sessions.db), log (a file for the times of events),
+crash (Ctrl+G breaks the screen).
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dslite.app.chat_settings import ChatSettings
+from dslite.app.chat_start import ChatStart
+from dslite.app.recorder import Recorder
+from dslite.app.sessions import SessionStore
+from dslite.app.tui.app import ChatApp, run_chat
+from dslite.runtime.events import Event
+from dslite.runtime.hub import parse_model
+from support.fake_engine import FakeResponder, fake_opener
+
+
+class LoggingResponder(FakeResponder):
+    """Notes the monotonic times at which an answer began and ended; the clock is one for all processes."""
+
+    def __init__(self, log: Path | None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._log = log
+
+    def reply(
+        self, messages: Sequence[Any], params: Any, cancel: threading.Event, *, go_on: bool = False
+    ) -> Iterator[Event]:
+        began, count = time.monotonic(), 0
+        for event in super().reply(messages, params, cancel, go_on=go_on):
+            count += 1
+            yield event
+        if self._log is not None:
+            with self._log.open("a") as file:
+                print(json.dumps({"began": began, "ended": time.monotonic(), "events": count}), file=file)
+
+
+def _broken(*_: object) -> None:
+    raise RuntimeError("the screen broke")
+
+
+def main() -> int:
+    """Hold the chat."""
+    options = json.loads(sys.argv[1])
+    data = Path(options["data"])
+    log = Path(options["log"]) if "log" in options else None
+    responder = LoggingResponder(log, text=options.get("text", "Hello."), rate=options.get("rate"))
+    recorder = Recorder(lambda: SessionStore.open(data / "sessions.db"), saving=options.get("saving", True))
+    start = ChatStart(parse_model("demo"), ChatSettings("demo"), fake_opener(responder), recorder)
+    if options.get("crash"):
+        ChatApp.suspended = _broken  # type: ignore[method-assign,assignment]
+    return run_chat(start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
