@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dslite.app import console
@@ -75,7 +76,7 @@ class Saving:
         if self._store is None or self._answer is None:
             return
         done = answer.done
-        info = self._info | ({"timing": vars(done.timing)} if done else {})
+        info = self._info | ({"timing": asdict(done.timing)} if done else {})
         reason = done.finish_reason if done else "interrupted"
         try:
             self._store.finish_answer(self._answer.id, _text(answer), _ids(answer), reason, info)

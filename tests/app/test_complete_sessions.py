@@ -262,6 +262,16 @@ def test_a_profile_names_the_model_and_a_conversation_remembers_it(dslite: Dslit
     assert colder == {**shown, "name": "colder", "temperature": 0.1}
 
 
+def test_a_conversation_goes_on_without_the_profile_that_it_was_begun_with(dslite: Dslite, greeter: Path) -> None:
+    dslite("profile", "add", "hello", "-s", "Greet.", "-m", str(greeter), "-t", "0.5")
+    first = dslite("complete", "--profile", "hello", "x", "--json").json
+    assert dslite("profile", "rm", "hello").code == 0
+    found, system = sampled(dslite, "-c")
+    assert (found["temperature"], system) == (0.3, "Greet.")
+    assert len(saved(dslite)) == 1
+    assert dslite("complete", "-c", "x", "--json").json["session"] == first["session"]
+
+
 def test_a_profile_or_config_file_that_is_wrong_is_named_before_any_loading(dslite: Dslite, greeter: Path) -> None:
     absent = ask(dslite, greeter, "--profile", "absent", "x")
     assert (absent.code, absent.out) == (1, b"")
