@@ -174,12 +174,12 @@ def _of_places() -> Iterator[Finding]:
 
 def _of_models(models: list[StoredModel]) -> Iterator[Finding]:
     for model in models:
-        if not model.complete:
-            yield Finding(
-                "fault",
-                f"the model {model.name} is incomplete: {', '.join(model.missing[:3])}",
-                f"go on with dslite model pull {model.name}, or remove it with dslite model rm {model.name}",
-            )
+        if model.complete:
+            continue
+        remedy = f"go on with dslite model pull {model.name}, or remove it with dslite model rm {model.name}"
+        if model.repo_id is None:
+            remedy = "install dslite again: the demo comes with it"
+        yield Finding("fault", f"the model {model.name} is incomplete: {', '.join(model.missing[:3])}", remedy)
     if not any(model.complete and model.repo_id for model in models):
         yield Finding("note", "no DeepSeek-V2 weights are on this machine", "download them: dslite model pull chat")
 

@@ -126,6 +126,14 @@ def test_a_server_that_always_drops_is_given_up_with_a_remedy_and_what_came_stay
     assert partial_of(lite_files, SHARD).read_bytes() == lite_files[SHARD][:100_000]
 
 
+def test_a_server_that_ends_every_answer_early_is_given_up(hub: HubServer) -> None:
+    hub.on(SHARD).without_length = True
+    hub.on(SHARD).drop_at = [100_000] * 20
+    with pytest.raises(ModelUnavailableError, match="ended early"):
+        pulled()
+    assert len(ranges(hub, SHARD)) == AT_ONCE.attempts
+
+
 def test_a_killed_process_loses_nothing(hub: HubServer, lite_files: Files) -> None:
     hub.on(SHARD).hold_at = 200_000
     code = "from dslite.runtime.download import pull; from dslite.runtime.hub import parse_model;"
