@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dslite.app import console
-from dslite.app.commands import complete, model, plan, profile, serve, session
+from dslite.app.commands import complete, doctor, model, plan, profile, serve, session
 from dslite.app.options import command
 from dslite.model.errors import DsliteError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     epilog="Every flag --some-flag is also read from DSLITE_SOME_FLAG.",
 )
 app.command("complete")(command(complete.complete))
+app.command("doctor")(command(doctor.doctor))
 app.command("plan")(command(plan.plan))
 app.command("serve")(command(serve.serve))
 app.add_typer(model.app, name="model")
