@@ -48,6 +48,10 @@ class MLP:
 class ExpertBank(Protocol):
     """The routed experts of one layer, wherever they live."""
 
+    def expect(self, hidden: Tensor, expert_ids: Tensor) -> None:
+        """What the next call will ask for. The shared experts are computed in between: time to begin fetching."""
+        ...
+
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """hidden (T, D), ids (T, K) and float32 weights (T, K): the weighted sum of the experts, (T, D) in float32."""
         ...
@@ -88,6 +92,9 @@ class ResidentExperts:
     def table(self) -> ExpertTable:
         return ExpertTable([expert.matrices for expert in self.experts])
 
+    def expect(self, hidden: Tensor, expert_ids: Tensor) -> None:
+        """Everything is there."""
+
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         out = kernels.weighted_experts(hidden, expert_ids, weights, self.table)
         return self.reference(hidden, expert_ids, weights) if out is None else out
@@ -124,5 +131,7 @@ class MoE:
 
     def mix(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """The chosen and the shared experts of hidden (T, D)."""
+        self.experts.expect(hidden, expert_ids)
+        shared = None if self.shared_experts is None else self.shared_experts(hidden)
         routed: Tensor = self.experts(hidden, expert_ids, weights).to(hidden.dtype)
-        return routed if self.shared_experts is None else routed + self.shared_experts(hidden)
+        return routed if shared is None else routed + shared

@@ -133,12 +133,11 @@ class ExpertCache:
             self._wanted.append(least)
 
     def _drop(self, key: Key) -> None:
-        """Give up an expert that is on its way."""
+        """Give up an expert that is on its way. Whether it would have arrived matters to nobody."""
         coming = self._coming.pop(key)
-        try:
+        with contextlib.suppress(DsliteError):
             coming.fetch.wait()
-        finally:
-            self._free.append(coming.buffer)
+        self._free.append(coming.buffer)
 
     def begin(self, layer: int, used: Sequence[int]) -> None:
         """A pass is at a layer and wants these experts: forget what was brought ahead for it in vain."""
@@ -190,9 +189,7 @@ class ExpertCache:
         """A pass ended early: wait for what is on its way, and want nothing any more."""
         self._wanted.clear()
         for key in list(self._coming):
-            # What fails to arrive now is wanted by nobody, or has been told already.
-            with contextlib.suppress(DsliteError):
-                self._drop(key)
+            self._drop(key)
 
     def give_back(self) -> bool:
         """One slot less in every layer, and its memory to the device. False at the fewest that a token needs."""

@@ -40,32 +40,61 @@ class Choice:
         return cls(places, ranks, dict(zip(used.tolist(), spans, strict=True)))
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What a pass through a layer wants. `rows` is the host's copy of hidden (T, D) where the host computes misses."""
+
+    expert_ids: Tensor
+    choice: Choice
+    rows: Tensor | None
+
+
 class SlotExperts:
     """An ExpertBank over the slots of one layer. Every pass raises CheckpointError where an expert cannot be read."""
 
     def __init__(self, cache: ExpertCache, layer: int) -> None:
         self.cache = cache
         self.layer = layer
+        self._expected: _Pass | None = None
+
+    def expect(self, hidden: Tensor, expert_ids: Tensor) -> None:
+        """Read the choice, and begin to fetch what is missing."""
+        cache = self.cache
+        computes = hidden.shape[0] < cache.compute_below
+        ids, rows = cache.device.to_host(expert_ids, [hidden] if computes else [])
+        self._expected = _Pass(expert_ids, Choice.of(ids), rows[0] if computes else None)
+        wanted = list(self._expected.choice.bounds)
+        if computes:
+            cache.begin_inserting(self.layer)
+            return
+        cache.begin(self.layer, wanted)
+        cache.want(self.layer, wanted)
+        if 2 * len(wanted) > cache.config.n_routed_experts and self.layer + 1 in cache.layers:
+            # A chunk that uses most experts here will do so in the next layer: they come while this one is computed.
+            cache.want(self.layer + 1, range(cache.config.n_routed_experts))
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """hidden (T, D), ids (T, K) and float32 weights (T, K): the weighted sum, (T, D) in float32."""
-        device = self.cache.device
-        computes = hidden.shape[0] < self.cache.compute_below
-        ids, rows = device.to_host(expert_ids, [hidden] if computes else [])
-        choice = Choice.of(ids)
-        places, ranks = device.to_device(np.stack([choice.places, choice.ranks.ravel()])).unbind()
-        outputs = _Outputs(hidden, places, choice.bounds, expert_ids.shape[1])
         try:
-            if computes:
-                self._compute_where_they_lie(choice, rows[0], outputs)
-            else:
-                self._fetch(choice, outputs)
+            if self._expected is None or self._expected.expert_ids is not expert_ids:
+                self.expect(hidden, expert_ids)
+            assert self._expected is not None
+            choice, rows = self._expected.choice, self._expected.rows
+            self._expected = None
+            ordered = self.cache.device.to_device(np.stack([choice.places, choice.ranks.ravel()]))
+            outputs = _Outputs(hidden, ordered[0], choice.bounds, expert_ids.shape[1])
+            misses = self._compute_hits(choice, outputs)
+            if rows is None:
+                self._fetch(misses, outputs)
+            elif misses:
+                self._compute_where_they_lie(misses, choice, rows, outputs)
+            return outputs.combine(weights.gather(1, ordered[1].view_as(weights)))
         except BaseException:
+            self._expected = None
             self.cache.abandon()
             raise
-        return outputs.combine(weights.gather(1, ranks.view_as(weights)))
 
-    def _hits(self, choice: Choice, outputs: "_Outputs") -> list[int]:
+    def _compute_hits(self, choice: Choice, outputs: "_Outputs") -> list[int]:
         """Compute the experts that are in slots; return the others."""
         held = self.cache.held(self.layer)
         hits = [expert for expert in choice.bounds if expert in held]
@@ -76,35 +105,27 @@ class SlotExperts:
             self.cache.touch(held[expert], outputs.rows(expert))
         return misses
 
-    def _fetch(self, choice: Choice, outputs: "_Outputs") -> None:
-        """Bring the misses into buffers while hits are computed; where most experts are used, the next layer's too."""
-        cache, layer = self.cache, self.layer
-        cache.begin(layer, list(choice.bounds))
-        cache.want(layer, list(choice.bounds))
-        if 2 * len(choice.bounds) > cache.config.n_routed_experts and layer + 1 in cache.layers:
-            cache.want(layer + 1, range(cache.config.n_routed_experts))
-        for expert in self._hits(choice, outputs):
-            fetched = cache.take(layer, expert)
+    def _fetch(self, misses: list[int], outputs: "_Outputs") -> None:
+        """Compute the misses as they arrive."""
+        for expert in misses:
+            fetched = self.cache.take(self.layer, expert)
             outputs.compute(expert, fetched.mlp)
-            cache.settle_in(layer, expert, fetched, rows=outputs.rows(expert))
+            self.cache.settle_in(self.layer, expert, fetched, rows=outputs.rows(expert))
 
-    def _compute_where_they_lie(self, choice: Choice, hidden: Tensor, outputs: "_Outputs") -> None:
-        """Compute hits on the device and misses on the host, beside each other. hidden (T, D) is the host's copy."""
+    def _compute_where_they_lie(self, misses: list[int], choice: Choice, rows: Tensor, outputs: "_Outputs") -> None:
+        """Compute the misses on the host, while the device is at the hits. rows (T, D)."""
         cache, layer = self.cache, self.layer
-        cache.begin_inserting(layer)
-        misses = self._hits(choice, outputs)
-        here = _Outputs(hidden, torch.from_numpy(choice.places), choice.bounds, outputs.per_token)
+        here = _Outputs(rows, torch.from_numpy(choice.places), choice.bounds, outputs.per_token)
         for expert in misses:
             mlp = cache.source.where_it_lies(layer, expert)
             assert mlp is not None
             here.compute(expert, mlp)
         cache.stats.computed += len(misses)
-        if misses:
-            mine = np.concatenate([choice.places[slice(*choice.bounds[expert])] for expert in misses])
-            done = here.flat[torch.from_numpy(mine)]
-            outputs.place(cache.device.to_device(mine), cache.device.to_device(done))
-            # One a pass: copies and the host's computing share the host memory's bandwidth.
-            cache.insert(layer, misses[0], outputs.rows(misses[0]))
+        mine = np.concatenate([choice.places[slice(*choice.bounds[expert])] for expert in misses])
+        done = here.flat[torch.from_numpy(mine)]
+        outputs.place(cache.device.to_device(mine), cache.device.to_device(done))
+        # One a pass: copies and the host's computing share the host memory's bandwidth.
+        cache.insert(layer, misses[0], outputs.rows(misses[0]))
 
 
 class _Outputs:
