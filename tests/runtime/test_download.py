@@ -72,7 +72,7 @@ def test_only_files_that_are_read_are_fetched_each_once(hub: HubServer, lite_fil
 def test_the_licence_and_the_sizes_are_told_before_a_file_is_asked_for(hub: HubServer, lite_files: Files) -> None:
     events = pull(parse_model("chat"))
     found = next(events)
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     assert isinstance(found, Found)
     assert (found.licence, found.licence_url) == (
         "DeepSeek model licence",
@@ -188,10 +188,20 @@ def test_a_server_that_stays_busy_is_given_up(hub: HubServer) -> None:
     assert len(ranges(hub, SHARD)) == AT_ONCE.attempts
 
 
+def no_workers() -> bool:
+    return not any("_worker" in thread.name for thread in threading.enumerate())
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads time out after longer than `wait_for` waits: a worker that ends was woken."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 600)
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_silent_server_shows_what_came_and_is_left_when_cancelled(hub: HubServer, lite_files: Files) -> None:
     hub.on(SHARD).hold_at = 150_000
     cancel = threading.Event()
-    before = threading.active_count()
     reached = False
     for event in pull(parse_model("chat"), cancel=cancel, retry=AT_ONCE):
         assert not isinstance(event, Present)
@@ -199,9 +209,7 @@ def test_a_silent_server_shows_what_came_and_is_left_when_cancelled(hub: HubServ
             reached = True
             cancel.set()
     assert reached
-    # The server is still silent: only a read that was woken ends before its time-out.
-    assert [thread.name for thread in threading.enumerate() if "_worker" in thread.name] == []
-    assert threading.active_count() >= before
+    wait_for(no_workers)
     assert partial_of(lite_files, SHARD).stat().st_size == 150_000
 
 
@@ -214,6 +222,8 @@ def test_a_server_that_never_answers_is_left_when_cancelled(hub: HubServer) -> N
         if hub.on(SHARD).held.is_set():
             cancel.set()
     assert not isinstance(events[-1], Present)
+    hub.on(SHARD).release.set()
+    wait_for(no_workers)
 
 
 def test_a_slow_server_s_progress_moves_with_every_piece(hub: HubServer, lite_files: Files) -> None:
@@ -228,14 +238,15 @@ def test_a_slow_server_s_progress_moves_with_every_piece(hub: HubServer, lite_fi
     assert set(range(PIECE, 5 * PIECE, PIECE)) <= set(seen)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_dropped_generator_stops_the_work(hub: HubServer, lite_files: Files) -> None:
     hub.on(SHARD).hold_at = 150_000
     events = pull(parse_model("chat"), retry=AT_ONCE)
     for event in events:
         if isinstance(event, Downloading) and event.file == SHARD and event.done_bytes == 150_000:
             break
-    events.close()  # type: ignore[attr-defined]
-    assert [thread.name for thread in threading.enumerate() if "_worker" in thread.name] == []
+    events.close()
+    wait_for(no_workers)
     pulled()
     assert hub.sent[SHARD] == len(lite_files[SHARD])
 
