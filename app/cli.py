@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dslite.app import console
-from dslite.app.commands import complete, doctor, model, plan, profile, serve, session
+from dslite.app.commands import bench, chat, complete, doctor, model, plan, profile, serve, session
 from dslite.app.options import command
 from dslite.model.errors import DsliteError
 
@@ -19,6 +19,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Every flag --some-flag is also read from DSLITE_SOME_FLAG.",
 )
+app.command("bench")(command(bench.bench))
+app.command("chat")(command(chat.chat))
 app.command("complete")(command(complete.complete))
 app.command("doctor")(command(doctor.doctor))
 app.command("plan")(command(plan.plan))
