@@ -9,6 +9,8 @@ from typing import Any
 
 from dslite.app.console import StatusLine
 from dslite.app.sampling import check_types, model_defaults
+from dslite.model.errors import DsliteError
+from dslite.runtime.batch import Batch
 from dslite.runtime.chat_template import ChatTemplate, Message
 from dslite.runtime.engine import Engine, Request
 from dslite.runtime.errors import UsageError
@@ -67,6 +69,8 @@ class Completer:
         self._style = style
         self._defaults = defaults
         self._template = None if style.raw else ChatTemplate(engine.tokenizer)
+        self._batch = Batch(engine)
+        self._spacings: dict[int, _Spacing] = {}
 
     @classmethod
     def open(cls, ref: ModelRef, style: Style, options: EngineOptions) -> "Completer":
@@ -107,20 +111,47 @@ class Completer:
 
     def stream(self, request: Request, cancel: threading.Event) -> Iterator[Token | Done]:
         """The tokens of an answer and its end; reading the prompt shows on the status line."""
-        status = StatusLine()
-        # A chat answer begins with a space that belongs to the template: it is not part of the text.
-        at_start = self._template is not None and not request.echo
+        status, spacing = StatusLine(), self._spacing(request)
         try:
             for event in self.engine.generate(request, cancel):
                 if isinstance(event, Prefilling):
                     status.show(_reading(event))
                     continue
                 status.clear()
-                if at_start and event.delta:
-                    event, at_start = replace(event, delta=event.delta.removeprefix(" ")), False
-                yield event
+                yield spacing.strip(event)
         finally:
             status.clear()
+
+    def join(self, key: int, request: Request) -> None:
+        """Answer a request together with others. Raises ContextFullError."""
+        self._batch.join(key, request)
+        self._spacings[key] = self._spacing(request)
+
+    def together(self, cancel: threading.Event) -> Iterator[tuple[int, Token | Done | DsliteError]]:
+        """What happens to the requests that joined, by their keys; on `cancel` those that have begun end."""
+        while len(self._batch):
+            for key, event in self._batch.interrupt() if cancel.is_set() else self._batch.step():
+                assert isinstance(key, int)
+                if isinstance(event, DsliteError):
+                    yield key, event
+                elif not isinstance(event, Prefilling):
+                    yield key, self._spacings[key].strip(event)
+
+    def _spacing(self, request: Request) -> "_Spacing":
+        return _Spacing(at_start=self._template is not None and not request.echo)
+
+
+@dataclass
+class _Spacing:
+    """Takes away the space that a chat answer begins with: it is the template's, not the text's."""
+
+    at_start: bool
+
+    def strip(self, event: Token | Done) -> Token | Done:
+        if not self.at_start or not event.delta:
+            return event
+        self.at_start = False
+        return replace(event, delta=event.delta.removeprefix(" "))
 
 
 def _loading(event: Loading) -> str:

@@ -1,30 +1,26 @@
-"""From a prompt, or a batch of them, to stdout."""
+"""From a prompt to stdout."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TextIO
+from typing import TextIO
 
 from dslite.app import console
 from dslite.app.completer import Answer, Completer
 from dslite.app.interruption import Interruption
 from dslite.app.output_file import Output, open_output
-from dslite.app.profiles import get_profile
 from dslite.app.results import (
     TextWriter,
     answer_object,
     compact,
-    error_object,
     first_code_block,
     stats_line,
     token_object,
 )
 from dslite.app.saving import Saving
-from dslite.model.errors import DsliteError
 from dslite.runtime.chat_template import Message
 from dslite.runtime.engine import Request
-from dslite.runtime.errors import ContextFullError, UsageError
+from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token
 
 
@@ -104,55 +100,3 @@ def _tell_stats(completer: Completer, answer: Answer, output: Output) -> None:
         print(stats_line(answer_object(completer, answer)), file=sys.stderr)
     if answer.done.finish_reason == "context":
         console.warn(f"the context of {completer.engine.context:,} tokens is full: the answer is cut")
-
-
-def complete_batch(completer: Completer, lines: Sequence[str], output: Output) -> int:
-    """Answer JSON lines, one object a line in the same order; return the exit code."""
-    failed = 0
-    with Interruption() as interruption, open_output(output.file) as file:
-        for number, line in enumerate(lines, start=1):
-            if interruption.flag.is_set():
-                break
-            shown = _answer_line(completer, number, line, interruption)
-            failed += "error" in shown
-            print(compact(shown), file=file, flush=True)
-    if failed:
-        console.warn(f"{failed} of {len(lines)} lines failed; each says why in its place")
-    return interruption.exit_code or 0
-
-
-def _answer_line(completer: Completer, number: int, line: str, interruption: Interruption) -> dict[str, Any]:
-    identity: Any = number
-    try:
-        item = _parse_line(line)
-        identity = item.get("id", number)
-        if isinstance(item.get("profile"), str):
-            item = get_profile(item["profile"]).to_dict() | item
-        request = completer.request(_batch_prompt(item), item)
-        answer = Answer()
-        for event in completer.stream(request, interruption.flag):
-            answer.add(event)
-        return {"id": identity, **answer_object(completer, answer)}
-    except DsliteError as error:
-        return error_object(identity, error)
-
-
-def _parse_line(line: str) -> dict[str, Any]:
-    try:
-        item = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the line is not valid JSON: {error}") from None
-    if not isinstance(item, dict):
-        raise UsageError("the line is not a JSON object", 'write it as {"prompt": "…"}')
-    return item
-
-
-def _batch_prompt(item: dict[str, Any]) -> str | list[Message]:
-    prompt, messages = item.get("prompt"), item.get("messages")
-    if isinstance(prompt, str) and messages is None:
-        if not prompt:
-            raise UsageError("the prompt is empty")
-        return prompt
-    if isinstance(messages, list) and messages and prompt is None:
-        return [Message.from_dict(message) for message in messages]
-    raise UsageError("the line needs a prompt (text) or messages (a list), one of them")

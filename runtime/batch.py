@@ -86,6 +86,16 @@ class Batch:
         answering = [sequence for sequence in self._running.values() if not sequence.unread and sequence is not reading]
         return events + self._decode(answering) if answering else events
 
+    def interrupt(self) -> list[Happening]:
+        """End all: an answer that has begun keeps what came, one that waits never begins."""
+        self._waiting.clear()
+        ended: list[Happening] = []
+        for sequence in list(self._running.values()):
+            sequence.draft.interrupt()
+            ended.append((sequence.key, sequence.draft.done()))
+            self._see_off(sequence)
+        return ended
+
     def run(self) -> Iterator[Happening]:
         """Step until all are answered."""
         while len(self):

@@ -121,8 +121,9 @@ class _Asked:
 
 def _answer(asked: _Asked, ref: ModelRef, style: dict[str, Any], engine_options: dict[str, Any]) -> int:
     """Load the model and answer; return the exit code."""
+    from dslite.app.batching import complete_batch
     from dslite.app.completer import Completer, Style
-    from dslite.app.completing import Question, complete_batch, complete_one
+    from dslite.app.completing import Question, complete_one
     from dslite.app.saving import Saving
     from dslite.runtime.options import EngineOptions
 

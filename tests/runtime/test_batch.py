@@ -9,7 +9,7 @@ from dslite.runtime.batch import Batch
 from dslite.runtime.draft import Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ContextFullError, DsliteError
-from dslite.runtime.events import Done
+from dslite.runtime.events import Done, Token
 from dslite.runtime.sampling_params import SamplingParams
 
 
@@ -129,3 +129,18 @@ def test_the_rows_of_finished_sequences_never_exceed_one_context(engine: Engine)
         batch.join(number, greedy([number] * 900, 1))
     answers(batch)
     assert sum(len(kept.ids) for kept in batch._left) <= engine.context
+
+
+def test_an_interrupted_batch_keeps_what_came(engine: Engine) -> None:
+    batch = Batch(engine, most=2)
+    for number in range(3):
+        batch.join(number, greedy([number + 1] * 5, 20))
+    made = [batch.step() for _ in range(6)]
+    ends = {key: event for key, event in batch.interrupt() if isinstance(event, Done)}
+    assert not len(batch)
+    assert set(ends) == {0, 1}
+    for key, done in ends.items():
+        tokens = [event.id for step in made for number, event in step if number == key and isinstance(event, Token)]
+        assert done.finish_reason == "interrupted"
+        assert list(done.token_ids) == tokens
+        assert tokens == list(alone(engine, greedy([int(str(key)) + 1] * 5, 20)).token_ids)[: len(tokens)]
