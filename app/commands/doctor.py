@@ -29,7 +29,7 @@ def doctor(
     output: options.ListOutput = "text",
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what this machine can do, what is wrong, and the remedy; 1 where something is."""
+    """Show what this machine can do, what is wrong, and the remedy; ends with 1 where something is wrong."""
     from dslite.runtime.doctor import examine
 
     wants_json = options.wants_json(output, as_json)
