@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ def bind(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
         raise DsliteError(
-            f"cannot listen on {host} port {port}: {error.strerror}", "choose another --port or --host"
+            f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}", "choose another --port or --host"
         ) from None
 
 
