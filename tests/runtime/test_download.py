@@ -251,15 +251,27 @@ def test_a_dropped_generator_stops_the_work(hub: HubServer, lite_files: Files) -
     assert hub.sent[SHARD] == len(lite_files[SHARD])
 
 
+def pulled_with_the_shard_last(hub: HubServer) -> None:
+    """Hold the second shard back until the others are whole: an error would stop them in their middle."""
+    hub.on(SHARD).hold_at = 2000
+    whole = set()
+    for event in pull(parse_model("chat"), retry=AT_ONCE):
+        if isinstance(event, Downloading) and event.stage == "done":
+            whole.add(event.file)
+        if whole >= {*SHARDS} - {SHARD}:
+            hub.on(SHARD).release.set()
+
+
 def test_wrong_bytes_of_the_right_length_are_named_and_removed(hub: HubServer, lite_files: Files) -> None:
     right = lite_files[SHARD]
-    hub.on(SHARD).instead = right[:1000] + bytes([right[1000] ^ 1]) + right[1001:]
+    how = hub.on(SHARD)
+    how.instead = right[:1000] + bytes([right[1000] ^ 1]) + right[1001:]
     with pytest.raises(CheckpointError, match=f"{SHARD} came with wrong bytes") as caught:
-        pulled()
+        pulled_with_the_shard_last(hub)
     assert "pull again" in caught.value.remedy
     assert not partial_of(lite_files, SHARD).exists()
     assert not (RepoCache.of(LITE).blobs / blob_name(SHARD, right)).exists()
-    hub.on(SHARD).instead = None
+    how.instead = how.hold_at = None
     assert (folder_of(pulled()) / SHARD).read_bytes() == right
     others = [name for name in lite_files if name not in BESIDE and name != SHARD]
     assert {hub.sent[name] - len(lite_files[name]) for name in others} == {0}
@@ -315,6 +327,7 @@ def test_a_disk_that_fills_up_keeps_what_came(
         with pytest.raises(ModelUnavailableError, match="No space left on device") as caught:
             pulled()
     assert "what came is kept" in caught.value.remedy
+    wait_for(no_workers)
     kept = {name: file.stat().st_size for name in SHARDS if (file := partial_of(lite_files, name)).is_file()}
     assert 0 < max(kept.values()) <= room
     pulled()
