@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import time
 import traceback
@@ -10,8 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from textual import constants
 from textual.app import App, SuspendNotSupported, SystemCommand
 from textual.binding import BindingType
+from textual.driver import Driver
 from textual.screen import Screen
 
 from dslite.app.chat_start import ChatStart
@@ -29,6 +32,7 @@ from dslite.runtime.places import log_dir
 T = TypeVar("T")
 _TICK_S = 1 / 12
 _SLOW_DRAW_S = 0.02
+_ESCAPE_DELAY_S = 0.025  # as vim and tmux users set it: Textual's 100 ms would be all the time that Esc may take
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
 
 
@@ -41,8 +45,8 @@ class ChatApp(App[int]):
     COMMAND_PALETTE_BINDING = "ctrl+p"
     BINDINGS: ClassVar[list[BindingType]] = []
 
-    def __init__(self, start: ChatStart) -> None:
-        super().__init__()
+    def __init__(self, start: ChatStart, *, driver_class: type[Driver] | None = None) -> None:
+        super().__init__(driver_class=driver_class)
         self.start = start
         self.first_run = start.first_run
         self.worker = EngineWorker(start.open_model)
@@ -234,9 +238,20 @@ def write_log(error: BaseException) -> Path | None:
     return path
 
 
+def _driver() -> type[Driver] | None:
+    """Ours on POSIX; None is Textual's own choice."""
+    if os.name != "posix":
+        return None
+    from dslite.app.tui.driver import QuickDriver
+
+    return QuickDriver
+
+
 def run_chat(start: ChatStart) -> int:
     """Hold the chat on this terminal; return the exit code."""
-    app = ChatApp(start)
+    if "ESCDELAY" not in os.environ:
+        constants.ESCAPE_DELAY = _ESCAPE_DELAY_S
+    app = ChatApp(start, driver_class=_driver())
     try:
         code = app.run()
     finally:

@@ -7,12 +7,19 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.reactive import reactive
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from dslite.app.tui.text import inert
 from dslite.model.errors import DsliteError
+
+
+class Field(Input):
+    """A line to write in. Nothing blinks."""
+
+    cursor_blink = reactive(False)
 
 
 class RoomDialog(ModalScreen[str | None]):
@@ -56,7 +63,7 @@ class LineDialog(ModalScreen[str | None]):
             yield Static(Text(inert(self._question), "bold"))
             if self._problem:
                 yield Static(Text(inert(self._problem)), classes="problem")
-            yield Input(inert(self._text))
+            yield Field(inert(self._text))
 
     @on(Input.Submitted)
     def _done(self, event: Input.Submitted) -> None:

@@ -25,7 +25,7 @@ from dslite.app.profiles import (
     set_default_profile,
     shipped_profiles,
 )
-from dslite.app.tui.dialogs import LineDialog
+from dslite.app.tui.dialogs import Field, LineDialog
 from dslite.app.tui.text import inert, one_line
 from dslite.model.errors import DsliteError
 
@@ -167,12 +167,14 @@ class ProfileEditor(ModalScreen[Profile | None]):
         with Vertical(id="profile-editor", classes="panel"):
             yield Static(Text(f"Profile {inert(self._profile.name)}", "bold"))
             yield Static("System message")
-            yield TextArea(visible(self._profile.system or ""), tab_behavior="focus", id="system")
+            system = TextArea(visible(self._profile.system or ""), tab_behavior="focus", id="system")
+            system.cursor_blink = False
+            yield system
             known = self._profile.to_dict()
             for name in self._FIELDS:
                 with Horizontal(classes="field"):
                     yield Static(name)
-                    yield Input(inert(str(known.get(name, ""))), id=name)
+                    yield Field(inert(str(known.get(name, ""))), id=name)
             yield Static(Text("Ctrl+S saves · Tab next field · Esc leaves it as it was"), id="editor-hints")
 
     def action_save(self) -> None:

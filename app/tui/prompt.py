@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.binding import Binding, BindingType
+from textual.keys import Keys
 from textual.message import Message
 from textual.widgets import TextArea
 
 from dslite.app.console import visible
 
 BLOCK = '"""'
+
+# Terminals without the kitty protocol send Alt+Enter so, and Textual would take it for Enter.
+ANSI_SEQUENCES_KEYS["\x1b\r"] = (Keys.ControlJ,)
+_NEWLINES = ("shift+\r", "alt+\r")  # xterm with modifyOtherKeys
 
 
 def is_open_block(text: str) -> bool:
@@ -97,6 +103,10 @@ class Prompt(TextArea):
             event.stop()
             event.prevent_default()
             self._enter()
+        elif event.key in _NEWLINES:
+            event.stop()
+            event.prevent_default()
+            self.action_newline()
 
     def _enter(self) -> None:
         text = self.text

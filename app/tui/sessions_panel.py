@@ -16,7 +16,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from dslite.app.session_export import local_time
-from dslite.app.tui.dialogs import LineDialog
+from dslite.app.tui.dialogs import Field, LineDialog
 from dslite.app.tui.text import one_line
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class SessionsPanel(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="sessions", classes="panel"):
             yield Static(Text("Chats", "bold"))
-            yield Input(placeholder="search in titles and messages")
+            yield Field(placeholder="search in titles and messages")
             yield OptionList()
             yield Static(Text(_HINTS), id="sessions-hints")
 

@@ -194,7 +194,7 @@ def _long_conversation(store: object) -> None:
 def _open_by_search(terminal: Terminal, title: str, needle: str) -> float:
     """Milliseconds from Enter in the panel to a text on screen."""
     terminal.press("ctrl+o")
-    until(terminal, b"search in titles")
+    until(terminal, b"earch in titles")
     _settle(terminal, 0.3)
     terminal.type(title)
     _settle(terminal, 0.6)
