@@ -1,5 +1,7 @@
 """Settings of the whole suite."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -10,6 +12,9 @@ settings.load_profile("dslite")
 
 # The models of the suite are tiny: a second thread has nothing to do, and on a loaded machine waits for long.
 torch.set_num_threads(1)
+
+# Triton reads this when it is first imported, which transformers does too: kernels run without a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytest_plugins = ["support.hub_fixtures", "support.serving"]
 
