@@ -157,7 +157,8 @@ class _RemoteDraft:
     def _finish(self, reason: str) -> FinishReason:
         if reason != "length":
             return "stop"
-        return "length" if self.request.params.max_tokens is not None else "context"
+        bounded = self.request.params.max_tokens is not None or self.request.text is not None
+        return "length" if bounded else "context"
 
     def _scored(self, raw: Any) -> list[Token]:
         """Tokens with log-probabilities, in the shape of chat or of completions."""
