@@ -66,14 +66,13 @@ def complete_batch(completer: Completer, lines: Sequence[str], output: Output) -
 
 def _parse_line(line: str) -> dict[str, Any]:
     try:
-        item: Any = json.loads(line)
+        item = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the line is not valid JSON: {error}") from None
     if not isinstance(item, dict):
         raise UsageError("the line is not a JSON object", 'write it as {"prompt": "…"}')
-    if isinstance(item.get("profile"), str):
-        item = get_profile(item["profile"]).to_dict() | item
-    return item
+    profile = item.get("profile")
+    return get_profile(profile).to_dict() | item if isinstance(profile, str) else item
 
 
 def _prompt(item: dict[str, Any]) -> str | list[Message]:

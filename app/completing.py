@@ -26,10 +26,11 @@ from dslite.runtime.events import Done, Token
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, and the messages before it."""
+    """What is asked, the messages before it, and the saved conversation `talk` that they belong to."""
 
     text: str
     before: Sequence[Message] = ()
+    talk: str | None = None
 
 
 @dataclass
@@ -57,11 +58,15 @@ def complete_one(completer: Completer, question: Question, output: Output, savin
     with Interruption() as interruption, open_output(output.file) as file:
         progress = _Progress(completer, request, interruption, saving)
         saving.begin(question.text, {"model": completer.key, "sampling": asdict(request.params)})
+        if question.talk is not None:
+            completer.engine.resume(question.talk, request.prompt_ids)
         try:
             write = _write_text if output.format == "text" else _write_json
             write(progress, output, file)
         finally:
             saving.finish(progress.answer)
+        if saving.session is not None:
+            completer.engine.keep(saving.session)
     _tell_stats(completer, progress.answer, output)
     return interruption.exit_code or _exit_code(progress.answer)
 

@@ -25,13 +25,14 @@ _CHOICES = {
 }
 
 
-def ensure_model(ref: ModelRef, *, offline: bool) -> Path:
-    """The folder of a model: where it lies, or where its user wants it from.
+def ensure_model(ref: ModelRef, *, offline: bool) -> ModelRef:
+    """A model that is present: the one asked for, or the one that its user takes instead.
 
     A present model costs no request. Raises ModelUnavailableError where it is absent and nobody can be asked.
     """
     try:
-        return locate(ref)
+        locate(ref)
+        return ref
     except ModelUnavailableError as error:
         if offline or not _can_ask():
             raise
@@ -47,7 +48,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _ask(ref: ModelRef) -> Path:
+def _ask(ref: ModelRef) -> ModelRef:
     """Name what a download would mean, and offer it beside the other ways."""
     from dslite.runtime.download import pull
 
@@ -61,11 +62,12 @@ def _ask(ref: ModelRef) -> Path:
         while True:
             choice = _read(f"choose [{'d' if downloadable else 'm'}]: ") or ("d" if downloadable else "m")
             if choice == "d" and downloadable:
-                return _download(ref, events)
+                _download(ref, events)
+                return ref
             if choice == "m":
-                return locate(parse_model(DEMO))
+                return parse_model(DEMO)
             if choice == "f" and (folder := _other_folder()):
-                return folder
+                return ModelRef(str(folder), folder=folder)
             if choice == "q":
                 raise ModelUnavailableError("no model was chosen", f"download one: dslite model pull {ref.name}")
 
@@ -130,13 +132,11 @@ def _other_folder() -> Path | None:
     return folder
 
 
-def _download(ref: ModelRef, events: "Generator[PullEvent, None, None]") -> Path:
+def _download(ref: ModelRef, events: "Generator[PullEvent, None, None]") -> None:
     from dslite.app.pull_display import show_pull
 
     try:
-        present = show_pull(events)
+        show_pull(events)
     except KeyboardInterrupt:
         console.warn(f"stopped; what came is kept, and dslite model pull {ref.name} goes on from there")
         raise typer.Exit(130) from None
-    assert present is not None
-    return present.folder

@@ -15,6 +15,7 @@ file or the disk is a SessionsError.
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from dslite.app.session_rows import (
     to_json,
 )
 from dslite.app.session_search import Hit
-from dslite.runtime.places import data_dir
+from dslite.runtime.places import data_dir, latents_file
 
 __all__ = ["Conversation", "Hit", "Role", "SessionStore", "SessionsError", "StoredMessage", "title_of"]
 
@@ -135,12 +136,17 @@ class SessionStore:
         now = time.time()
         self._change(conversation_id, deleted=now)
         with self.database.writing() as db:
-            db.execute("DELETE FROM conversations WHERE deleted < ?", (now - _UNDO_DAYS * 86400,))
+            gone = db.execute(
+                "DELETE FROM conversations WHERE deleted < ? RETURNING id", (now - _UNDO_DAYS * 86400,)
+            ).fetchall()
+        for (identity,) in gone:
+            _forget_rows(identity)
 
     def purge(self, conversation_id: str) -> None:
         """Delete a conversation for good."""
         with self.database.writing() as db:
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+        _forget_rows(conversation_id)
 
     def restore(self, conversation_id: str) -> None:
         """Undo a delete."""
@@ -314,3 +320,9 @@ class SessionStore:
         if row is None:
             raise NoConversationError(f"there is no message {message_id}")
         return stored_message(row)
+
+
+def _forget_rows(conversation_id: str) -> None:
+    """What the model had computed of a conversation goes with it."""
+    with suppress(OSError):
+        latents_file(conversation_id).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ read only from where it differs.
 # T tokens of a chunk  D hidden
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from threading import Event as Flag
 
 import torch
@@ -49,8 +49,9 @@ class Engine:
         context: int,
         eos_token_ids: Sequence[int] | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
+        saved: Callable[[], LatentStore] | None = None,
     ) -> None:
-        """`context` is the most tokens that prompt and answer may have together."""
+        """`context` is the most tokens that prompt and answer may have together; `saved` opens the rows on disk."""
         self.model = model
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk
@@ -62,6 +63,8 @@ class Engine:
         )
         self.eos_token_ids = frozenset(model.config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         self._cached_ids: list[int] = []
+        self._saved = saved
+        self._kept: tuple[str, tuple[int, ...]] | None = None  # the conversation and its tokens as the disk has them
         self._shelf = Shelf(self.cache.nbytes // 2)  # so that branches never double the memory
 
     @property
@@ -125,12 +128,20 @@ class Engine:
         self._cached_ids = list(wanted[:known])
         return known
 
-    def resume(self, store: LatentStore, key: str, prompt_ids: Sequence[int]) -> int:
-        """Take what is saved of a conversation, as far as it is what the prompt begins with; return how many tokens."""
-        self.reuse(prompt_ids, most=len(prompt_ids))
-        known = store.load(key, prompt_ids, self.cache)
-        self._cached_ids = list(prompt_ids[:known])
+    def resume(self, key: str, prompt_ids: Sequence[int]) -> int:
+        """Take what is saved of a conversation, as far as the prompt begins like it; return how many are known."""
+        known = self.reuse(prompt_ids, most=len(prompt_ids))
+        if self._saved is not None:
+            known = self._saved().load(key, prompt_ids, self.cache)
+            self._cached_ids = list(prompt_ids[:known])
+            self._kept = (key, tuple(self._cached_ids))
         return known
+
+    def keep(self, key: str) -> None:
+        """Save the cached rows as those of a conversation, unless they are saved already."""
+        now = (key, tuple(self._cached_ids))
+        if self._saved is not None and self._kept != now and self._saved().save(key, self._cached_ids, self.cache):
+            self._kept = now
 
     def forget(self) -> None:
         """Empty the cache and the shelf."""

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +31,7 @@ DEFAULT_MOST_BYTES = 4_000_000_000
 _FORMAT = "dslite-latents-1"
 _BLOCK = 1024
 _HASHERS = 2
+_ORPHAN_S = 600  # nobody writes one file for so long
 _NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _BLOB = re.compile(r"[0-9a-f]{64}")
@@ -108,6 +110,7 @@ class LatentStore:
         return cache.length
 
     def remove(self, key: str) -> None:
+        """Forget a conversation."""
         _remove(self._file(key))
 
     @property
@@ -178,7 +181,11 @@ class LatentStore:
         return sorted(found)
 
     def _make_room(self, incoming: Path, nbytes: int) -> None:
-        """Remove what was not used for longest, until another file fits."""
+        """Remove what a killed process left half-written, then what was not used for longest, until a file fits."""
+        for orphan in self._folder.glob(".*.tmp"):
+            with suppress(OSError):
+                if time.time() - orphan.stat().st_mtime > _ORPHAN_S:
+                    orphan.unlink()
         files = [item for item in self._files() if item[1] != incoming]
         total = sum(size for _, _, size in files) + nbytes
         for _, file, size in files:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,10 @@ from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
 from dslite.runtime.fitting import fit
 from dslite.runtime.hardware import physical_cores
+from dslite.runtime.latents import LatentStore, fingerprint
 from dslite.runtime.layout import read_json
 from dslite.runtime.loader import load
+from dslite.runtime.places import latents_dir
 from dslite.runtime.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 32_768  # what the paper says for Lite, though its config.json allows more
@@ -53,7 +56,14 @@ def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading]
     tokenizer = Tokenizer.from_folder(folder)
     model = load(checkpoint, device=device, dtype=dtype, plan=plan, report=report)
     ends = _end_tokens(folder, checkpoint.config)
-    return Engine(model, tokenizer, context=plan.context, eos_token_ids=ends, prefill_chunk=plan.prefill_chunk)
+    return Engine(
+        model,
+        tokenizer,
+        context=plan.context,
+        eos_token_ids=ends,
+        prefill_chunk=plan.prefill_chunk,
+        saved=cache(lambda: LatentStore(latents_dir(), fingerprint(checkpoint, dtype))),
+    )
 
 
 def parse_dtype(name: str) -> torch.dtype:

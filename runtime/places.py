@@ -25,6 +25,16 @@ def cache_dir() -> Path:
     return _chosen("DSLITE_CACHE_DIR") or platformdirs.user_cache_path(_NAME)
 
 
+def latents_dir() -> Path:
+    """The saved rows of conversations."""
+    return cache_dir() / "latents"
+
+
+def latents_file(conversation: str) -> Path:
+    """The saved rows of one conversation: they go where it goes."""
+    return latents_dir() / f"{conversation}.safetensors"
+
+
 def log_dir() -> Path:
     """The log: beside the data when that was moved, or the system's place."""
     return _chosen("DSLITE_DATA_DIR") or platformdirs.user_log_path(_NAME)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dslite.app import options
+from dslite.app.first_model import ensure_model
 from dslite.app.options import flag, system_message
 from dslite.app.output_file import Output, check_output
 from dslite.app.prompt import read_batch, read_prompt
@@ -100,7 +101,7 @@ def complete(
     store, talk = _open_conversation(saves=saves, latest=continue_, id=session)
     with store or nullcontext():
         made_with = settle(flags, profile, talk, raw=raw)
-        ref = parse_model(made_with.model or ("base" if raw else "chat"), revision)
+        ref = ensure_model(parse_model(made_with.model or ("base" if raw else "chat"), revision), offline=offline)
         asked = _Asked(lines if lines is not None else text, made_with, where, store, talk, saves=saves)
         style = {"raw": raw, "bos": not no_bos, "logprobs": logprobs, "echo": echo}
         engine = {"device": device, "dtype": dtype, "ctx_size": ctx_size, "threads": threads, "offline": offline}
@@ -133,7 +134,7 @@ def _answer(asked: _Asked, ref: ModelRef, style: dict[str, Any], engine_options:
     if not isinstance(asked.prompt, str):
         return complete_batch(completer, asked.prompt, asked.output)
     branch = [] if store is None or talk is None else store.path(talk.leaf)
-    question = Question(asked.prompt, [message.to_message(ref.key) for message in branch])
+    question = Question(asked.prompt, [message.to_message(ref.key) for message in branch], talk.id if talk else None)
     saving = Saving(
         store if asked.saves else None, talk, model=ref.key, profile=made_with.profile.name, system=made_with.system
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dslite.app import options
+from dslite.app.first_model import ensure_model
 from dslite.app.options import flag
 from dslite.runtime.errors import DsliteError, UsageError
 from dslite.runtime.hub import SHORT_NAMES, ModelRef, parse_model
@@ -39,7 +40,7 @@ def serve(
     miss: options.Miss = "auto",
 ) -> None:
     """Serve the OpenAI-compatible API on this machine."""
-    ref = parse_model(model or "chat", revision)
+    ref = ensure_model(parse_model(model or "chat", revision), offline=offline)
     key = _key(api_key_env)
     if key is None and not _is_loopback(host):
         raise UsageError(

@@ -283,3 +283,19 @@ def test_a_profile_or_config_file_that_is_wrong_is_named_before_any_loading(dsli
     assert (broken.code, broken.out) == (1, b"")
     assert "line 2, column 15" in broken.err.decode()
     assert config.read_text() == "[defaults]\ntemperature = \n"
+
+
+def test_going_on_reads_from_disk_what_was_computed(dslite: Dslite, greeter: Path) -> None:
+    first = ask(dslite, greeter, "Say hello", "--json", "-t", "0").json
+    rows = dslite.folder / "cache" / "latents" / f"{first['session']}.safetensors"
+    assert rows.is_file()
+    second = ask(dslite, greeter, "-c", "Again", "--json").json
+    assert second["cached_tokens"] == first["prompt_tokens"] + first["completion_tokens"]
+    unsaved = rows.read_bytes()
+    third = ask(dslite, greeter, "-c", "More", "--json", "--no-save").json
+    assert third["cached_tokens"] == second["prompt_tokens"] + second["completion_tokens"]
+    assert rows.read_bytes() == unsaved
+    rows.write_bytes(rows.read_bytes()[:-40])
+    assert ask(dslite, greeter, "-c", "More", "--json").json["cached_tokens"] == 0
+    assert dslite("session", "rm", first["session"]).code == 0
+    assert not rows.exists()

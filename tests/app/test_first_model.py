@@ -40,8 +40,8 @@ def test_a_download_is_offered_with_licence_size_place_room_and_plan(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answering(monkeypatch, "")
-    folder = ensure_model(CHAT, offline=False)
-    assert folder == locate(CHAT)
+    assert ensure_model(CHAT, offline=False) == CHAT
+    assert locate(CHAT).is_dir()
     out, err = capsys.readouterr()
     assert out == ""
     before_choice = err.partition("choose [d]")[0]
@@ -60,10 +60,10 @@ def test_the_demo_and_another_folder_can_be_taken_instead(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answering(monkeypatch, "m")
-    assert ensure_model(CHAT, offline=False) == locate(parse_model("demo"))
+    assert ensure_model(CHAT, offline=False) == parse_model("demo")
     folder = write_checkpoint(tmp_path / "mine")
     answering(monkeypatch, "x", "f", str(tmp_path / "nowhere"), "f", str(folder))
-    assert ensure_model(CHAT, offline=False) == folder
+    assert ensure_model(CHAT, offline=False).folder == folder
     assert "there is no folder" in capsys.readouterr().err
 
 
@@ -84,7 +84,7 @@ def test_without_the_hub_the_other_ways_are_still_offered(
 ) -> None:
     del hub.repos["deepseek-ai/DeepSeek-V2-Lite-Chat"]
     answering(monkeypatch, "m")
-    assert ensure_model(CHAT, offline=False) == locate(parse_model("demo"))
+    assert ensure_model(CHAT, offline=False) == parse_model("demo")
     assert "has no repository" in capsys.readouterr().err
 
 
@@ -92,8 +92,8 @@ def test_a_present_model_asks_and_requests_nothing(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answering(monkeypatch, "d")
-    folder = ensure_model(CHAT, offline=False)
+    ensure_model(CHAT, offline=False)
     hub.seen.clear()
     capsys.readouterr()
-    assert ensure_model(CHAT, offline=False) == folder
+    assert ensure_model(CHAT, offline=False) == CHAT
     assert (hub.seen, capsys.readouterr().err) == ([], "")

@@ -67,14 +67,14 @@ def test_only_the_common_beginning_is_used(
 def test_going_on_after_a_restart_equals_never_having_stopped(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_config())
     request = Request(IDS[:300], SamplingParams(temperature=0, max_tokens=20), logprobs=3)
-    before = load_engine(folder, context=600, dtype=dtype)
-    (first,) = [event for event in before.generate(request) if isinstance(event, Done)]
     store = LatentStore(tmp_path / "latents", fingerprint(Checkpoint.open(folder), dtype))
-    assert store.save("chat", before.cached_ids, before.cache)
+    before = load_engine(folder, context=600, dtype=dtype, saved=lambda: store)
+    (first,) = [event for event in before.generate(request) if isinstance(event, Done)]
+    before.keep("chat")
 
     more = Request([*IDS[:300], *first.token_ids, 5, 6, 7], request.params, logprobs=3)
-    after = load_engine(folder, context=600, dtype=dtype)
-    assert after.resume(store, "chat", more.prompt_ids) == before.cache.length
+    after = load_engine(folder, context=600, dtype=dtype, saved=lambda: store)
+    assert after.resume("chat", more.prompt_ids) == before.cache.length
     never_stopped = list(before.generate(more))
     resumed = list(after.generate(more))
     assert [event for event in resumed if hasattr(event, "logprob")] == [
@@ -261,3 +261,29 @@ def test_a_kill_at_any_point_leaves_a_whole_file(tmp_path: Path, writer: "subpro
     count = store.load("chat", IDS, loaded)
     assert count >= 1
     assert torch.equal(loaded.rows(0, count), saved.rows(0, count))
+
+
+def test_rows_are_written_once_for_one_state_of_a_conversation(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_config())
+    store = LatentStore(tmp_path / "latents", "model")
+    engine = load_engine(folder, context=600, saved=lambda: store)
+    for _ in engine.generate(Request(IDS[:60], SamplingParams(temperature=0, max_tokens=3))):
+        pass
+    engine.keep("chat")
+    file = tmp_path / "latents" / "chat.safetensors"
+    file.unlink()
+    engine.keep("chat")
+    assert not file.exists()
+    engine.keep("another")
+    assert (tmp_path / "latents" / "another.safetensors").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    store = LatentStore(tmp_path, "model")
+    orphan, young = tmp_path / ".chat.1.tmp", tmp_path / ".chat.2.tmp"
+    for file in (orphan, young):
+        file.write_bytes(b"half")
+    os.utime(orphan, (1, 1))
+    store.save("chat", IDS[:40], filled(40))
+    assert not orphan.exists()
+    assert young.exists()  # somebody may be writing it

@@ -8,7 +8,7 @@ hide below any tolerance. Norms lie near one, so that one left out shows.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.engine import Engine
+from dslite.runtime.latents import LatentStore
 from dslite.runtime.layout import INDEX
 from dslite.runtime.loader import load
 from dslite.runtime.tokenizer import Tokenizer
@@ -150,8 +151,13 @@ def load_engine(
     context: int = 256,
     eos_token_ids: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
+    saved: Callable[[], LatentStore] | None = None,
 ) -> Engine:
     """An engine for a folder, on the CPU."""
     return Engine(
-        load_model(folder, dtype), Tokenizer.from_folder(folder), context=context, eos_token_ids=eos_token_ids
+        load_model(folder, dtype),
+        Tokenizer.from_folder(folder),
+        context=context,
+        eos_token_ids=eos_token_ids,
+        saved=saved,
     )
