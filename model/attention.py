@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dslite.model import kernels
 from dslite.model.config import ModelConfig
 from dslite.model.rope import rotate
 
@@ -141,6 +142,8 @@ class MultiHeadLatentAttention:
         config = self.config
         latents, k_pe = rows.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
         expanded = F.linear(latents, self.kv_b_proj).unflatten(-1, (config.num_attention_heads, -1))
+        if (out := kernels.expanded_attention(queries, expanded, k_pe, config.softmax_scale)) is not None:
+            return out
         k_nope, values = expanded.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)  # (S, H, N), (S, H, V)
         keys = torch.cat([k_nope, k_pe[:, None].expand(-1, config.num_attention_heads, -1)], dim=-1)
         out = self._attend(queries.transpose(0, 1), keys.transpose(0, 1), values.transpose(0, 1))

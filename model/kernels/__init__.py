@@ -3,7 +3,7 @@
 A new token is a chain of matrix-vector products, and what torch has for them is made for many rows.
 """
 
-# T tokens  D hidden  E experts  K experts per token
+# T tokens  S cached and new tokens  D hidden  E experts  K experts per token  H heads  N nope  R rope  V value
 
 import torch
 from torch import Tensor
@@ -35,3 +35,13 @@ def mlp(hidden: Tensor, table: ExpertTable) -> Tensor | None:
     rows = hidden.shape[0]
     out = weighted_experts(hidden, _FIRST[:rows], _WHOLE[:rows], table)
     return None if out is None else out.to(hidden.dtype)
+
+
+def expanded_attention(queries: Tensor, expanded: Tensor, rotary: Tensor, scale: float) -> Tensor | None:
+    """Rotated queries (T, H, N+R) of the last T of S tokens, their keys and values (S, H, N+V), shared keys (S, R):
+    causal values (T, H, V).
+    """
+    products = native.products()
+    if products is None or not native.suits_prefill(queries, expanded, rotary):
+        return None
+    return products.prefill(queries, expanded, rotary, scale)

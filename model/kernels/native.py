@@ -19,7 +19,7 @@ from torch import Tensor
 
 MOST_TOKENS = 16  # above it torch's blocked products win
 LEVELS = ("portable", "avx2", "avx512", "avx512-bf16")  # in the library's order
-_ABI = 1
+_ABI = 2
 STEP = 32  # the kernels read this many values at once: every width must be a multiple
 MOST_EXPERTS, MOST_HEADS, MOST_LATENT = 512, 256, 1024  # ops.h
 
@@ -29,6 +29,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "head": [_POINTER, _POINTER, _FLOAT] + [_POINTER] * 2 + [_SIZE] * 3 + [_INT],
     "layers": [_POINTER, _SIZE, _POINTER, _INT],
+    "prefill": [_POINTER] * 4 + [_SIZE] * 7 + [_FLOAT, _INT],
 }
 
 
@@ -44,6 +45,7 @@ class NativeProducts:
             function.restype = None
         self._linear, self._experts = library.dslite_linear, library.dslite_experts
         self._head, self._layers = library.dslite_head, library.dslite_layers
+        self._prefill = library.dslite_prefill
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x (T, k) and weight (n, k): (T, n)."""
@@ -87,6 +89,33 @@ class NativeProducts:
             rows,
             width,
             tokens,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def prefill(self, queries: Tensor, expanded: Tensor, rotary: Tensor, scale: float) -> Tensor:
+        """Causal attention of the last T of S tokens.
+
+        Rotated queries (T, H, N+R), keys and values of every head (S, H, N+V), shared keys (S, R): values (T, H, V).
+        """
+        tokens, heads, width = queries.shape
+        rope = rotary.shape[1]
+        value = expanded.shape[2] - (width - rope)
+        out = torch.empty(tokens, heads, value, dtype=torch.bfloat16)
+        self._prefill(
+            self._level,
+            queries.data_ptr(),
+            expanded.data_ptr(),
+            rotary.data_ptr(),
+            out.data_ptr(),
+            tokens,
+            expanded.shape[0],
+            heads,
+            width - rope,
+            rope,
+            value,
+            rotary.stride(0),
+            scale,
             torch.get_num_threads(),
         )
         return out
@@ -135,6 +164,22 @@ def suits_rows(x: Tensor) -> bool:
         and 0 < x.shape[0] <= MOST_TOKENS
         and x.is_contiguous()
         and not x.requires_grad
+    )
+
+
+def suits_prefill(queries: Tensor, expanded: Tensor, rotary: Tensor) -> bool:
+    """Whether attention over expanded keys and values can read them as they lie."""
+    nope = queries.shape[2] - rotary.shape[1]
+    value = expanded.shape[2] - nope
+    return (
+        all(tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu" for tensor in (queries, expanded, rotary))
+        and queries.is_contiguous()
+        and expanded.is_contiguous()
+        and rotary.stride(1) == 1
+        and nope % 2 == rotary.shape[1] % 2 == 0
+        and value % STEP == 0
+        and value <= MOST_LATENT
+        and not (queries.requires_grad or expanded.requires_grad)
     )
 
 

@@ -125,6 +125,41 @@ def test_head_norms_multiplies_and_rounds_as_the_reference(
     assert relative_error(out, exact) <= relative_error(reference, exact) * 1.01
 
 
+def expanded_in_float64(queries: Tensor, expanded: Tensor, rotary: Tensor, scale: float) -> Tensor:
+    tokens, heads, width = queries.shape
+    k_nope, values = expanded.double().split(
+        [width - rotary.shape[1], expanded.shape[2] - width + rotary.shape[1]], dim=-1
+    )
+    keys = torch.cat([k_nope, rotary.double()[:, None].expand(-1, heads, -1)], dim=-1)
+    scores = torch.einsum("thk,shk->hts", queries.double(), keys) * scale
+    seen = torch.ones(tokens, len(keys), dtype=torch.bool).tril(len(keys) - tokens)
+    return torch.einsum("hts,shv->thv", scores.masked_fill(~seen, float("-inf")).softmax(-1), values)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length"), [(1, 1), (2, 2), (5, 69), (64, 64), (65, 65), (7, 128), (191, 200), (193, 260), (400, 400)]
+)
+@pytest.mark.parametrize(("heads", "nope", "rope", "value"), [(2, 128, 64, 128), (3, 10, 6, 32), (1, 32, 32, 96)])
+def test_attention_of_a_prompt_equals_float64(
+    products: native.NativeProducts,
+    random: Callable[..., Tensor],
+    tokens: int,
+    length: int,
+    heads: int,
+    nope: int,
+    rope: int,
+    value: int,
+) -> None:
+    if products.level == "portable" and tokens > 100:
+        pytest.skip("slow there, and the same code")
+    queries, expanded = random(tokens, heads, nope + rope), random(length, heads, nope + value)
+    rotary = random(length, 40 + rope)[:, 40:]  # as the rows of a cache hold it
+    exact = expanded_in_float64(queries, expanded, rotary, 0.2)
+    out = products.prefill(queries, expanded, rotary, 0.2)
+    # Exponentials are rounded to BF16 before they weigh the values, as torch's fused kernel does.
+    assert relative_error(out, exact) <= 1.5 * ROUNDED_NORM
+
+
 @pytest.mark.parametrize(
     ("x", "weight"),
     [

@@ -59,6 +59,16 @@ struct Step {
     float* weights;         //   and how much of each
 };
 
+// Causal attention of the last `tokens` of `length` tokens, with keys and values of every head made from the latents.
+struct Prefill {
+    const bf16* queries;    // (tokens, heads, nope + rope), rotated
+    const bf16* expanded;   // (length, heads, nope + value)
+    const bf16* rotary;     // (length, rope): the key that all heads share, rows `rotary_stride` values apart
+    bf16* out;              // (tokens, heads, value)
+    int64_t tokens, length, heads, nope, rope, value, rotary_stride;
+    float scale;
+};
+
 struct Ops {
     // y (tokens, n) = x (tokens, k) · W (n, k) transposed, rounded to BF16.
     void (*linear)(const bf16* w, const bf16* x, bf16* y, int64_t n, int64_t k, int64_t tokens, int threads);
@@ -71,6 +81,8 @@ struct Ops {
     // Layers one behind the other: step.x and step.out belong to the first and the last, step.rows has `tokens` entries
     // for each layer, and scratch is the greatest of the layers' and two times (tokens, hidden).
     void (*layers)(const Layer* layers, int64_t n_layers, const Step& step, char* scratch, int threads);
+    int64_t (*prefill_scratch)(const Prefill& job);  // for one thread
+    void (*prefill)(const Prefill& job, char* scratch, int threads);
 };
 
 // The most that a call may ask for: its small arrays lie on the stack.
