@@ -71,6 +71,13 @@ class ChatSession:
             del kept[first : later[0]]
         return kept
 
+    def _uses(self) -> list[list[int]] | None:
+        """How often each expert of each MoE layer was wanted; None where all are resident and nothing looks them up."""
+        cache = self.engine.experts
+        if cache is None or not cache.stats.layers:
+            return None
+        return [list(cache.stats.layers[layer].uses) for layer in sorted(cache.stats.layers)]
+
     def facts(self) -> Facts:
         """Sizes and counters of the engine."""
         config, memory, experts = self.engine.model.config, self.engine.memory(), self.engine.expert_stats()
@@ -82,6 +89,7 @@ class ChatSession:
             context=self.engine.context,
             memory=memory,
             experts=experts,
+            uses=self._uses(),
             first_moe_layer=config.first_k_dense_replace,
             experts_per_layer=config.n_routed_experts,
             kv_bytes_per_token=memory["kv_bytes_per_token"],

@@ -1,0 +1,440 @@
+"""What the screen says and does beside its keys."""
+
+import json
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.chat import drive, open_chat
+from support.fake_engine import FakeResponder, fake_opener
+
+from dslite.app.chat_start import Looks
+from dslite.app.config import config_path
+from dslite.app.errors import ConfigFileError
+from dslite.app.opening import Opened
+from dslite.app.recorder import Recorder
+from dslite.app.sessions import SessionStore
+from dslite.app.setup import FirstRun
+from dslite.app.tui.themes import THEMES
+from dslite.runtime.errors import ModelUnavailableError
+from dslite.runtime.events import Downloading, Found, Loading, Prefilling, Present
+from dslite.runtime.hub import ModelRef
+
+
+@drive
+async def test_a_message_sent_while_the_model_loads_waits_and_is_answered(home: Path) -> None:
+    hold = threading.Event()
+    responder = FakeResponder("here I am")
+    loading = [Loading(11_600_000_000, 31_400_000_000)]
+    async with open_chat(home, responder, opener=fake_opener(responder, loading=loading, hold=hold)) as chat:
+        await chat.until("loading weights 36 % · 11.6 of 31.4 GB")
+        await chat.write("hello")
+        await chat.press("enter")
+        await chat.until("your message waits")
+        assert not responder.asked
+        hold.set()
+        await chat.until("here I am")
+        assert "your message waits" not in chat.status
+
+
+@drive
+async def test_reading_shows_how_far_and_how_fast(home: Path) -> None:
+    gate = threading.Semaphore(0)
+    prefill = [Prefilling(1536, 4112, 0, 0.5)]
+    responder = FakeResponder("x", gate=gate, prefill=prefill)
+    responder.count_prompt = lambda _: None  # type: ignore[attr-defined]
+    async with open_chat(home, responder) as chat:
+        held = threading.Event()
+        original = responder._run
+
+        def run(*arguments: Any) -> Generator[Any, None, None]:
+            events = original(*arguments)
+            yield next(events)
+            held.wait()
+            yield from events
+
+        responder._run = run  # type: ignore[method-assign]
+        await chat.say("hi")
+        await chat.until("reading 1,536 of 4,112 · 3,072 tok/s")
+        await chat.until("Esc stops")
+        held.set()
+        gate.release()
+        await chat.until(lambda: chat.conductor.reply is None)
+
+
+@drive
+async def test_the_context_warns_when_it_is_almost_full_and_offers_a_choice_at_its_limit(home: Path) -> None:
+    async with open_chat(home, FakeResponder("word " * 30, context=40)) as chat:
+        await chat.ask("word " * 5)
+        await chat.until("% full")
+        await chat.until("Ctrl+N")
+        await chat.say("word " * 10)
+        await chat.until("The context is full")
+        await chat.press("enter")  # the first choice: forget the oldest turns
+        await chat.until("the model no longer sees the first")
+        await chat.until(lambda: chat.conductor.reply is None)
+        assert len(chat.contents) == 4
+        assert len(chat.responder.asked[-1]) < 3
+
+
+@drive
+async def test_at_the_limit_a_new_chat_may_take_the_question(home: Path) -> None:
+    async with open_chat(home, FakeResponder("word " * 30, context=40)) as chat:
+        await chat.ask("word " * 5)
+        await chat.say("my question " * 5)
+        await chat.until("The context is full")
+        await chat.press("down", "enter")
+        await chat.until(lambda: not chat.contents)
+        assert chat.prompt.text.startswith("my question")
+
+
+@drive
+async def test_a_message_typed_while_an_answer_is_made_waits_for_its_end(home: Path) -> None:
+    gate = threading.Semaphore(1)
+    async with open_chat(home, FakeResponder(lambda m: f"about {m[-1].content} and more", gate=gate)) as chat:
+        await chat.say("one")
+        await chat.until("abou")
+        await chat.say("two")
+        await chat.until("your message waits")
+        gate.release(100)
+        await chat.until("about two and more")
+        assert [content for content in chat.contents[::2]] == ["one", "two"]
+
+
+@drive
+async def test_text_of_the_model_is_neither_control_nor_markup(home: Path) -> None:
+    text = "a\x1b[31mred\x1b]0;title\x07 [bold]not bold[/bold] \x9b5m \u202eabc <b>html</b> `[red]code`\n\n```\n\x1b[2J\n```"
+    async with open_chat(home, FakeResponder(text)) as chat:
+        await chat.ask("\x1b[2J[/]")
+        await chat.until("html")
+        assert "␛[31mred␛]0;title␇ [bold]not bold[/bold]" in chat.text
+        assert "<b>html</b> [red]code" in chat.text
+        assert "␛[2J" in chat.text
+        assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(chat.text)
+        await chat.say("/title \x1b[31m[red]title")
+        await chat.until("␛[31m[red]title")
+
+
+@drive
+async def test_an_unknown_command_is_told_and_stays_in_the_input(home: Path) -> None:
+    async with open_chat(home) as chat:
+        await chat.say("/regne")
+        await chat.until("did you mean /regen?")
+        assert chat.prompt.text == "/regne"
+        await chat.say("/usr/bin/env is a path")
+        await chat.until(lambda: chat.contents[:1] == ["/usr/bin/env is a path"])
+
+
+@pytest.mark.parametrize("size", [(40, 10), (300, 80), (80, 24)])
+@drive
+async def test_every_size_shows_answer_prompt_and_status(home: Path, size: tuple[int, int]) -> None:
+    async with open_chat(home, FakeResponder("x " * 200 + "\n\nthe end 你好 مرحبا"), size=size) as chat:
+        await chat.ask("go")
+        await chat.until("the end 你好 مرحبا")
+        assert "›" in chat.text
+        assert "tok/s" in chat.status
+        assert max(len(line) for line in chat.text.split("\n")) <= size[0]
+        for key in ("f1", "ctrl+o", "f3", "f2"):
+            await chat.press(key)
+            await chat.pilot.pause()
+            await chat.press("escape")
+            await chat.pilot.pause()
+
+
+@drive
+async def test_resizing_keeps_the_place_that_is_read(home: Path) -> None:
+    text = "\n\n".join(f"paragraph {number} " + "with some words " * 12 for number in range(80))
+    async with open_chat(home, FakeResponder(text), size=(100, 30)) as chat:
+        await chat.ask("go")
+        chat.transcript.choose(chat.transcript.entries[0])
+        await chat.press("pageup", "pageup", "pageup", "pageup")
+        await chat.press("pagedown", "pagedown")
+        await chat.pilot.pause()
+        top = chat.text.split("\n")[2:6]
+        number = next(word for line in top for word in [line.strip()] if word.startswith("paragraph"))
+        await chat.pilot.resize_terminal(60, 20)
+        await chat.until(lambda: " ".join(number.split()[:2]) in chat.text)
+        await chat.pilot.resize_terminal(100, 30)
+        await chat.until(lambda: " ".join(number.split()[:2]) in chat.text)
+
+
+@drive
+async def test_every_theme_can_be_chosen_and_kept_apart(home: Path) -> None:
+    async with open_chat(home, FakeResponder("```python\nx = 1\n```")) as chat:
+        await chat.ask("go")
+        seen = set()
+        for theme in THEMES:
+            await chat.say(f"/theme {theme.name}")
+            await chat.until(lambda name=theme.name: chat.app.theme == name)
+            await chat.until("x = 1")
+            seen.add(chat.app.theme_variables["background"])
+        assert len(seen) >= 4
+        await chat.say("/theme nothing")
+        await chat.until("there is no theme nothing")
+
+
+@drive
+async def test_keys_of_the_config_replace_ours(home: Path) -> None:
+    answers = iter(["one", "two"])
+    looks = Looks(keymap={"regenerate": "f9"})
+    async with open_chat(home, FakeResponder(lambda _: next(answers)), looks=looks) as chat:
+        await chat.ask("go")
+        await chat.press("ctrl+r")
+        await chat.pilot.pause()
+        assert chat.contents == ["go", "one"]
+        await chat.press("f9")
+        await chat.until(lambda: chat.contents == ["go", "two"])
+
+
+@drive
+async def test_the_mouse_is_left_to_the_terminal_and_taken_back(home: Path) -> None:
+    async with open_chat(home) as chat:
+        await chat.say("/mouse")
+        await chat.until("the mouse is the terminal's")
+        await chat.press("f4")
+        await chat.until("the mouse is ours again")
+
+
+@drive
+async def test_a_read_only_folder_costs_the_saving_and_not_the_chat(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = home / "file"
+    place.write_text("not a folder")
+    async with open_chat(place, FakeResponder("still here")) as chat:
+        await chat.ask("go")
+        await chat.until("this chat is not saved")
+        await chat.until("still here")
+        assert "not saved" in chat.status
+
+
+@drive
+async def test_a_newer_database_is_refused_untouched_and_the_chat_goes_on(home: Path) -> None:
+    with SessionStore.open(home / "sessions.db") as store, store.database.writing() as db:
+        db.execute("PRAGMA user_version = 999")
+    before = (home / "sessions.db").read_bytes()
+    async with open_chat(home, FakeResponder("still here")) as chat:
+        await chat.until("was written by a newer dslite")
+        await chat.ask("go")
+        await chat.until("still here")
+    assert (home / "sessions.db").read_bytes() == before
+
+
+@drive
+async def test_no_save_leaves_no_trace(home: Path) -> None:
+    async with open_chat(home, saving=False) as chat:
+        await chat.ask("go")
+        assert chat.conductor.recorder.ask(lambda store: store.conversations()).result(30) == []
+
+
+def test_what_could_not_be_saved_is_saved_with_the_next_message(home: Path) -> None:
+    from dslite.app.dialogue import Dialogue
+
+    told: list[object] = []
+    folder = home / "later"
+    folder.write_text("in the way")
+    recorder = Recorder(lambda: SessionStore.open(folder / "sessions.db"))
+    recorder.told = told.append
+    dialogue = Dialogue(model="demo")
+    recorder.append(dialogue, dialogue.add("user", "first", parent=None))
+    recorder._jobs.put(lambda: (folder.unlink(), None)[1])
+    answer = dialogue.add("assistant", "second", parent=dialogue.leaf)
+    recorder.append(dialogue, answer)
+    recorder.close()
+    assert [type(error).__name__ for error in told] == ["SessionsError", "NoneType"]
+    with SessionStore.open(folder / "sessions.db") as store:
+        talk = store.latest()
+        assert talk is not None
+        assert [message.content for message in store.path(talk.leaf)] == ["first", "second"]
+
+
+@drive
+async def test_a_broken_config_is_told_and_left_alone(home: Path) -> None:
+    error = ConfigFileError("config.toml is not valid TOML: at line 3, column 7", "correct it")
+    async with open_chat(home, warnings=[error]) as chat:
+        await chat.until("line 3, column 7")
+    path = config_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[profiles\n")
+    async with open_chat(home) as chat:
+        await chat.press("f3")
+        await chat.until("is not valid TOML")
+        await chat.press("escape")
+    assert path.read_text() == "[profiles\n"
+
+
+@drive
+async def test_profiles_are_added_used_made_default_removed_and_restored(home: Path) -> None:
+    path = config_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# mine\n[profiles.old]\nsystem = 'Old.'  # kept\n")
+    async with open_chat(home) as chat:
+        await chat.press("f3")
+        await chat.until("translator")
+        await chat.press("ctrl+a")
+        await chat.until("Name of the new profile")
+        await chat.write("poet")
+        await chat.press("enter")
+        await chat.until("Profile poet")
+        await chat.write("Answer in rhyme.")
+        await chat.press("ctrl+s")
+        await chat.until("poet saved")
+        await chat.press("ctrl+s")
+        await chat.until("poet is the default now")
+        await chat.press("enter")
+        await chat.until("profile poet")
+        await chat.ask("hi")
+        assert chat.responder.asked[-1][0].content == "Answer in rhyme."
+        await chat.press("f3")
+        await chat.until("translator")
+        await chat.press("ctrl+d")
+        await chat.until("removed")
+        text = path.read_text()
+        assert "# mine" in text
+        assert "# kept" in text
+        assert "poet" not in text
+
+
+@drive
+async def test_deleting_a_chat_is_undone(home: Path) -> None:
+    async with open_chat(home) as chat:
+        await chat.ask("about whales")
+        await chat.press("ctrl+o")
+        await chat.until(lambda: "about whales" in chat.text and "search" in chat.text)
+        await chat.press("ctrl+t")
+        await chat.until("Title")
+        await chat.press("end", "!", "enter")
+        await chat.until("about whales!")
+        await chat.press("ctrl+d")
+        await chat.until("no chat is saved yet")
+        await chat.press("ctrl+z")
+        await chat.until("about whales!")
+
+
+def absent(ref: ModelRef) -> Exception | None:
+    if ref.repo_id is None:
+        return None
+    return ModelUnavailableError("the model chat is not on this machine", "download it: dslite model pull chat")
+
+
+FOUND = Found("deepseek-ai/DeepSeek-V2-Lite-Chat", "c0", "DeepSeek licence", "https://x.y", 31_400_000_000, 0,
+              90_000_000_000, Path("/cache"))  # fmt: skip
+
+
+class FakePull:
+    """Downloads in steps that a test releases."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Semaphore(0)
+        self.runs = 0
+        self.present = False
+
+    def __call__(self, ref: ModelRef, cancel: threading.Event) -> Generator[Any, None, None]:
+        yield FOUND
+        self.runs += 1
+        for done in range(1, 5):
+            yield Downloading("fetching", "model-1.safetensors", done, 4, done * 10**9, 4 * 10**9, 2e8)
+            while not self.gate.acquire(timeout=0.01):
+                if cancel.is_set():
+                    return
+        self.present = True
+        yield Present(Path("/cache"), "c0")
+
+
+@drive
+async def test_the_first_run_shows_machine_plan_and_size_and_downloads_with_a_pause(home: Path) -> None:
+    pull = FakePull()
+    responder = FakeResponder("ready now")
+    opener = fake_opener(responder, error=lambda ref: None if pull.present else absent(ref))
+    first_run = FirstRun(pull=pull, describe=lambda _: ["GPU: none found", "plan: 33 of 64 experts a layer in memory"])
+    async with open_chat(home, responder, model="chat", opener=opener, first_run=first_run, size=(100, 40)) as chat:
+        await chat.until("is not on this machine")
+        await chat.until("33 of 64 experts")
+        await chat.until("31 GB of 31 GB to download")
+        await chat.until("/cache")
+        await chat.press("enter")
+        await chat.until("25% · 1.0 GB · 200 MB/s")
+        await chat.press("p")
+        await chat.until("paused; what came is kept")
+        assert pull.runs == 1
+        await chat.press("enter")
+        pull.gate.release(4)
+        await chat.until(lambda: pull.present)
+        await chat.until(lambda: chat.conductor.status.doing == "idle")
+        await chat.ask("hi")
+        await chat.until("ready now")
+
+
+@drive
+async def test_the_first_run_answers_an_early_message_with_the_demo_model(home: Path) -> None:
+    responder = FakeResponder("from the demo")
+    first_run = FirstRun(pull=FakePull(), describe=lambda _: [])
+    opener = fake_opener(responder, error=absent)
+    async with open_chat(home, responder, model="chat", opener=opener, first_run=first_run) as chat:
+        await chat.until("Try the demo model at once")
+        await chat.press("down", "enter")
+        await chat.until(lambda: chat.conductor.status.doing == "idle")
+        assert chat.conductor.ref.name == "demo"
+        await chat.ask("hi")
+        await chat.until("from the demo")
+
+
+@drive
+async def test_the_first_run_takes_a_folder_and_says_what_is_wrong_with_it(home: Path) -> None:
+    responder = FakeResponder("from a folder")
+    first_run = FirstRun(pull=FakePull(), describe=lambda _: [])
+    opener = fake_opener(responder, error=absent)
+    folder = home / "model"
+    folder.mkdir()
+    async with open_chat(home, responder, model="chat", opener=opener, first_run=first_run) as chat:
+        await chat.until("Use a folder")
+        await chat.press("down", "down", "enter")
+        await chat.until("Folder in Hub layout")
+        await chat.write(str(folder))
+        await chat.press("enter")
+        await chat.until("has no config.json")
+        config = json.loads((Path(__file__).parents[2] / "golden/deepseek-v2-lite.config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config))
+        await chat.write(str(folder))
+        await chat.press("enter")
+        await chat.until(lambda: chat.conductor.status.doing == "idle" and chat.conductor.ref.folder == folder)
+
+
+@drive
+async def test_a_model_that_cannot_be_opened_says_why_and_another_can_be_chosen(home: Path) -> None:
+    responder = FakeResponder("works")
+    calls: list[str] = []
+
+    def opener(ref: ModelRef, report: Any) -> Opened:
+        calls.append(ref.name)
+        if len(calls) == 1:
+            raise ModelUnavailableError("model.safetensors is cut short", "download the model again")
+        return Opened(responder)
+
+    async with open_chat(home, responder, opener=opener) as chat:
+        await chat.until("model.safetensors is cut short")
+        await chat.say("hello")
+        await chat.until("your message waits")
+        await chat.say("/model demo")
+        await chat.until("works")
+
+
+@drive
+async def test_the_inspector_draws_layers_by_experts_and_slots(home: Path) -> None:
+    uses = [[0] * 63 + [9], [3] * 64]
+    facts = {"uses": uses, "experts": {"slots": 44, "hits": 90, "misses": 10, "bytes_moved": 170_000_000}}
+    async with open_chat(home, FakeResponder("x", facts=facts), size=(130, 45)) as chat:
+        await chat.ask("go")
+        await chat.press("f2")
+        await chat.until("44 of 64 experts a layer")
+        await chat.until("90.0% hits · 90 hits · 10 misses")
+        await chat.until("65 of 128 experts used, 201 times")
+        grid = chat.app.inspector.text.split("\n")
+        rows = [line[4:] for line in grid if line.startswith((" 1  ", " 2  "))]
+        assert len(rows) == 2
+        assert rows[0].strip() == "█"[-1] or rows[0].strip() in "▓█"
+        assert len(set(rows[1].strip())) == 1
+        assert "GPU" not in chat.status
+        assert "44/64 experts" in chat.status

@@ -1,0 +1,98 @@
+"""ChatSession: messages in, events out."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from support.checkpoints import load_engine, tiny_config, write_checkpoint
+from support.tokenizers import EOS_ID
+
+from dslite.runtime.chat import ChatSession
+from dslite.runtime.chat_template import Message
+from dslite.runtime.engine import Engine
+from dslite.runtime.errors import ContextFullError
+from dslite.runtime.events import Done, Token
+from dslite.runtime.sampling_params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return load_engine(write_checkpoint(tmp_path / "model", tiny_config()), context=200)
+
+
+def run(session: ChatSession, messages: list[Message], params: SamplingParams = GREEDY, **more: bool) -> Done:
+    events = list(session.reply(messages, params, threading.Event(), **more))
+    assert isinstance(events[-1], Done)
+    made = "".join(event.delta for event in events if isinstance(event, Token | Done))
+    assert made == events[-1].text  # what streams is what is told at the end
+    return events[-1]
+
+
+def test_a_second_turn_reads_only_what_is_new(engine: Engine) -> None:
+    session = ChatSession(engine, "tiny")
+    first = [Message("user", "in the")]
+    answer = run(session, first)
+    second = [*first, Message("assistant", answer.text, answer.token_ids), Message("user", "the")]
+    done = run(session, second)
+    assert done.cached_tokens >= answer.prompt_tokens + len(answer.token_ids) - 1
+
+
+def test_going_on_makes_the_tokens_that_one_long_answer_would_have(engine: Engine) -> None:
+    session = ChatSession(engine, "tiny")
+    question = [Message("user", "the inner")]
+    whole = run(session, question)
+    begun = run(session, question, SamplingParams(temperature=0.0, max_tokens=5))
+    rest = run(
+        session,
+        [*question, Message("assistant", begun.text, begun.token_ids)],
+        SamplingParams(temperature=0.0, max_tokens=7),
+        go_on=True,
+    )
+    assert begun.token_ids + rest.token_ids == whole.token_ids
+
+
+def test_going_on_leaves_out_the_end_token_of_what_was_there(engine: Engine) -> None:
+    session = ChatSession(engine, "tiny")
+    messages = [Message("user", "the"), Message("assistant", "in", (105, 110, EOS_ID))]
+    assert session.prompt_ids(messages, go_on=True)[-2:] == [105, 110]
+
+
+def test_fit_drops_the_oldest_turns_and_keeps_system_and_question(engine: Engine) -> None:
+    session = ChatSession(engine, "tiny")
+    turns = [
+        message
+        for number in range(10)
+        for message in (Message("user", f"question {number}"), Message("assistant", f"answer {number}"))
+    ]
+    messages = [Message("system", "be brief"), *turns, Message("user", "the last")]
+    kept = session.fit(messages)
+    assert len(session.prompt_ids(kept)) <= 150  # a quarter of 200 is left for the answer
+    assert kept[0].role == "system"
+    assert kept[1].role == "user"
+    assert kept[-1].content == "the last"
+    assert kept[1:] == messages[-len(kept) + 1 :]
+
+
+def test_fit_changes_nothing_that_fits(engine: Engine) -> None:
+    session = ChatSession(engine, "tiny")
+    messages = [Message("user", "the"), Message("assistant", "in"), Message("user", "the")]
+    assert session.fit(messages) == messages
+
+
+def test_a_message_that_alone_is_too_long_is_refused(engine: Engine) -> None:
+    session = ChatSession(engine, "tiny")
+    with pytest.raises(ContextFullError, match="the last message alone"):
+        session.fit([Message("user", "x" * 500)])
+    with pytest.raises(ContextFullError):
+        list(session.reply([Message("user", "x" * 500)], GREEDY, threading.Event()))
+
+
+def test_facts_compare_the_cache_with_plain_attention(engine: Engine) -> None:
+    facts = ChatSession(engine, "tiny").facts()
+    # 3 layers of float32: a latent of 32 and 8 rotary values, against 4 heads of 24 key and 16 value each.
+    assert facts.kv_bytes_per_token == 3 * 40 * 4
+    assert facts.plain_kv_bytes_per_token == 3 * 4 * (24 + 16) * 4
+    assert facts.context == 200
+    assert facts.uses is None
