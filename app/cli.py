@@ -70,6 +70,12 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:  # stdout on a full disk, most likely: every file that is opened has its own words
+        if console.settings.debug:
+            raise
+        where = error.filename or "the output"
+        console.show_error(DsliteError(f"{where} cannot be written or read: {error.strerror}", "check disk and place"))
+        sys.exit(1)
     except Exception as error:
         if console.settings.debug:
             raise
