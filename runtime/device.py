@@ -146,7 +146,9 @@ def compute_device(device: torch.device) -> ComputeDevice:
 
 def anonymous_memory(nbytes: int) -> Tensor:
     """Host memory of our own, in whole pages, huge ones where the system gives them. Untouched pages cost nothing."""
-    memory = mmap.mmap(-1, max(nbytes, 1))
+    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+    # Shared memory, which is what Python maps by default, gets no huge pages.
+    memory = mmap.mmap(-1, max(nbytes, 1), flags=private) if private else mmap.mmap(-1, max(nbytes, 1))
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)[:nbytes]

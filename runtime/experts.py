@@ -79,6 +79,7 @@ class ExpertCache:
         self._held: dict[int, dict[int, Held]] = {layer: {} for layer in self.layers}
         self._coming: dict[Key, _Coming] = {}
         self._wanted: deque[Key] = deque()
+        self._stale: list[_Coming] = []  # on their way, and wanted no more
         self._last_read: dict[int, Event] = {}  # buffer → the event behind which it may be written
         self._pass = 0
 
@@ -95,6 +96,9 @@ class ExpertCache:
         self._pump()
 
     def _pump(self) -> None:
+        for coming in [coming for coming in self._stale if coming.fetch.passed()]:
+            self._stale.remove(coming)
+            self._discard(coming)
         while self._free and self._wanted:
             layer, expert = self._wanted.popleft()
             number = self._free.pop()
@@ -124,6 +128,8 @@ class ExpertCache:
 
     def _make_way(self, layer: int) -> None:
         """Have a spare buffer, if need be by giving up what was brought ahead for another layer."""
+        if not self._free and self._stale:
+            self._discard(self._stale.pop(0))
         if self._free:
             return
         keys = list(reversed(self._coming))
@@ -133,18 +139,24 @@ class ExpertCache:
             self._wanted.append(least)
 
     def _drop(self, key: Key) -> None:
-        """Give up an expert that is on its way. Whether it would have arrived matters to nobody."""
-        coming = self._coming.pop(key)
+        """Give up an expert that is on its way."""
+        self._discard(self._coming.pop(key))
+
+    def _discard(self, coming: _Coming) -> None:
+        """Have a buffer back whose expert nobody wants: whether it would have arrived does not matter."""
         with contextlib.suppress(DsliteError):
             coming.fetch.wait()
         self._free.append(coming.buffer)
 
     def begin(self, layer: int, used: Sequence[int]) -> None:
-        """A pass is at a layer and wants these experts: forget what was brought ahead for it in vain."""
+        """A pass is at a layer and wants these experts: what was brought ahead in vain is waited for no longer."""
         self._pass += 1
         wanted = set(used)
         for key in [key for key in self._coming if key[0] == layer and key[1] not in wanted]:
-            self._drop(key)
+            if len(self._held[layer]) < self.slots and self._coming[key].fetch.passed():
+                self.settle_in(*key, self.take(*key), rows=0, used=0)
+            else:
+                self._stale.append(self._coming.pop(key))
         self._wanted = deque(key for key in self._wanted if key[0] != layer or key[1] in wanted)
 
     def insert(self, layer: int, expert: int, rows: int) -> None:
@@ -190,6 +202,8 @@ class ExpertCache:
         self._wanted.clear()
         for key in list(self._coming):
             self._drop(key)
+        while self._stale:
+            self._discard(self._stale.pop())
 
     def give_back(self) -> bool:
         """One slot less in every layer, and its memory to the device. False at the fewest that a token needs."""

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dslite.model import kernels
+from dslite.model.kernels.native import MOST_TOKENS, ExpertTable, suits_rows
 from dslite.model.moe import MLP
 from dslite.runtime.experts import ExpertCache
-
-_FEW = 16  # tokens up to which outputs are kept in float32: then the compiled kernels answer in it
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,8 @@ class SlotExperts:
         hits = [expert for expert in choice.bounds if expert in held]
         misses = [expert for expert in choice.bounds if expert not in held]
         self.cache.stats.count(self.layer, hits, misses)
+        outputs.compute({expert: held[expert].mlp for expert in hits})
         for expert in hits:
-            outputs.compute(expert, held[expert].mlp)
             self.cache.touch(held[expert], outputs.rows(expert))
         return misses
 
@@ -109,17 +108,15 @@ class SlotExperts:
         """Compute the misses as they arrive."""
         for expert in misses:
             fetched = self.cache.take(self.layer, expert)
-            outputs.compute(expert, fetched.mlp)
+            outputs.compute({expert: fetched.mlp})
             self.cache.settle_in(self.layer, expert, fetched, rows=outputs.rows(expert))
 
     def _compute_where_they_lie(self, misses: list[int], choice: Choice, rows: Tensor, outputs: "_Outputs") -> None:
         """Compute the misses on the host, while the device is at the hits. rows (T, D)."""
         cache, layer = self.cache, self.layer
         here = _Outputs(rows, torch.from_numpy(choice.places), choice.bounds, outputs.per_token)
-        for expert in misses:
-            mlp = cache.source.where_it_lies(layer, expert)
-            assert mlp is not None
-            here.compute(expert, mlp)
+        lying = {expert: cache.source.where_it_lies(layer, expert) for expert in misses}
+        here.compute({expert: mlp for expert, mlp in lying.items() if mlp is not None})
         cache.stats.computed += len(misses)
         mine = np.concatenate([choice.places[slice(*choice.bounds[expert])] for expert in misses])
         done = here.flat[torch.from_numpy(mine)]
@@ -134,20 +131,43 @@ class _Outputs:
     def __init__(self, hidden: Tensor, places: Tensor, bounds: dict[int, tuple[int, int]], per_token: int) -> None:
         self._hidden, self._places, self._bounds, self.per_token = hidden, places, bounds, per_token
         count, width = hidden.shape
-        dtype = torch.float32 if count <= _FEW else hidden.dtype
+        dtype = torch.float32 if count * per_token <= MOST_TOKENS else hidden.dtype
         self.flat = torch.empty(count * per_token, width, dtype=dtype, device=hidden.device)  # (T·K, D)
 
     def rows(self, expert: int) -> int:
         start, end = self._bounds[expert]
         return end - start
 
-    def compute(self, expert: int, mlp: MLP) -> None:
-        """One expert for the tokens that chose it."""
+    def compute(self, experts: dict[int, MLP]) -> None:
+        """Some experts, each for the tokens that chose it."""
+        group: dict[int, MLP] = {}
+        for expert, mlp in experts.items():
+            if sum(self.rows(one) for one in group) + self.rows(expert) > MOST_TOKENS:
+                self._compute_group(group)
+                group = {}
+            group[expert] = mlp
+        self._compute_group(group)
+
+    def _compute_group(self, experts: dict[int, MLP]) -> None:
+        """In one call of the compiled kernel, in float32, where it takes them; else one by one."""
+        if not experts:
+            return
+        places = torch.cat([self._places_of(expert) for expert in experts])
+        counts = [self.rows(expert) for expert in experts]
+        rows = self._hidden[places // self.per_token]
+        if suits_rows(rows):
+            numbers = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[:, None]
+            table = ExpertTable([mlp.matrices for mlp in experts.values()])
+            out = kernels.weighted_experts(rows, numbers, torch.ones(len(rows), 1), table)
+            if out is not None:
+                self.place(places, out)
+                return
+        for mlp, some, where in zip(experts.values(), rows.split(counts), places.split(counts), strict=True):
+            self.place(where, mlp.reference(some))
+
+    def _places_of(self, expert: int) -> Tensor:
         start, end = self._bounds[expert]
-        places = self._places[start:end]
-        alone = self._hidden.shape[0] == 1
-        rows = self._hidden if alone else self._hidden[places // self.per_token]
-        self.place(places, expert_output(mlp, rows))
+        return self._places[start:end]
 
     def place(self, places: Tensor, values: Tensor) -> None:
         self.flat.index_copy_(0, places, values.to(self.flat.dtype))
@@ -159,14 +179,3 @@ class _Outputs:
         for rank in range(1, weights.shape[1]):
             total += parts[:, rank].float() * weights[:, rank, None]
         return total
-
-
-def expert_output(mlp: MLP, rows: Tensor) -> Tensor:
-    """One expert for rows (T, D): by the compiled kernel in float32 where it applies, else in the rows' dtype."""
-    count = rows.shape[0]
-    if count <= _FEW and rows.device.type == "cpu" and rows.dtype is torch.bfloat16:
-        first, whole = torch.zeros(count, 1, dtype=torch.int64), torch.ones(count, 1)
-        out = kernels.weighted_experts(rows, first, whole, mlp.table)
-        if out is not None:
-            return out
-    return mlp.reference(rows)

@@ -1,0 +1,180 @@
+"""Decoding and reading prompts with less memory than the model, inside a memory limit that counts the page cache.
+
+    python tests/benchmarks/offload.py FOLDER --ram 20GiB --tokens 64
+
+Needs root and control groups of version 1 (or a limit set from outside, with --no-limit). Prints one JSON object:
+medians per token, hit rate, bytes per token, the disk's rate for the same kind of reads, and how near decoding comes to
+the bound made of the disk time of the misses plus the computing that cannot go on beside it. --mapped measures the same
+network with its weights mapped and left to page faults, for comparison.
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+GROUP = Path("/sys/fs/cgroup/memory/dslite-offload")
+CONTEXT = 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--ram", default="20GiB")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prefill", default="128,2048", help="prompt lengths")
+    parser.add_argument("--mapped", action="store_true", help="page faults instead of slots")
+    parser.add_argument("--no-limit", action="store_true", help="make no control group")
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+
+    from dslite.app.options import parse_size
+
+    ram = parse_size(args.ram)
+    if not args.no_limit:
+        enter_group(ram)
+    print(json.dumps(measure(args, ram), indent=1))
+
+
+def enter_group(limit: int) -> None:
+    """Put this process under a limit of memory, before it has taken any to speak of."""
+    GROUP.mkdir(exist_ok=True)
+    (GROUP / "memory.limit_in_bytes").write_text(str(limit))
+    (GROUP / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def measure(args: argparse.Namespace, ram: int) -> dict[str, Any]:
+    import torch
+
+    from dslite.runtime.checkpoint import Checkpoint
+    from dslite.runtime.device_plan import PlanRequest
+    from dslite.runtime.engine import Engine
+    from dslite.runtime.fitting import fit
+    from dslite.runtime.hardware import peak_rss, physical_cores
+    from dslite.runtime.loader import load
+    from dslite.runtime.tokenizer import Tokenizer
+
+    torch.set_num_threads(args.threads or physical_cores())
+    checkpoint = Checkpoint.open(args.folder)
+    rate = disk_rate(checkpoint)
+    plan = None if args.mapped else fit(checkpoint.config, "cpu", PlanRequest(context=CONTEXT, ram=ram))
+    began = time.perf_counter()
+    model = load(checkpoint, device=torch.device("cpu"), dtype=torch.bfloat16, plan=plan)
+    loaded = time.perf_counter() - began
+    engine = Engine(model, Tokenizer.from_folder(args.folder), context=CONTEXT)
+    random.seed(0)
+    shown: dict[str, Any] = {
+        "ram": ram,
+        "slots": None if plan is None else plan.slots,
+        "load_s": round(loaded, 2),
+        "disk_gbps": round(rate / 1e9, 2),
+    }
+    for count in map(int, args.prefill.split(",")):
+        shown[f"prefill_{count}"] = prefill(engine, count)
+    shown["decode"] = decode(engine, args.tokens, rate)
+    shown["peak_rss_gb"] = round(peak_rss() / 1e9, 2)
+    if not args.no_limit:
+        shown["group_peak_gb"] = round(int((GROUP / "memory.max_usage_in_bytes").read_text()) / 1e9, 2)
+    return shown
+
+
+def disk_rate(checkpoint: Any, count: int = 60) -> float:
+    """Bytes per second of reading whole experts at random places, one behind the other, as misses are read."""
+    from dslite.runtime.device import anonymous_memory
+    from dslite.runtime.disk import Extents, Reader, Reading
+    from dslite.runtime.sources import MATRICES, expert_name
+
+    config = checkpoint.config
+    reader = Reader(checkpoint)
+    buffer, moved, began = anonymous_memory(2**25), 0, time.perf_counter()
+    for _ in range(count):
+        layer = random.randrange(config.first_k_dense_replace, config.num_hidden_layers)
+        expert = random.randrange(config.n_routed_experts)
+        entries = [checkpoint.entries[expert_name(layer, expert, matrix)] for matrix in MATRICES]
+        extents = Extents.of(entries, reader.files)
+        Reading(extents, reader.read(extents, buffer)).wait()
+        moved += sum(entry.nbytes for entry in entries)
+    reader.close()
+    return moved / (time.perf_counter() - began)
+
+
+def prefill(engine: Any, count: int) -> dict[str, float]:
+    """Read a prompt of random tokens from an empty cache."""
+    engine.forget()
+    ids = [random.randrange(engine.model.config.vocab_size) for _ in range(count)]
+    moved, waited = counters(engine)
+    began = time.perf_counter()
+    engine.forward(ids)
+    took = time.perf_counter() - began
+    now_moved, now_waited = counters(engine)
+    return {
+        "tps": round(count / took, 2),
+        "waited_s": round(now_waited - waited, 2),
+        "took_s": round(took, 2),
+        "moved_gb": round((now_moved - moved) / 1e9, 2),
+    }
+
+
+def decode(engine: Any, count: int, rate: float) -> dict[str, float]:
+    """Decode random tokens; the bound is that of the medians."""
+    config = engine.model.config
+    times, moves, waits = [], [], []
+    hits_before, misses_before = hits_and_misses(engine)
+    gc.disable()
+    for _ in range(count):
+        moved, waited = counters(engine)
+        began = time.perf_counter()
+        engine.logits(engine.forward([random.randrange(config.vocab_size)]))
+        times.append(time.perf_counter() - began)
+        now_moved, now_waited = counters(engine)
+        moves.append(now_moved - moved)
+        waits.append(now_waited - waited)
+    hits, misses = (now - then for now, then in zip(hits_and_misses(engine), (hits_before, misses_before), strict=True))
+    token, moved, waited = statistics.median(times), statistics.mean(moves), statistics.median(waits)
+    shown = {
+        "tps": round(1 / token, 3),
+        "token_s": round(token, 4),
+        "slowest_s": round(max(times), 3),
+        "waited_s": round(waited, 4),
+    }
+    if hits + misses:
+        computing, on_disk = token - waited, moved / rate
+        beside = computing * beside_share(engine, hits / (hits + misses))
+        bound = computing + on_disk - min(on_disk, beside)
+        shown |= {
+            "hit_rate": round(hits / (hits + misses), 3),
+            "bytes_per_token": round(moved),
+            "disk_s": round(on_disk, 4),
+            "computing_s": round(computing, 4),
+            "bound_tps": round(1 / bound, 3),
+            "of_bound": round(bound / token, 3),
+        }
+    return shown
+
+
+def beside_share(engine: Any, hit_rate: float) -> float:
+    """The share of the computing, by bytes, that can go on while misses are read: hits and shared experts."""
+    from dslite.runtime.footprint import Footprint
+
+    size = Footprint(engine.model.config, "bfloat16")
+    beside = hit_rate * size.routed_per_token + size.shared_per_layer * size.moe_layers
+    return beside / size.read_per_token
+
+
+def counters(engine: Any) -> tuple[int, float]:
+    stats = None if engine.experts is None else engine.experts.stats
+    return (0, 0.0) if stats is None else (stats.bytes_moved, stats.wait_s)
+
+
+def hits_and_misses(engine: Any) -> tuple[int, int]:
+    stats = None if engine.experts is None else engine.experts.stats
+    return (0, 0) if stats is None else (stats.hits, stats.misses)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""What goes wrong under a running engine: memory that runs out, disks that fail, files that change. No wrong token."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import load_engine, tiny_config, write_checkpoint
+from support.forward import random_ids
+from support.machines import machine
+
+from dslite.runtime import disk, engine, loader
+from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.device import PlainDevice
+from dslite.runtime.device_plan import PlanRequest
+from dslite.runtime.draft import Request
+from dslite.runtime.engine import Engine
+from dslite.runtime.errors import CheckpointError, OutOfMemoryError
+from dslite.runtime.events import Token
+from dslite.runtime.loader import load
+from dslite.runtime.placement import plan
+from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.tokenizer import Tokenizer
+
+CPU = torch.device("cpu")
+EXPERTS, PER_TOKEN, LAYERS, TOKENS = 12, 3, 3, 12
+GREEDY = SamplingParams(temperature=0, max_tokens=TOKENS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = tiny_config(n_routed_experts=EXPERTS, num_experts_per_tok=PER_TOKEN, num_hidden_layers=LAYERS)
+    return write_checkpoint(tmp_path / "model", config)
+
+
+def offloaded(folder: Path, *, slots: int = 6, seam: PlainDevice | None = None, spare: int = 2) -> Engine:
+    """An engine whose experts lie on disk but for a few slots, and are read on almost every token."""
+    checkpoint = Checkpoint.open(folder)
+    made = plan(machine(0, 64), checkpoint.config, PlanRequest(dtype="float32", expert_slots=slots, context=256))
+    model = load(checkpoint, device=CPU, dtype=torch.float32, plan=replace(made, spare=spare), seam=seam)
+    return Engine(model, Tokenizer.from_folder(folder), context=256, eos_token_ids=[], prefill_chunk=16)
+
+
+def prompt(folder: Path) -> list[int]:
+    return random_ids(40, Checkpoint.open(folder).config.vocab_size, seed=4)
+
+
+def answer(running: Engine, ids: Sequence[int]) -> list[int]:
+    return [event.id for event in running.generate(Request(ids, GREEDY)) if isinstance(event, Token)]
+
+
+def follow(running: Engine, ids: Sequence[int], got: list[int], then: Callable[[], object]) -> None:
+    """Answer into `got`, doing something behind each token."""
+    for event in running.generate(Request(ids, GREEDY)):
+        if isinstance(event, Token):
+            got.append(event.id)
+            then()
+
+
+def right_answer(folder: Path) -> list[int]:
+    return answer(load_engine(folder, eos_token_ids=[]), prompt(folder))
+
+
+class FailingDevice(PlainDevice):
+    """A device whose n-th allocation fails, and the `times - 1` behind it."""
+
+    def __init__(self, first: int, times: int) -> None:
+        super().__init__(CPU)
+        self.count, self._fails = 0, range(first, first + times)
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        self.count += 1
+        if self.count - 1 in self._fails:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return super().allocate(nbytes)
+
+
+def test_an_arena_that_does_not_fit_is_made_smaller(folder: Path) -> None:
+    allocations = FailingDevice(-1, 0)
+    offloaded(folder, seam=allocations)
+    assert allocations.count > 6
+    for failing in range(allocations.count):
+        running = offloaded(folder, seam=FailingDevice(failing, 1))
+        assert running.expert_stats()["slots"] < 6
+        assert answer(running, prompt(folder)) == right_answer(folder)
+
+
+def test_an_arena_that_never_fits_is_told_with_its_remedy(folder: Path) -> None:
+    with pytest.raises(OutOfMemoryError, match="3 experts per layer") as told:
+        offloaded(folder, seam=FailingDevice(0, 10**6))
+    assert "--ctx-size" in told.value.remedy
+
+
+def test_a_cache_that_does_not_fit_takes_the_memory_of_slots(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "LatentKVCache", failing_first(engine.LatentKVCache, 2))
+    running = offloaded(folder)
+    assert running.expert_stats()["slots"] == 4
+    assert answer(running, prompt(folder)) == right_answer(folder)
+
+
+def failing_first(make: Callable[..., Any], times: int) -> Callable[..., Any]:
+    """`make`, out of memory the first times."""
+    left = iter(range(times))
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if next(left, None) is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return make(*args, **kwargs)
+
+    return wrapper
+
+
+class Shortage(torch.utils._python_dispatch.TorchDispatchMode):
+    """The n-th operation of a network's pass has no memory for its result; `failures` in all."""
+
+    def __init__(self, first: int, failures: int = 1) -> None:
+        super().__init__()
+        self.count, self.failures, self._first = 0, failures, first
+
+    def begin(self) -> None:
+        self._first = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.is_view or not in_network():
+            return func(*args, **(kwargs or {}))
+        self.count += 1
+        if self.count > self._first and self.failures:
+            self.failures -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return func(*args, **(kwargs or {}))
+
+
+def in_network() -> bool:
+    """Whether the network computes now, rather than what is around it."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_filename.endswith("model/transformer.py"):
+            return True
+    return False
+
+
+def operations(folder: Path, during: Callable[[Engine], object]) -> int:
+    running = offloaded(folder)
+    with Shortage(10**9) as watch:
+        during(running)
+    return watch.count
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8, 0.97])
+def test_memory_that_runs_out_anywhere_in_an_answer_costs_slots_and_no_token(folder: Path, share: float) -> None:
+    ids, right = prompt(folder), right_answer(folder)
+    count = operations(folder, lambda running: answer(running, ids))
+    running = offloaded(folder)
+    with Shortage(int(count * share)) as shortage:
+        assert answer(running, ids) == right
+    assert shortage.failures == 0
+    assert running.expert_stats()["slots"] == 5
+    if share < 0.1:
+        assert running.prefill_chunk == 8
+
+
+def test_memory_that_stays_short_ends_in_one_message_and_the_conversation_stays(folder: Path) -> None:
+    ids, right = prompt(folder), right_answer(folder)
+    running = offloaded(folder)
+    got: list[int] = []
+    shortage = Shortage(10**9, failures=10**6)
+    with shortage, pytest.raises(OutOfMemoryError, match="memory ran out for") as told:
+        follow(running, ids, got, lambda: shortage.begin() if len(got) == 4 else None)
+    assert got == right[:4]
+    assert "--ctx-size" in told.value.remedy
+    assert len(running.cached_ids) >= len(ids)
+    assert answer(running, ids) == right
+
+
+def break_reads(monkeypatch: pytest.MonkeyPatch, behave: Callable[[], int | None]) -> None:
+    """preadv as the system gives it, but for what `behave` says: an error number, or -1 for a short read."""
+    real = os.preadv
+
+    def preadv(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        wrong = behave()
+        if wrong is None:
+            return real(fd, buffers, offset)
+        if wrong == -1:
+            return real(fd, [buffers[0][:512]], offset)
+        raise OSError(wrong, os.strerror(wrong))
+
+    monkeypatch.setattr(disk.os, "preadv", preadv)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [(5, "Input/output error"), (-1, "too early")])
+def test_a_read_that_fails_in_mid_answer_names_the_file_and_emits_nothing_wrong(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, message: str
+) -> None:
+    ids, right = prompt(folder), right_answer(folder)
+    running = offloaded(folder)
+    healed = False
+    got: list[int] = []
+    break_reads(monkeypatch, lambda: wrong if len(got) >= 3 and not healed else None)
+    with pytest.raises(CheckpointError, match=message) as told:
+        follow(running, ids, got, lambda: None)
+    assert "model.safetensors" in told.value.message
+    assert got == right[: len(got)]
+    assert len(got) >= 3
+    healed = True
+    assert answer(running, ids) == right, "the engine must go on once the disk does"
+
+
+@pytest.mark.parametrize("spare", [1, 4])
+def test_a_read_that_fails_while_a_prompt_is_read_leaves_a_working_engine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    ids, right = prompt(folder), right_answer(folder)
+    running = offloaded(folder, spare=spare)
+    for good in range(0, 60, 7):
+        left = iter(range(good))
+        break_reads(monkeypatch, lambda left=left: None if next(left, None) is not None else 5)  # type: ignore[misc]
+        running.forget()
+        with pytest.raises(CheckpointError):
+            follow(running, ids, [], lambda: None)
+        monkeypatch.undo()
+        assert answer(running, ids) == right
+
+
+def change(file: Path, how: str) -> None:
+    if how == "truncated":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        with file.open("r+b") as stream:
+            stream.seek(file.stat().st_size // 2)
+            stream.write(b"\x00" * 4096)
+        status = file.stat()
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [("truncated", "model.safetensors"), ("overwritten", "changed while in use")]
+)
+def test_a_file_that_changes_in_mid_answer_is_told_by_name(folder: Path, how: str, message: str) -> None:
+    ids, right = prompt(folder), right_answer(folder)
+    running = offloaded(folder, slots=PER_TOKEN)
+    got: list[int] = []
+    with pytest.raises(CheckpointError, match=message):
+        follow(running, ids, got, lambda: change(folder / "model.safetensors", how) if len(got) == 3 else None)
+    assert got == right[: len(got)]
+
+
+def test_a_file_replaced_by_another_is_still_read_as_it_was(folder: Path, tmp_path: Path) -> None:
+    ids, right = prompt(folder), right_answer(folder)
+    running = offloaded(folder, slots=PER_TOKEN)
+    other = write_checkpoint(
+        tmp_path / "other",
+        tiny_config(n_routed_experts=EXPERTS, num_experts_per_tok=PER_TOKEN, num_hidden_layers=LAYERS),
+        seed=9,
+    )
+    (other / "model.safetensors").replace(folder / "model.safetensors")
+    assert answer(running, ids) == right
+
+
+def test_a_file_cut_before_it_is_opened_for_offload_is_refused(folder: Path) -> None:
+    checkpoint = Checkpoint.open(folder)
+    os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 100)
+    made = plan(machine(0, 64), checkpoint.config, PlanRequest(dtype="float32", expert_slots=4))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        loader.load(checkpoint, device=CPU, dtype=torch.float32, plan=made)
