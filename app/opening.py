@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dslite.app.endpoints import Served
 from dslite.runtime.hub import ModelRef, locate
 
 if TYPE_CHECKING:
@@ -33,5 +34,16 @@ def opener(engine_options: Mapping[str, Any]) -> Opener:
 
         engine = open_engine(folder, EngineOptions(**engine_options), report)
         return Opened(ChatSession(engine, ref.key), model_defaults(folder))
+
+    return open_model
+
+
+def remote_opener(served: Served) -> Opener:
+    """How models of a server are "opened": by naming them."""
+
+    def open_model(ref: ModelRef, report: Callable[["Loading"], None]) -> Opened:
+        from dslite.runtime.remote import RemoteChat, RemoteModel
+
+        return Opened(RemoteChat(RemoteModel(served.endpoint, ref.name)))
 
     return open_model

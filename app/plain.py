@@ -150,9 +150,20 @@ class PlainChat:
             except ContextFullError as error:
                 kept = self._forget(error, lambda: responder.fit(messages, go_on=go_on))
                 events = responder.reply(kept, params, interruption.flag, go_on=go_on)
-            self._print(node, events, interruption.flag)
+            try:
+                self._print(node, events, interruption.flag)
+            except DsliteError:
+                self._keep_broken(node)
+                raise
         if interruption.exit_code == 143:
             self._leaving = 143
+
+    def _keep_broken(self, node: Node) -> None:
+        """What came of an answer that broke off stays, and /continue goes on from it."""
+        print(flush=True)
+        if node.content:
+            node.growing, node.finish_reason = False, "interrupted"
+            self.recorder.finish(self.dialogue, node)
 
     def _forget(self, error: ContextFullError, fit: Callable[[], list[T]]) -> list[T]:
         """Ask whether the oldest turns may go. Raises the error where not."""

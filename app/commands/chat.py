@@ -33,6 +33,8 @@ def chat(
     ram: options.Ram = None,
     expert_slots: options.ExpertSlots = None,
     miss: options.Miss = "auto",
+    endpoint: options.Endpoint = None,
+    endpoint_key_env: options.EndpointKeyEnv = None,
     system: options.System = None,
     system_file: options.SystemFile = None,
     profile: options.Profile = None,
@@ -74,7 +76,9 @@ def chat(
     talk = _find(latest=continue_, id=session)
     engine_options = {"device": device, "dtype": dtype, "ctx_size": ctx_size, "threads": threads, "offline": offline}
     engine_options |= options.placing(vram, ram, expert_slots, miss)
-    start = _start(flags, profile, talk, revision, engine_options, saving=not no_save)
+    start = _start(
+        flags, profile, talk, revision, engine_options, saving=not no_save, server=(endpoint, endpoint_key_env)
+    )
     if plain:
         from dslite.app.plain import run_plain
 
@@ -102,14 +106,16 @@ def _start(
     engine_options: dict[str, Any],
     *,
     saving: bool,
+    server: tuple[str | None, str | None],
 ) -> "ChatStart":
     """Put together with what the chat begins. A broken config.toml is told, and the chat goes on without it."""
     from dslite.app.answer_settings import settle
     from dslite.app.chat_settings import ChatSettings
     from dslite.app.chat_start import ChatStart, Looks
     from dslite.app.config import Config, config_path, read_config
+    from dslite.app.endpoints import find_served
     from dslite.app.errors import ConfigFileError
-    from dslite.app.opening import opener
+    from dslite.app.opening import opener, remote_opener
     from dslite.app.profiles import default_values
     from dslite.app.recorder import Recorder
     from dslite.app.sessions import SessionStore
@@ -125,9 +131,10 @@ def _start(
             raise
         warnings.append(error)
         made, defaults, looks = flags, {}, Looks.of_config(Config(config_path(), {}))
-    ref = parse_model(made.model or _CHAT_MODEL, revision)
+    served = find_served(*server, flags.model, made.model)
+    ref = served.ref if served else parse_model(made.model or _CHAT_MODEL, revision)
     settings = ChatSettings(
-        model=made.model or _CHAT_MODEL,
+        model=ref.name,
         profile=made.profile,
         chosen=dict(flags.sampling),
         defaults=defaults,
@@ -137,7 +144,7 @@ def _start(
     return ChatStart(
         ref=ref,
         settings=settings,
-        open_model=opener(engine_options),
+        open_model=remote_opener(served) if served else opener(engine_options),
         recorder=Recorder(SessionStore.open, saving=saving),
         resume=(lambda _: identity) if identity else None,
         looks=looks,

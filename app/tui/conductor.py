@@ -92,10 +92,11 @@ class Conductor:
     def say(self, text: str, *, warning: bool = False) -> None:
         """A line of ours below the conversation."""
         transcript = self.screen.transcript
+        entry = Entry(-1, "notice", "", ("! " if warning else "") + text)
         if transcript.entries and transcript.entries[-1].growing:
-            self.screen.flash(text)
-            return
-        transcript.add(Entry(-1, "notice", "", ("! " if warning else "") + text))
+            transcript.add_before_last(entry)
+        else:
+            transcript.add(entry)
 
     def say_error(self, error: DsliteError) -> None:
         self.say(f"{error.message}\n{error.remedy}" if error.remedy else error.message, warning=True)
@@ -403,8 +404,9 @@ class Conductor:
     # Models, and questions to the store.
 
     def use_model(self, name: str) -> None:
-        """Load another model. Raises UsageError."""
-        self._refuse_while_answering()
+        """Load another model; a message that waits for one is answered by it. Raises UsageError."""
+        if self.reply is not None and self.reply.job not in self._asked:
+            self._refuse_while_answering()
         self.ref = parse_model(name)
         self.settings.model = name
         self.dialogue.model = self.ref.key

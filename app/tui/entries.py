@@ -63,7 +63,7 @@ def greeting(conductor: "Conductor") -> Entry:
     facts = conductor.status.facts
     lines = [short_name(conductor.model_name)]
     if facts:
-        lines[0] += f" · {where(facts)} · {facts.context:,} tokens of context"
+        lines[0] += f" · {where(facts)}" + (f" · {facts.context:,} tokens of context" if facts.context else "")
     if conductor.settings.system_message:
         lines.append(f"profile {conductor.settings.profile.name}: {one_line(conductor.settings.system_message, 120)}")
     demo = conductor.ref.name == "demo"

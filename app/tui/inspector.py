@@ -117,7 +117,7 @@ def slot_lines(facts: Facts) -> list[Text]:
     experts = facts.experts
     slots, hits, misses = (experts.get(key, 0) for key in ("slots", "hits", "misses"))
     if not slots:
-        return [Text("none")]
+        return [Text("none" if facts.experts else "not known")]
     held = f"{slots} of {facts.experts_per_layer} experts a layer"
     if slots >= facts.experts_per_layer:
         return [Text(f"{held}: all are in place")]

@@ -103,8 +103,12 @@ def parts(status: Status, palette: Palette) -> list[tuple[int, Text]]:
         add(5, where(facts))
         full = status.fullness
         style = palette.warning if full >= WARN_AT else ""
-        add(4, f"context {context_bar(full)}", style)
-        add(2, f"{status.used:,} of {facts.context:,}" + (f" · {full:.0%} full" if full >= WARN_AT else ""), style)
+        if facts.context:
+            add(4, f"context {context_bar(full)}", style)
+            add(2, f"{status.used:,} of {facts.context:,}" + (f" · {full:.0%} full" if full >= WARN_AT else ""), style)
+        else:
+            add(4, "context unknown")
+            add(2, f"{status.used:,} tokens" if status.used else "")
         add(7, f"cache {size(status.used * facts.kv_bytes_per_token)}" if facts.kv_bytes_per_token else "")
     add(0, activity(status), palette.chosen if busy else "")
     if status.waiting:

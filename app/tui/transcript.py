@@ -83,6 +83,16 @@ class Transcript(ScrollView, can_focus=True):
         self._measure()
         self._place(to_end=True)
 
+    def add_before_last(self, entry: Entry) -> None:
+        """Put an entry above the last one, which still grows."""
+        follows = self.at_end
+        last = self.entries[-1]
+        self.entries.insert(-1, entry)
+        place = len(self._pieces) - len(last.pieces)
+        self._pieces[place:place] = self._fresh(entry)
+        self._measure()
+        self._place(to_end=follows)
+
     def entry(self, key: int) -> Entry | None:
         """The entry of a message."""
         return next((entry for entry in self.entries if entry.key == key), None)
@@ -167,7 +177,7 @@ class Transcript(ScrollView, can_focus=True):
         """The theme has changed."""
         self._artist = None
         self._forget_drawings()
-        self.refresh()
+        self._place(to_end=self.at_end)
 
     def _forget_drawings(self) -> None:
         self._layout_number += 1

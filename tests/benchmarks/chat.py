@@ -146,7 +146,7 @@ def stop() -> None:
                 began = time.monotonic()
                 terminal.press("escape")
                 seen.append(1000 * (until(terminal, b"stopped") - began))
-                while not log.exists():
+                while not (log.exists() and log.read_text().endswith("\n")):
                     terminal.take(0.01)
                 idle.append(1000 * (json.loads(log.read_text().splitlines()[-1])["ended"] - began))
     row("Esc to stopped on screen, most of 10", f"{max(seen):.0f} ms (median {statistics.median(seen):.0f})", "≤ 100 ms")

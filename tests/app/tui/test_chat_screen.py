@@ -105,7 +105,8 @@ async def test_a_message_typed_while_an_answer_is_made_waits_for_its_end(home: P
 
 @drive
 async def test_text_of_the_model_is_neither_control_nor_markup(home: Path) -> None:
-    text = "a\x1b[31mred\x1b]0;title\x07 [bold]not bold[/bold] \x9b5m \u202eabc <b>html</b> `[red]code`\n\n```\n\x1b[2J\n```"
+    text = "a\x1b[31mred\x1b]0;title\x07 [bold]not bold[/bold] \x9b5m \u202eabc <b>html</b> `[red]code`"
+    text += "\n\n```\n\x1b[2J\n```"
     async with open_chat(home, FakeResponder(text)) as chat:
         await chat.ask("\x1b[2J[/]")
         await chat.until("html")
@@ -198,9 +199,7 @@ async def test_the_mouse_is_left_to_the_terminal_and_taken_back(home: Path) -> N
 
 
 @drive
-async def test_a_read_only_folder_costs_the_saving_and_not_the_chat(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_place_that_cannot_be_written_costs_the_saving_and_not_the_chat(home: Path) -> None:
     place = home / "file"
     place.write_text("not a folder")
     async with open_chat(place, FakeResponder("still here")) as chat:
@@ -216,7 +215,7 @@ async def test_a_newer_database_is_refused_untouched_and_the_chat_goes_on(home: 
         db.execute("PRAGMA user_version = 999")
     before = (home / "sessions.db").read_bytes()
     async with open_chat(home, FakeResponder("still here")) as chat:
-        await chat.until("was written by a newer dslite")
+        await chat.until("newer dslite: its version is 999")
         await chat.ask("go")
         await chat.until("still here")
     assert (home / "sessions.db").read_bytes() == before
