@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from dslite.app import console
-from dslite.app.completer import Answer, Completer
+from dslite.app.answers import Answer, Maker
 from dslite.app.interruption import Interruption
 from dslite.app.output_file import Output, open_output
 from dslite.app.profiles import get_profile
@@ -38,7 +38,7 @@ class _Lines:
         self.put(number, error_object(self.ids[number], error))
 
 
-def complete_batch(completer: Completer, lines: Sequence[str], output: Output) -> int:
+def complete_batch(completer: Maker, lines: Sequence[str], output: Output) -> int:
     """Answer JSON lines; return the exit code. A bad line says so in its place, and the rest go on."""
     with Interruption() as interruption, open_output(output.file) as file:
         shown = _Lines(lines, file)

@@ -3,10 +3,11 @@
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dslite.app.answers import RAW_MAX_TOKENS, Style, messages_of, reading
 from dslite.app.console import StatusLine
 from dslite.app.sampling import check_types, model_defaults
 from dslite.model.errors import DsliteError
@@ -19,44 +20,6 @@ from dslite.runtime.hub import ModelRef, locate
 from dslite.runtime.options import EngineOptions, open_engine
 from dslite.runtime.sampling_params import SamplingParams
 
-RAW_MAX_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Style:
-    """How prompts are read and answers told; the same for all prompts of a call."""
-
-    sampling: Mapping[str, Any]
-    raw: bool = False
-    bos: bool = True
-    system: str | None = None
-    logprobs: int | None = None
-    echo: bool = False
-
-
-@dataclass
-class Answer:
-    """An answer while it grows; `done` once it is whole."""
-
-    tokens: list[Token] = field(default_factory=list)
-    text: str = ""
-    reply: str = ""  # the text without an echoed prompt
-    done: Done | None = None
-
-    def add(self, event: Token | Done) -> None:
-        self.text += event.delta
-        if isinstance(event, Token):
-            self.tokens.append(event)
-            self.reply += "" if event.in_prompt else event.delta
-        else:
-            self.done = event
-            self.reply += event.delta
-
-    @property
-    def made(self) -> list[Token]:
-        """The tokens that the model generated, its end token left out."""
-        return [token for token in self.tokens if not token.in_prompt]
-
 
 class Completer:
     """One loaded model that answers prompts in a style."""
@@ -64,7 +27,7 @@ class Completer:
     def __init__(self, ref: ModelRef, style: Style, engine: Engine, defaults: Mapping[str, Any], load_s: float) -> None:
         self.name = ref.repo_id or ref.name
         self.key = ref.key
-        self.engine = engine
+        self._engine = engine
         self.load_s = load_s
         self._style = style
         self._defaults = defaults
@@ -94,28 +57,40 @@ class Completer:
             sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
             ids = self._raw_ids(prompt)
         else:
-            ids = self._template.encode(self._messages(prompt, overrides.get("system", style.system)))
+            ids = self._template.encode(messages_of(prompt, overrides.get("system", style.system)))
         return Request(ids, SamplingParams(**sampling), style.logprobs, style.echo)
 
     def _raw_ids(self, prompt: str | Sequence[Message]) -> list[int]:
         if not isinstance(prompt, str):
             raise UsageError("messages need the chat template", "leave out --raw")
-        start = [self.engine.model.config.bos_token_id] if self._style.bos else []
-        return start + self.engine.tokenizer.encode(prompt)
+        start = [self._engine.model.config.bos_token_id] if self._style.bos else []
+        return start + self._engine.tokenizer.encode(prompt)
 
-    def _messages(self, prompt: str | Sequence[Message], system: str | None) -> list[Message]:
-        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
-        if system and messages[0].role != "system":
-            messages.insert(0, Message("system", system))
-        return messages
+    def check(self, request: Request) -> None:
+        """Raise ContextFullError for a prompt that does not fit."""
+        self._engine.check_fits(request)
+
+    def resume(self, talk: str, request: Request) -> None:
+        """Take up the saved rows of a conversation."""
+        self._engine.resume(talk, request.prompt_ids)
+
+    def keep(self, talk: str) -> None:
+        """Save the cached rows of a conversation."""
+        self._engine.keep(talk)
+
+    def memory(self) -> Mapping[str, int]:
+        return self._engine.memory()
+
+    def experts(self) -> Mapping[str, int]:
+        return self._engine.expert_stats()
 
     def stream(self, request: Request, cancel: threading.Event) -> Iterator[Token | Done]:
         """The tokens of an answer and its end; reading the prompt shows on the status line."""
         status, spacing = StatusLine(), self._spacing(request)
         try:
-            for event in self.engine.generate(request, cancel):
+            for event in self._engine.generate(request, cancel):
                 if isinstance(event, Prefilling):
-                    status.show(_reading(event))
+                    status.show(reading(event))
                     continue
                 status.clear()
                 yield spacing.strip(event)
@@ -157,8 +132,3 @@ class _Spacing:
 def _loading(event: Loading) -> str:
     percent = 100 * event.done_bytes // max(event.total_bytes, 1)
     return f"loading weights {percent} % · {event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"
-
-
-def _reading(event: Prefilling) -> str:
-    speed = (event.done - event.cached) / event.elapsed_s if event.elapsed_s > 0 else 0.0
-    return f"reading {event.done:,.0f} of {event.total:,} · {speed:,.0f} tok/s"

@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TextIO
+from typing import Any, TextIO
 
 from dslite.app import console
-from dslite.app.completer import Answer, Completer
+from dslite.app.answers import Answer, Maker
 from dslite.app.interruption import Interruption
 from dslite.app.output_file import Output, open_output
 from dslite.app.results import (
@@ -19,7 +19,6 @@ from dslite.app.results import (
 )
 from dslite.app.saving import Saving
 from dslite.runtime.chat_template import Message
-from dslite.runtime.engine import Request
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token
 
@@ -37,8 +36,8 @@ class Question:
 class _Progress:
     """An answer on its way to the screen, to a file and into the database."""
 
-    completer: Completer
-    request: Request
+    completer: Maker
+    request: Any
     interruption: Interruption
     saving: Saving
     answer: Answer = field(default_factory=Answer)
@@ -50,23 +49,23 @@ class _Progress:
             yield event
 
 
-def complete_one(completer: Completer, question: Question, output: Output, saving: Saving) -> int:
+def complete_one(completer: Maker, question: Question, output: Output, saving: Saving) -> int:
     """Answer a prompt; return the exit code."""
     before = question.before
     request = completer.request([*before, Message("user", question.text)] if before else question.text)
-    completer.engine.check_fits(request)
+    completer.check(request)
     with Interruption() as interruption, open_output(output.file) as file:
         progress = _Progress(completer, request, interruption, saving)
         saving.begin(question.text, {"model": completer.key, "sampling": asdict(request.params)})
         if question.talk is not None:
-            completer.engine.resume(question.talk, request.prompt_ids)
+            completer.resume(question.talk, request)
         try:
             write = _write_text if output.format == "text" else _write_json
             write(progress, output, file)
         finally:
             saving.finish(progress.answer)
         if saving.session is not None:
-            completer.engine.keep(saving.session)
+            completer.keep(saving.session)
     _tell_stats(completer, progress.answer, output)
     return interruption.exit_code or _exit_code(progress.answer)
 
@@ -99,9 +98,10 @@ def _exit_code(answer: Answer) -> int:
     return ContextFullError.exit_code if answer.done and answer.done.finish_reason == "context" else 0
 
 
-def _tell_stats(completer: Completer, answer: Answer, output: Output) -> None:
+def _tell_stats(completer: Maker, answer: Answer, output: Output) -> None:
     assert answer.done is not None
     if output.stats:
         print(stats_line(answer_object(completer, answer)), file=sys.stderr)
     if answer.done.finish_reason == "context":
-        console.warn(f"the context of {completer.engine.context:,} tokens is full: the answer is cut")
+        used = answer.done.prompt_tokens + answer.done.completion_tokens
+        console.warn(f"the context of {used:,} tokens is full: the answer is cut")

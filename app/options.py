@@ -37,6 +37,10 @@ Vram = Annotated[str | None, flag("--vram", metavar="SIZE", help="Most GPU memor
 Ram = Annotated[str | None, flag("--ram", metavar="SIZE", help="Most host memory to use.")]
 ExpertSlots = Annotated[int | None, flag("--expert-slots", help="Routed experts per layer on the compute device.")]
 Miss = Annotated[str, flag("--miss", help="auto, fetch or compute: what to do about an expert without a slot.")]
+Endpoint = Annotated[str | None, flag("--endpoint", metavar="URL", help="Ask an OpenAI-compatible server instead.")]
+EndpointKeyEnv = Annotated[
+    str | None, flag("--endpoint-key-env", metavar="NAME", help="Environment variable with the key that it wants.")
+]
 
 # How an answer is made.
 System = Annotated[str | None, flag("--system", "-s", "--system-prompt", help="System message.")]

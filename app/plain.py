@@ -23,6 +23,7 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError, UsageError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
 from dslite.runtime.hub import ModelRef, parse_model
+from dslite.runtime.responder import Remembers
 
 if TYPE_CHECKING:
     from dslite.app.sessions import SessionStore
@@ -39,6 +40,7 @@ def run_plain(start: ChatStart) -> int:
         return chat.run()
     finally:
         start.recorder.close()
+        chat.keep()
 
 
 class PlainChat:
@@ -144,6 +146,8 @@ class PlainChat:
             raise ModelUnavailableError("no model is loaded", "choose one with /model, such as /model demo")
         responder, messages = self.opened.responder, self.dialogue.messages(end, self.ref.key)
         params = replace(self.settings).params(self.opened.defaults)
+        if self.dialogue.id is not None and isinstance(responder, Remembers):
+            responder.recall(self.dialogue.id, messages, go_on=go_on)
         with Interruption() as interruption:
             try:
                 events = responder.reply(messages, params, interruption.flag, go_on=go_on)
@@ -164,6 +168,12 @@ class PlainChat:
         if node.content:
             node.growing, node.finish_reason = False, "interrupted"
             self.recorder.finish(self.dialogue, node)
+
+    def keep(self) -> None:
+        """Leave on disk what was computed of the conversation."""
+        responder = self.opened.responder if self.opened is not None else None
+        if self.dialogue.id is not None and isinstance(responder, Remembers):
+            responder.keep(self.dialogue.id)
 
     def _forget(self, error: ContextFullError, fit: Callable[[], list[T]]) -> list[T]:
         """Ask whether the oldest turns may go. Raises the error where not."""
@@ -246,6 +256,7 @@ class PlainChat:
             print(console.visible(content), flush=True)
 
     def do_new(self, _: str) -> None:
+        self.keep()
         self.dialogue = self._new_dialogue()
         print("a new chat; the old one is saved" if self.recorder.saving else "a new chat", flush=True)
 

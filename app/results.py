@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, TextIO
 
-from dslite.app.completer import Answer, Completer
+from dslite.app.answers import Answer, Maker
 from dslite.app.console import visible
 from dslite.model.errors import DsliteError
 from dslite.runtime.events import Candidate, Token
@@ -30,11 +30,11 @@ def _candidate_object(candidate: Candidate) -> dict[str, Any]:
     return {"id": candidate.id, "text": candidate.text, "logprob": candidate.logprob}
 
 
-def answer_object(completer: Completer, answer: Answer, *, session: str | None = None) -> dict[str, Any]:
+def answer_object(completer: Maker, answer: Answer, *, session: str | None = None) -> dict[str, Any]:
     """The contract's object of one answer; `session` is the saved conversation's id."""
     done = answer.done
     assert done is not None
-    made = len(answer.made)
+    made = len(answer.made) if done.counted is None else done.counted
     timing = done.timing
     return {
         "model": completer.name,
@@ -52,8 +52,8 @@ def answer_object(completer: Completer, answer: Answer, *, session: str | None =
             "prefill_tps": _rate(done.prompt_tokens - done.cached_tokens, timing.prefill_s),
             "decode_tps": _rate(made, timing.decode_s),
         },
-        "memory": completer.engine.memory(),
-        "experts": completer.engine.expert_stats(),
+        "memory": dict(completer.memory()),
+        "experts": dict(completer.experts()),
         "tokens": [token_object(token) for token in answer.tokens],
     }
 

@@ -89,7 +89,7 @@ class Endpoint:
         """The error of an answer that breaks off."""
         return ConnectionLostError(
             f"the connection to {self.host} was lost in the middle of the answer: what came is kept",
-            "go on with the answer, or ask again",
+            "/continue in a chat goes on where it broke off; else ask again",
         )
 
     def _client(self) -> httpx2.Client:

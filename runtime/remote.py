@@ -9,12 +9,13 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from threading import Event as Flag
 from typing import Any
 
 from dslite.runtime.chat_template import Message
 from dslite.runtime.endpoint import Endpoint
-from dslite.runtime.errors import DsliteError, ModelUnavailableError
+from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Candidate, Done, Event, FinishReason, Prefilling, Timing, Token
 from dslite.runtime.responder import Facts
 from dslite.runtime.sampling_params import SamplingParams
@@ -39,15 +40,9 @@ class RemoteRequest:
 class RemoteModel:
     """One model of a server."""
 
-    def __init__(self, endpoint: Endpoint, model: str | None = None) -> None:
-        """Without a name: the first that the server lists. Raises DsliteError."""
+    def __init__(self, endpoint: Endpoint, name: str) -> None:
         self.endpoint = endpoint
-        if model is None:
-            listed = endpoint.models()
-            if not listed:
-                raise ModelUnavailableError(f"{endpoint.host} lists no model", "name one with --model")
-            model = listed[0]
-        self.name = model
+        self.name = name
 
     def generate(self, request: RemoteRequest, cancel: Flag | None = None) -> Iterator[Event]:
         """Answer a request: Prefilling where the server tells, Token events, one Done at the end.
@@ -216,8 +211,9 @@ class RemoteChat:
     def reply(
         self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, go_on: bool = False
     ) -> Iterator[Event]:
-        """Answer, or go on with the last message."""
-        return self._model.generate(RemoteRequest(params, messages, go_on=go_on), cancel)
+        """Answer, or go on with the last message. What the server refuses is raised here, as an engine would."""
+        events = self._model.generate(RemoteRequest(params, messages, go_on=go_on), cancel)
+        return chain([next(events)], events)
 
     def fit(self, messages: Sequence[Message], *, go_on: bool = False) -> list[Message]:
         """Leave out the older half of the turns: how many tokens they have is for the server to know."""

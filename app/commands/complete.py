@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dslite.app import options
+from dslite.app.endpoints import Served, find_served
 from dslite.app.first_model import ensure_model
 from dslite.app.options import flag, system_message
 from dslite.app.output_file import Output, check_output
@@ -18,6 +19,7 @@ from dslite.runtime.hub import ModelRef, parse_model
 
 if TYPE_CHECKING:
     from dslite.app.answer_settings import AnswerSettings
+    from dslite.app.answers import Maker, Style
     from dslite.app.sessions import Conversation, SessionStore
 
 
@@ -48,6 +50,8 @@ def complete(
     ram: options.Ram = None,
     expert_slots: options.ExpertSlots = None,
     miss: options.Miss = "auto",
+    endpoint: options.Endpoint = None,
+    endpoint_key_env: options.EndpointKeyEnv = None,
     system: options.System = None,
     system_file: options.SystemFile = None,
     temperature: options.Temperature = None,
@@ -101,11 +105,13 @@ def complete(
     store, talk = _open_conversation(saves=saves, latest=continue_, id=session)
     with store or nullcontext():
         made_with = settle(flags, profile, talk, raw=raw)
-        ref = ensure_model(parse_model(made_with.model or ("base" if raw else "chat"), revision), offline=offline)
+        served = find_served(endpoint, endpoint_key_env, model, made_with.model)
+        named = parse_model(made_with.model or ("base" if raw else "chat"), revision)
+        ref = served.ref if served else ensure_model(named, offline=offline)
         asked = _Asked(lines if lines is not None else text, made_with, where, store, talk, saves=saves)
         style = {"raw": raw, "bos": not no_bos, "logprobs": logprobs, "echo": echo}
         engine = {"device": device, "dtype": dtype, "ctx_size": ctx_size, "threads": threads, "offline": offline}
-        raise typer.Exit(_answer(asked, ref, style, engine | placement))
+        raise typer.Exit(_answer(asked, ref, style, engine | placement, served))
 
 
 @dataclass(frozen=True)
@@ -120,17 +126,18 @@ class _Asked:
     saves: bool
 
 
-def _answer(asked: _Asked, ref: ModelRef, style: dict[str, Any], engine_options: dict[str, Any]) -> int:
-    """Load the model and answer; return the exit code."""
+def _answer(
+    asked: _Asked, ref: ModelRef, style: dict[str, Any], engine_options: dict[str, Any], served: Served | None
+) -> int:
+    """Load the model, or turn to the server, and answer; return the exit code."""
+    from dslite.app.answers import Style
     from dslite.app.batching import complete_batch
-    from dslite.app.completer import Completer, Style
     from dslite.app.completing import Question, complete_one
     from dslite.app.saving import Saving
-    from dslite.runtime.options import EngineOptions
 
     made_with, store, talk = asked.made_with, asked.store, asked.talk
     drawn = Style(made_with.sampling, system=made_with.system, **style)
-    completer = Completer.open(ref, drawn, EngineOptions(**engine_options))
+    completer = _completer(ref, drawn, engine_options, served)
     if not isinstance(asked.prompt, str):
         return complete_batch(completer, asked.prompt, asked.output)
     branch = [] if store is None or talk is None else store.path(talk.leaf)
@@ -139,6 +146,17 @@ def _answer(asked: _Asked, ref: ModelRef, style: dict[str, Any], engine_options:
         store if asked.saves else None, talk, model=ref.key, profile=made_with.profile.name, system=made_with.system
     )
     return complete_one(completer, question, asked.output, saving)
+
+
+def _completer(ref: ModelRef, style: "Style", engine_options: dict[str, Any], served: Served | None) -> "Maker":
+    if served is not None:
+        from dslite.app.remote_completer import RemoteCompleter
+
+        return RemoteCompleter(served, style)
+    from dslite.app.completer import Completer
+    from dslite.runtime.options import EngineOptions
+
+    return Completer.open(ref, style, EngineOptions(**engine_options))
 
 
 def _refuse_together(name: str, given: bool, others: dict[str, bool]) -> None:

@@ -57,8 +57,8 @@ def alone(engine: Engine, request: Request) -> list[Event]:
 
 
 def test_a_chat_over_dslite_is_the_chat_in_process(server: Server, engine: Engine) -> None:
-    model = RemoteModel(Endpoint(server.url))
-    assert model.name == "tiny"
+    model = RemoteModel(Endpoint(server.url), "tiny")
+    assert model.endpoint.models() == ["tiny", "deepseek-chat"]
     happened = list(RemoteChat(model).reply(ASKED, GREEDY, threading.Event()))
     expected = end_of(alone(engine, Request(ChatTemplate(engine.tokenizer).encode(ASKED), GREEDY)))
     end = end_of(happened)
@@ -69,7 +69,7 @@ def test_a_chat_over_dslite_is_the_chat_in_process(server: Server, engine: Engin
 
 
 def test_an_answer_without_a_bound_ends_with_the_context(server: Server, engine: Engine) -> None:
-    model = RemoteModel(Endpoint(server.url))
+    model = RemoteModel(Endpoint(server.url), "tiny")
     request = RemoteRequest(SamplingParams(temperature=0), text="x" * 1990)
     assert end_of(list(model.generate(request))).finish_reason == "length"  # completions have a bound of their own
     chat = RemoteRequest(SamplingParams(temperature=0), [Message("user", "x" * 1970)])
@@ -78,7 +78,7 @@ def test_an_answer_without_a_bound_ends_with_the_context(server: Server, engine:
 
 def test_going_on_with_a_cut_answer_gives_the_whole_one(server: Server, engine: Engine) -> None:
     # The tiny model's bytes are rarely text; a cut behind whole characters is one that goes back in as it was.
-    chat, cancel = RemoteChat(RemoteModel(Endpoint(server.url))), threading.Event()
+    chat, cancel = RemoteChat(RemoteModel(Endpoint(server.url), "tiny")), threading.Event()
     begun = [*ASKED, Message("assistant", "the end is")]
     rest = text_of(list(chat.reply(begun, GREEDY, cancel, go_on=True)))
     template = ChatTemplate(engine.tokenizer)
@@ -89,7 +89,9 @@ def test_going_on_with_a_cut_answer_gives_the_whole_one(server: Server, engine: 
 def test_raw_text_is_scored_as_in_process(server: Server, engine: Engine) -> None:
     params = SamplingParams(temperature=0, max_tokens=3)
     request = RemoteRequest(params, text="the ant", bos=False, logprobs=2, echo=True)
-    tokens = [event for event in RemoteModel(Endpoint(server.url)).generate(request) if isinstance(event, Token)]
+    tokens = [
+        event for event in RemoteModel(Endpoint(server.url), "tiny").generate(request) if isinstance(event, Token)
+    ]
     inside = alone(engine, Request(engine.tokenizer.encode("the ant"), params, logprobs=2, echo=True))
     expected = [event for event in inside if isinstance(event, Token)]
     assert [token.in_prompt for token in tokens] == [token.in_prompt for token in expected]
@@ -99,7 +101,7 @@ def test_raw_text_is_scored_as_in_process(server: Server, engine: Engine) -> Non
 
 def test_chat_logprobs_come_through(server: Server, engine: Engine) -> None:
     request = RemoteRequest(GREEDY, ASKED, logprobs=2)
-    happened = list(RemoteModel(Endpoint(server.url)).generate(request))
+    happened = list(RemoteModel(Endpoint(server.url), "tiny").generate(request))
     tokens = [event for event in happened if isinstance(event, Token) and event.top is not None]
     ids = ChatTemplate(engine.tokenizer).encode(ASKED)
     expected = [event for event in alone(engine, Request(ids, GREEDY, logprobs=2)) if isinstance(event, Token)]
@@ -109,7 +111,9 @@ def test_chat_logprobs_come_through(server: Server, engine: Engine) -> None:
 
 def test_reading_a_long_prompt_is_told(server: Server) -> None:
     request = RemoteRequest(SamplingParams(max_tokens=1), text="y" * 1500)
-    told = [event for event in RemoteModel(Endpoint(server.url)).generate(request) if isinstance(event, Prefilling)]
+    told = [
+        event for event in RemoteModel(Endpoint(server.url), "tiny").generate(request) if isinstance(event, Prefilling)
+    ]
     assert len(told) > 1
     assert (told[-1].done, told[-1].total) == (1501, 1501)
 

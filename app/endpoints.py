@@ -1,0 +1,52 @@
+"""--endpoint: which server, which of its models, and the key that it wants."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dslite.runtime.errors import ModelUnavailableError, UsageError
+from dslite.runtime.hub import ModelRef
+
+if TYPE_CHECKING:
+    from dslite.runtime.endpoint import Endpoint
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model of a server."""
+
+    endpoint: "Endpoint"
+    ref: ModelRef
+
+
+def find_served(url: str | None, key_env: str | None, model: str | None, remembered: str | None) -> Served | None:
+    """The model of a server that flags name; None without --endpoint.
+
+    `model` is what --model says, and is taken as it is. Else it is the one that a profile or conversation `remembered`,
+    where the server has it, else the first of the server's list. Raises UsageError, ModelUnavailableError, DsliteError.
+    """
+    if url is None:
+        if key_env is not None:
+            raise UsageError("--endpoint-key-env needs --endpoint", "name the server with --endpoint URL")
+        return None
+    from dslite.runtime.endpoint import Endpoint
+
+    endpoint = Endpoint(url, key=_key(key_env))
+    if model is None:
+        listed = endpoint.models()
+        if not listed:
+            raise ModelUnavailableError(f"{endpoint.host} lists no model", "name one with --model")
+        model = remembered if remembered in listed else listed[0]
+    return Served(endpoint, ModelRef(model))
+
+
+def _key(variable: str | None) -> str | None:
+    """The key in a variable. Raises UsageError."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key.isascii():
+        raise UsageError(f"the key in {variable} has characters that no header can carry")
+    if not key:
+        raise UsageError(f"the environment has no {variable}, which should hold the key", f"export {variable}=…")
+    return key
