@@ -35,7 +35,7 @@ from dslite.runtime.footprint import Footprint
 from dslite.runtime.hardware import cpu_name
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
 
-DECODED = 8  # tokens of one timing
+DECODED = 8  # tokens of a turn
 
 
 class Runner(Protocol):
@@ -108,10 +108,10 @@ class Transformers:
 
     @torch.inference_mode()
     def decode(self, depth: int) -> Callable[[], None]:
-        held = 0 if self._cache is None else self._cache.get_seq_length()
-        if held < depth:
+        if self._cache is None or self._cache.get_seq_length() < depth:
             self.prefill(torch.randint(0, 1000, (depth,)))
-        self._cache.crop(depth)
+        if surplus := self._cache.get_seq_length() - depth:
+            self._cache.crop(-surplus)
         token = torch.tensor([[1]])
 
         @torch.inference_mode()
@@ -133,11 +133,10 @@ class Row:
     bandwidths: list[float] = field(default_factory=list)
 
 
-def timed(run: Callable[[], None], count: int = 1) -> float:
+def timed(run: Callable[[], None]) -> float:
     start = time.perf_counter()
-    for _ in range(count):
-        run()
-    return (time.perf_counter() - start) / count
+    run()
+    return time.perf_counter() - start
 
 
 def measure_prefill(runners: list[Runner], count: int, repeat: int) -> Row:
@@ -155,11 +154,12 @@ def measure_decode(runners: list[Runner], depth: int, repeat: int, bytes_per_tok
     row = Row(f"tg@{depth}", bytes_per_token)
     steps = {runner.name: runner.decode(depth) for runner in runners}
     for step in steps.values():
-        timed(step, 2)
+        step()
     for turn in range(repeat):
         row.bandwidths.append(measure_ram() / 1e9)
         for name, step in steps.items() if turn % 2 else reversed(steps.items()):
-            row.seconds.setdefault(name, []).append(timed(step, DECODED))
+            # Each token on its own: on a busy machine some lose their core for 50 ms, and a mean would tell of that.
+            row.seconds.setdefault(name, []).extend(timed(step) for _ in range(DECODED))
     return row
 
 
@@ -202,10 +202,10 @@ def main() -> None:
     parser.add_argument("--depths", type=numbers, default=[512, 2048, 8192])
     parser.add_argument("--alone", type=numbers, default=[512, 4096, 16384], help="depths measured without a peer")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--prefill-repeat", type=int, help="default: as --repeat")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--chunk", type=int, default=2048)
     parser.add_argument("--experts", default="eager", help="transformers' experts_implementation")
-    parser.add_argument("--no-peer", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     context = max([*args.prompts, *args.depths, *args.alone, 0]) + DECODED * args.repeat + 64
@@ -221,10 +221,10 @@ def main() -> None:
     for depth in args.alone:
         show(measure_decode([ours], depth, args.repeat, read(depth)))
     runners: list[Runner] = [ours]
-    if not args.no_peer:
+    if args.prompts or args.depths:
         runners.append(Transformers(args.folder, args.experts))
     for count in args.prompts:
-        show(measure_prefill(runners, count, args.repeat))
+        show(measure_prefill(runners, count, args.prefill_repeat or args.repeat))
     for depth in args.depths:
         show(measure_decode(runners, depth, args.repeat, read(depth)))
     llama_cpp(args.prompts, args.depths, args.repeat, args.threads)
