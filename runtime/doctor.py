@@ -60,6 +60,8 @@ def examine(*, refresh: bool = False) -> Examination:
     """Look at everything; bandwidths are measured if they never were, or with `refresh`."""
     import torch
 
+    from dslite.model.kernels import native
+
     seen = Examination()
     here = machine(refresh=refresh)
     seen.facts["versions"] = _versions()
@@ -68,6 +70,7 @@ def examine(*, refresh: bool = False) -> Examination:
         "physical cores": physical_cores(),
         "features": " ".join(cpu_features()) or "none that matter",
         "threads of torch": torch.get_num_threads(),
+        "few tokens": native.describe(),
     }
     seen.facts["memory"] = {"total": Bytes(here.ram_total), "free": Bytes(here.ram_free)}
     _devices(torch, seen)
