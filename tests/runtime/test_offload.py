@@ -21,6 +21,7 @@ from dslite.runtime.placement import plan
 
 EXPERTS, PER_TOKEN, LAYERS = 16, 3, 4
 CPU = torch.device("cpu")
+DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo"
 TOLERANCE = 2e-5
 
 # all, half, seven and the fewest allowed
@@ -50,7 +51,7 @@ def planned(
     checkpoint: Checkpoint, slots: int, source: Source, miss: Miss = "fetch", stream_from: int = 1, spare: int = 4
 ) -> DevicePlan:
     """A plan with just these slots, whatever the memory of the machine."""
-    request = PlanRequest(dtype="float32", expert_slots=PER_TOKEN)
+    request = PlanRequest(dtype="float32", expert_slots=checkpoint.config.num_experts_per_tok)
     made = plan(machine(0, 64), checkpoint.config, request)
     return replace(made, slots=slots, source=source, miss=miss, stream_from=stream_from, spare=spare)
 
@@ -204,3 +205,17 @@ def test_slots_given_back_leave_the_answers_as_they_are(checkpoint: Checkpoint, 
         assert (read_once(model, prompt) - wanted).abs().max() <= TOLERANCE
     assert not cache.give_back(), "the fewest must stay"
     assert cache.arena.nbytes < before
+
+
+@pytest.mark.skipif(not (DEMO / "model.safetensors").is_file(), reason="the demo model's weights are not here")
+def test_the_demo_model_answers_the_same_from_any_number_of_slots() -> None:
+    checkpoint = Checkpoint.open(DEMO)
+    resident = load(checkpoint, device=CPU, dtype=torch.float32)
+    prompt = random_ids(96, 1000, seed=6)
+    wanted, answer = read_once(resident, prompt), greedy(resident, prompt[:16], 64)
+    most, fewest = checkpoint.config.n_routed_experts, checkpoint.config.num_experts_per_tok
+    for slots in sorted({most, most // 2, min(7, most), fewest}):
+        for source in ("disk", "host"):
+            model = offloaded(checkpoint, planned(checkpoint, slots, source))  # type: ignore[arg-type]
+            assert (read_once(model, prompt) - wanted).abs().max() <= TOLERANCE
+            assert greedy(model, prompt[:16], 64) == answer
