@@ -24,6 +24,7 @@ class ChatSession:
         self.engine = engine
         self.name = name
         self._template = ChatTemplate(engine.tokenizer)
+        self._recalled: str | None = None
 
     def prompt_ids(self, messages: Sequence[Message], *, go_on: bool = False) -> list[int]:
         """Token ids that the model answers, or goes on from."""
@@ -50,6 +51,17 @@ class ChatSession:
             elif not go_on and isinstance(event, Done):
                 event = replace(event, text=event.text.removeprefix(" "))
             yield event
+
+    def recall(self, key: str, messages: Sequence[Message], *, go_on: bool = False) -> None:
+        """Read the conversation's rows from disk, once; later replies find them in the cache."""
+        if key != self._recalled:
+            self._recalled = key
+            self.engine.resume(key, self.prompt_ids(messages, go_on=go_on))
+
+    def keep(self, key: str) -> None:
+        """Write the cached rows as the conversation's."""
+        self._recalled = key
+        self.engine.keep(key)
 
     def fit(self, messages: Sequence[Message], *, go_on: bool = False) -> list[Message]:
         """Leave out whole turns, the oldest first, until a quarter of the context is free for the answer.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event as Flag
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from dslite.runtime.events import Event
 from dslite.runtime.sampling_params import SamplingParams
@@ -47,4 +47,17 @@ class Responder(Protocol):
 
     def facts(self) -> Facts:
         """How it stands now."""
+        ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A responder that keeps on disk what it computed of a saved conversation."""
+
+    def recall(self, key: str, messages: Sequence["Message"], *, go_on: bool = False) -> None:
+        """Before a reply: take what is saved of the conversation, as far as the messages are still the same."""
+        ...
+
+    def keep(self, key: str) -> None:
+        """Save what the last reply left, as the conversation's."""
         ...

@@ -17,21 +17,26 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
 from dslite.runtime.hub import ModelRef
-from dslite.runtime.responder import Facts
+from dslite.runtime.responder import Facts, Remembers
 
 if TYPE_CHECKING:
     from dslite.runtime.chat_template import Message
 
 _MOST_EVENTS = 1024
 _FACTS_EVERY_S = 1.0
+_KEEP_AFTER_S = 3.0  # without a new question
 
 
 @dataclass(eq=False)
 class Answering:
-    """A reply to make. `messages` is called in the thread; `forget` leaves out the oldest turns that do not fit."""
+    """A reply to make. `messages` is called in the thread; `forget` leaves out the oldest turns that do not fit.
+
+    `saved_as` tells the conversation's id, once it has one.
+    """
 
     messages: Callable[[], Sequence["Message"]]
     settings: ChatSettings
+    saved_as: Callable[[], str | None] = lambda: None
     go_on: bool = False
     forget: bool = False
     cancel: threading.Event = field(default_factory=threading.Event)
@@ -106,6 +111,7 @@ class EngineWorker:
         self._closing = threading.Event()
         self._current: Answering | None = None
         self._opened: Opened | None = None
+        self._unkept: Answering | None = None  # the last reply, while the disk does not have what it computed
         self._thread = threading.Thread(target=self._run, name="dslite-engine", daemon=True)
 
     def start(self) -> None:
@@ -141,13 +147,33 @@ class EngineWorker:
     # In the thread.
 
     def _run(self) -> None:
-        while not self._closing.is_set() and (job := self._jobs.get()) is not None:
+        while not self._closing.is_set() and (job := self._next()) is not None:
             if isinstance(job, Answering):
                 self._current = job
                 self._answer(job)
                 self._current = None
+                self._unkept = job
             else:
+                self._keep()
                 self._open(job)
+        self._keep()
+
+    def _next(self) -> _Job:
+        """The next job. When none comes for a while, what the last one computed goes to disk meanwhile."""
+        if self._unkept is not None:
+            try:
+                return self._jobs.get(timeout=_KEEP_AFTER_S)
+            except queue.Empty:
+                self._keep()
+        return self._jobs.get()
+
+    def _keep(self) -> None:
+        job, self._unkept = self._unkept, None
+        if job is None or self._opened is None:
+            return
+        key, responder = job.saved_as(), self._opened.responder
+        if key is not None and isinstance(responder, Remembers):
+            responder.keep(key)
 
     def _tell(self, event: WorkerEvent) -> None:
         while not self._closing.is_set():
@@ -183,6 +209,8 @@ class EngineWorker:
     def _reply(self, job: Answering, opened: Opened) -> None:
         messages = list(job.messages())
         kept = opened.responder.fit(messages, go_on=job.go_on) if job.forget else messages
+        if (key := job.saved_as()) is not None and isinstance(opened.responder, Remembers):
+            opened.responder.recall(key, kept, go_on=job.go_on)
         params = job.settings.params(opened.defaults)
         events = opened.responder.reply(kept, params, job.cancel, go_on=job.go_on)
         self._tell(Began(job, len(messages) - len(kept)))

@@ -12,6 +12,7 @@ from dslite.runtime.chat_template import Message
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token
+from dslite.runtime.latents import LatentStore
 from dslite.runtime.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
@@ -96,3 +97,18 @@ def test_facts_compare_the_cache_with_plain_attention(engine: Engine) -> None:
     assert facts.plain_kv_bytes_per_token == 3 * 4 * (24 + 16) * 4
     assert facts.context == 200
     assert facts.uses is None
+
+
+def test_a_conversation_goes_on_from_disk_in_another_process(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_config())
+    store = LatentStore(tmp_path / "latents", "model")
+    before = ChatSession(load_engine(folder, context=200, saved=lambda: store), "tiny")
+    first = [Message("user", "in the house that is by the water")]
+    answer = run(before, first)
+    before.keep("talk")
+    second = [*first, Message("assistant", answer.text, answer.token_ids), Message("user", "the")]
+    after = ChatSession(load_engine(folder, context=200, saved=lambda: store), "tiny")
+    after.recall("talk", second)
+    done = run(after, second)
+    assert done.cached_tokens >= answer.prompt_tokens + len(answer.token_ids) - 1
+    assert done.token_ids == run(before, second).token_ids
