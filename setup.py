@@ -14,6 +14,7 @@ setup(
             depends=sorted(str(file) for file in SOURCES.glob("*.h")),
             extra_compile_args=[
                 "-O3",
+                "-g0",
                 "-std=c++17",
                 "-fvisibility=hidden",
                 "-Wno-uninitialized",
