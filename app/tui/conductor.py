@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dslite.app.chat_settings import ChatSettings
 from dslite.app.dialogue import Dialogue, Node
 from dslite.app.recorder import Recorder
+from dslite.app.session_names import title_of
 from dslite.app.tui import worker as told
 from dslite.app.tui.entries import GREETING, entries_of, entry_of, greeting, note_of
 from dslite.app.tui.pieces import Entry
@@ -113,6 +114,7 @@ class Conductor:
         if node is not None and node.role == "assistant":
             self._replace_answer(node, text)
             return
+        self.dialogue.title = self.dialogue.title or title_of(text)
         question = self.dialogue.add("user", text, parent=node.parent if node else self.dialogue.leaf)
         self.recorder.append(self.dialogue, question)
         if node is not None:
@@ -157,7 +159,7 @@ class Conductor:
     def _begin(self, node: Node, end: Node, *, go_on: bool = False, forget: bool = False) -> None:
         dialogue, name = self.dialogue, self.model_name
         settings = replace(self.settings, chosen=dict(self.settings.chosen))
-        job = Answering(lambda: dialogue.messages(end, name), settings, go_on=go_on, forget=forget)
+        job = Answering(lambda: dialogue.messages(end, name), settings, lambda: dialogue.id, go_on=go_on, forget=forget)
         entry = self.screen.transcript.entry(node.key)
         if entry is None:
             entry = entry_of(dialogue, node, name)
@@ -327,6 +329,7 @@ class Conductor:
         }
         status.used = done.prompt_tokens + made
         status.rate = made / timing.decode_s if timing.decode_s > 0 else status.rate
+        self.rates.append(status.rate)
         self._end(reply)
         if not node.content and not made:
             self._abandon(reply)

@@ -40,6 +40,7 @@ class Terminal:
         base = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
         env = {**base, "TERM": "xterm-256color", "COLORTERM": "truecolor", "LC_ALL": "C.UTF-8", **(environment or {})}
         self._process = pexpect.spawn(command[0], list(command[1:]), dimensions=(lines, columns), env=env, timeout=None)
+        self._process.delaybeforesend = None  # pexpect would wait 50 ms before every key
         self.screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = bytearray()

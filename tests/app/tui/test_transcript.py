@@ -1,0 +1,132 @@
+"""Markdown as it streams, and the transcript that draws only what is seen."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.style import Style
+from support.chat import Chat, drive, open_chat
+from support.chat_texts import fence, mixed, prose, table
+from support.fake_engine import FakeResponder
+
+from dslite.app.markdown_blocks import Block, Splitter, code_blocks
+from dslite.app.sessions import SessionStore
+from dslite.app.tui.drawing import draw
+from dslite.app.tui.palette import Palette
+from dslite.app.tui.wrapping import wrap_plain
+
+PALETTE = Palette.of_theme({}, Style())
+LINES = st.sampled_from(
+    ["", "text", "# Head", "- item", "  - inner", "1. one", "   more", "```python", "```", "    code", "| a | b |",
+     "|---|--:|", "> quote", "---", "===", "~~~", "*x* `y` **z", "[a](b)", "   ```", "你好 世界", "a | b"]
+)  # fmt: skip
+
+
+def drawn_text(chat: Chat) -> list[str]:
+    """Every line of the transcript."""
+    pieces = chat.transcript._pieces
+    return [strip.text.rstrip() for piece in pieces for strip in chat.transcript._draw(piece)]
+
+
+def whole(text: str) -> list[Block]:
+    splitter = Splitter(text)
+    splitter.finish()
+    return splitter.blocks
+
+
+@given(st.lists(LINES, max_size=25), st.lists(st.integers(1, 9), min_size=1, max_size=8))
+def test_blocks_are_the_same_however_the_text_is_cut(lines: list[str], cuts: list[int]) -> None:
+    text = "\n".join(lines)
+    splitter, place, turn = Splitter(), 0, 0
+    while place < len(text):
+        size = cuts[turn % len(cuts)]
+        splitter.feed(text[place : place + size])
+        place, turn = place + size, turn + 1
+    splitter.finish()
+    assert splitter.blocks == whole(text)
+
+
+@given(st.lists(LINES, max_size=25), st.integers(12, 90))
+def test_every_line_fits_the_width_and_no_word_is_lost(lines: list[str], width: int) -> None:
+    blocks = whole("\n".join(lines))
+    for block in blocks:
+        drawn = [[segment.text for segment in line] for line in draw(block, width, PALETTE)]
+        assert all(cell_len("".join(line)) <= max(width, 8 + block.indent) for line in drawn)
+        if block.kind == "fence":
+            shown = "".join("".join(line).replace("┃", "") for line in drawn).replace(" ", "")
+            assert "".join(block.lines).replace(" ", "") in shown
+
+
+@given(st.text(st.sampled_from("ab 你好，。é👍 "), max_size=60), st.integers(4, 30))
+def test_wrapping_keeps_every_character_but_spaces_at_the_ends(text: str, width: int) -> None:
+    lines = wrap_plain(text, width)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert all(cell_len(line.rstrip()) <= width for line in lines)
+
+
+def test_a_chinese_line_breaks_between_characters_and_not_before_a_comma() -> None:
+    assert wrap_plain("ab 你好，世界", 8) == ["ab 你", "好，世界"]
+
+
+def test_code_blocks_are_numbered_and_copied_without_their_indentation() -> None:
+    text = "1. one\n\n   ```sh\n   ls\n     -l\n   ```\n\n~~~\n```\n~~~\n"
+    assert code_blocks(text) == ["ls\n  -l\n", "```\n"]
+
+
+def test_an_open_fence_ends_with_the_answer() -> None:
+    assert code_blocks("```python\nprint(1)\nprint(2)") == ["print(1)\nprint(2)\n"]
+
+
+@pytest.mark.parametrize("make", [prose, fence, table, mixed])
+@drive
+async def test_what_streams_in_is_what_a_saved_answer_shows(home: Path, make: Callable[[int], str]) -> None:
+    text = make(1500)
+    async with open_chat(home, FakeResponder(text)) as chat:
+        await chat.ask("go")
+        assert chat.contents[1] == text
+        streamed = [piece.block for piece in chat.transcript.entries[-1].pieces if piece.block]
+        assert streamed == whole(text)
+        await chat.until(lambda: all(piece.colours for piece in chat.transcript.iter_drawn() if piece.wants_colours))
+        before = drawn_text(chat)
+        chat.conductor.show()
+        await chat.until(lambda: drawn_text(chat) == before)
+
+
+@drive
+async def test_a_long_chat_keeps_only_what_is_seen_as_lines_and_one_widget(home: Path) -> None:
+    with SessionStore.open(home / "sessions.db") as store:
+        talk, parent = store.create(model="demo", title="long"), None
+        for number in range(40):
+            asked = store.append(talk.id, "user", f"question {number}", parent=parent)
+            parent = store.append(talk.id, "assistant", mixed(800), parent=asked.id, finish_reason="stop").id
+    async with open_chat(home, resume=lambda _: talk.id) as chat:
+        await chat.until(lambda: len(chat.contents) == 80)
+        await chat.pilot.pause()
+        widgets = len(chat.app.screen.query("*"))
+        drawn = len(list(chat.transcript.iter_drawn()))
+        assert widgets < 25
+        assert drawn < 60
+        assert len(chat.transcript._pieces) > 1000
+        chat.transcript.scroll_to(y=0, animate=False)
+        await chat.until("question 0")
+        for _ in range(40):
+            chat.transcript.scroll_relative(y=200, animate=False)
+            await chat.pilot.pause()
+        assert len(list(chat.transcript.iter_drawn())) <= 400
+
+
+@drive
+async def test_reading_above_is_not_disturbed_by_what_streams_below(home: Path) -> None:
+    async with open_chat(home, FakeResponder(prose(3000), rate=1500)) as chat:
+        await chat.say("go")
+        await chat.until(lambda: chat.transcript.max_scroll_y > 60)
+        await chat.press("pageup", "pageup")
+        await chat.pilot.pause()
+        top = chat.transcript.scroll_offset.y
+        text = chat.transcript.line_text(top)
+        await chat.until(lambda: chat.conductor.reply is None)
+        assert chat.transcript.scroll_offset.y == top
+        assert chat.transcript.line_text(top) == text
