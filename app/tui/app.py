@@ -250,7 +250,7 @@ def _driver() -> type[Driver] | None:
 def run_chat(start: ChatStart) -> int:
     """Hold the chat on this terminal; return the exit code."""
     if "ESCDELAY" not in os.environ:
-        constants.ESCAPE_DELAY = _ESCAPE_DELAY_S
+        constants.ESCAPE_DELAY = _ESCAPE_DELAY_S  # type: ignore[misc]
     app = ChatApp(start, driver_class=_driver())
     try:
         code = app.run()

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dslite.app.chat_settings import ChatSettings
@@ -14,6 +14,7 @@ from dslite.app.session_names import title_of
 from dslite.app.tui import worker as told
 from dslite.app.tui.entries import GREETING, entries_of, entry_of, greeting, note_of
 from dslite.app.tui.pieces import Entry
+from dslite.app.tui.reply import Reply, ids_of
 from dslite.app.tui.status import WARN_AT, Status
 from dslite.app.tui.worker import Answering, EngineWorker
 from dslite.model.errors import DsliteError
@@ -27,32 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _RATE_S = 2.0
-
-
-@dataclass(eq=False)
-class Reply:
-    """An answer that is being made. `before` is what it goes on from."""
-
-    job: Answering
-    node: Node
-    entry: Entry
-    before: str = ""
-    ids: list[int] = field(default_factory=list)
-    count: int = 0  # tokens that came
-    times: deque[tuple[float, int]] = field(default_factory=deque)
-    stopped: bool = False
-
-
-def ids_of(reply: Reply, done: Done) -> tuple[int, ...] | None:
-    """What was generated. None where a stop text cut the answer: the next turn reads what the user has read."""
-    if done.counted is not None:
-        return None  # a server counts its tokens, and does not tell their ids
-    made = len(reply.ids) - (len(reply.node.token_ids or ()) if reply.before else 0)
-    if done.finish_reason == "stop" and len(done.token_ids) <= made:
-        return None
-    if not reply.before:
-        return done.token_ids
-    return None if reply.node.token_ids is None else (*reply.node.token_ids, *done.token_ids)
 
 
 class Conductor:

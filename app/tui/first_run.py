@@ -80,7 +80,10 @@ class FirstRunScreen(ModalScreen[str | None]):
     def _size_known(self, found: "PullEvent | DsliteError") -> None:
         """How much a download would be, or why it cannot be had; not while one runs already."""
         if self._cancel is None and self.is_attached:
-            self._say(_plan(found) if isinstance(found, Found) else f"{found.message}\n{found.remedy}")
+            if isinstance(found, DsliteError):
+                self._say(f"{found.message}\n{found.remedy}")
+            elif isinstance(found, Found):
+                self._say(_plan(found))
 
     def _described(self, lines: list[str]) -> None:
         self.query_one("#machine", Static).update(Text(inert("\n".join(lines))))

@@ -16,7 +16,7 @@ from dslite.app.console import visible
 BLOCK = '"""'
 
 # Terminals without the kitty protocol send Alt+Enter so, and Textual would take it for Enter.
-ANSI_SEQUENCES_KEYS["\x1b\r"] = (Keys.ControlJ,)
+ANSI_SEQUENCES_KEYS["\x1b\r"] = (Keys.ControlJ,)  # type: ignore[index]
 _NEWLINES = ("shift+\r", "alt+\r")  # xterm with modifyOtherKeys
 
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support.chat_texts import fence, mixed, prose, table  # noqa: E402
+from support.fake_engine import pieces  # noqa: E402
 from support.terminal import Terminal, dslite  # noqa: E402
 
 TOKENS = 4000
@@ -117,7 +118,7 @@ def rate() -> None:
                 terminal.end()
             times = json.loads(log.read_text().splitlines()[-1])
             kept = _saved_answer(home) == answer
-            speed = TOKENS / (shown - times["began"])
+            speed = len(pieces(answer)) / (shown - times["began"])
             drained = 1000 * (shown - times["ended"])
             value = f"{speed:.0f} tok/s, tail {max(drained, 0):.0f} ms, {'nothing lost' if kept else 'TEXT LOST'}"
             row(f"{name} offered at {offered} tok/s", value, "≥ 200 (prose 400) · tail ≤ 300 ms")
@@ -149,7 +150,9 @@ def stop() -> None:
                 while not (log.exists() and log.read_text().endswith("\n")):
                     terminal.take(0.01)
                 idle.append(1000 * (json.loads(log.read_text().splitlines()[-1])["ended"] - began))
-    row("Esc to stopped on screen, most of 10", f"{max(seen):.0f} ms (median {statistics.median(seen):.0f})", "≤ 100 ms")
+    row(
+        "Esc to stopped on screen, most of 10", f"{max(seen):.0f} ms (median {statistics.median(seen):.0f})", "≤ 100 ms"
+    )
     row("Esc to the engine idle, most of 10 (10 ms a step)", f"{max(idle):.0f} ms", "one step, and the key's way")
 
 
@@ -174,9 +177,16 @@ def long() -> None:
                 closed.append(_open_by_search(terminal, "short", "hello"))
             _open_by_search(terminal, "long", MARK)
             resized = [_resize(terminal, width) for width in (80, 120, 60, 110)]
-        row("32k tokens: opened to its tail, median of 10", f"{statistics.median(opened):.0f} ms (most {max(opened):.0f})",
-            "≤ 300 ms")
-        row("32k tokens: resized, median of 4", f"{statistics.median(resized):.0f} ms (most {max(resized):.0f})", "≤ 200 ms")
+        row(
+            "32k tokens: opened to its tail, median of 10",
+            f"{statistics.median(opened):.0f} ms (most {max(opened):.0f})",
+            "≤ 300 ms",
+        )
+        row(
+            "32k tokens: resized, median of 4",
+            f"{statistics.median(resized):.0f} ms (most {max(resized):.0f})",
+            "≤ 200 ms",
+        )
         first, last = memory[0] / 2**20, memory[-1] / 2**20
         row("32k tokens: memory over empty, first · tenth opening", f"{first:.1f} · {last:.1f} MiB", "≤ 40 MiB, flat")
 
@@ -256,10 +266,54 @@ def sessions() -> None:
                 until(terminal, b"quokka")
                 searches.append(1000 * (time.monotonic() - began))
                 terminal.press("escape")
-    row("10,000 chats: first paint of the list, median of 5", f"{statistics.median(lists):.0f} ms (most {max(lists):.0f})",
-        "≤ 150 ms")
-    row("10,000 chats: search to its result, median of 5",
-        f"{statistics.median(searches):.0f} ms (most {max(searches):.0f})", "≤ 100 ms")
+    row(
+        "10,000 chats: first paint of the list, median of 5",
+        f"{statistics.median(lists):.0f} ms (most {max(lists):.0f})",
+        "≤ 150 ms",
+    )
+    row(
+        "10,000 chats: search to its result, median of 5",
+        f"{statistics.median(searches):.0f} ms (most {max(searches):.0f})",
+        "≤ 100 ms",
+    )
+
+
+def cost() -> None:
+    """Decoding in the chat against `dslite complete`, in turns, on the checkpoint that DSLITE_BENCH_MODEL names."""
+    model = os.environ.get("DSLITE_BENCH_MODEL")
+    if not model:
+        print("cost: set DSLITE_BENCH_MODEL to a folder with eight layers of the real size")
+        return
+    flags = ["-m", model, "-n", "64", "-t", "0", "--threads", str(os.cpu_count())]
+    alone, shown = [], []
+    for _ in range(4):
+        with tempfile.TemporaryDirectory() as folder:
+            home = Path(folder)
+            with dslite(
+                "complete", *flags, "-o", "json", "--output-file", str(home / "out"), "Count.", home=home
+            ) as run:
+                run.end()
+            alone.append(json.loads((home / "out").read_text())["timing"]["decode_tps"])
+            with dslite("chat", *flags, home=home, size=SIZE) as terminal:
+                terminal.wait("ready")
+                terminal.type("Count.\r")
+                terminal.wait("tok/s last", patience=300)
+                terminal.press("ctrl+d")
+                terminal.end()
+            info = _saved_info(home / "data")
+            shown.append(info["completion_tokens"] / info["decode_s"])
+    fast, slow = statistics.median(alone), statistics.median(shown)
+    value = f"{fast:.2f} alone, {slow:.2f} in the chat: {100 * (1 - slow / fast):+.1f} %"
+    row("cost to decoding speed, medians of 4 in turns", value, "≤ 3 %")
+
+
+def _saved_info(home: Path) -> dict[str, float]:
+    from dslite.app.sessions import SessionStore
+
+    with SessionStore.open(home / "sessions.db") as store:
+        talk = store.latest()
+        assert talk is not None
+        return dict(store.path(talk.leaf)[-1].info)
 
 
 MEASURES: dict[str, Callable[[], None]] = {
@@ -269,6 +323,7 @@ MEASURES: dict[str, Callable[[], None]] = {
     "stop": stop,
     "long": long,
     "sessions": sessions,
+    "cost": cost,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""An answer while it is made."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from dslite.app.dialogue import Node
+from dslite.app.tui.pieces import Entry
+from dslite.app.tui.worker import Answering
+from dslite.runtime.events import Done
+
+
+@dataclass(eq=False)
+class Reply:
+    """An answer that is being made. `before` is what it goes on from."""
+
+    job: Answering
+    node: Node
+    entry: Entry
+    before: str = ""
+    ids: list[int] = field(default_factory=list)
+    count: int = 0  # tokens that came
+    times: deque[tuple[float, int]] = field(default_factory=deque)
+    stopped: bool = False
+
+
+def ids_of(reply: Reply, done: Done) -> tuple[int, ...] | None:
+    """What was generated. None where a stop text cut the answer: the next turn reads what the user has read."""
+    if done.counted is not None:
+        return None  # a server counts its tokens, and does not tell their ids
+    made = len(reply.ids) - (len(reply.node.token_ids or ()) if reply.before else 0)
+    if done.finish_reason == "stop" and len(done.token_ids) <= made:
+        return None
+    if not reply.before:
+        return done.token_ids
+    return None if reply.node.token_ids is None else (*reply.node.token_ids, *done.token_ids)
