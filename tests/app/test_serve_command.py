@@ -52,21 +52,21 @@ def test_serve_starts_without_importing_the_server_for_other_commands() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_it_listens_on_loopback_alone_and_says_where() -> None:
-    with serving("demo") as server:
-        assert server.process is not None
-        assert server.said == [f"serving demo on {server.url}\n"]
-        assert server.address[0] == "127.0.0.1"
-        listening = subprocess.run(["cat", f"/proc/{server.process.pid}/net/tcp"], capture_output=True, text=True)
-        mine = [
-            line.split()[1]
-            for line in listening.stdout.splitlines()
-            if f":{server.address[1]:04X} 00000000:0000" in line
-        ]
-        assert mine == [f"0100007F:{server.address[1]:04X}"]
+def test_it_listens_on_loopback_alone_and_says_where(demo_server: Server) -> None:
+    server = demo_server
+    assert server.process is not None
+    assert server.said[0] == f"serving demo on {server.url}\n"
+    assert server.address[0] == "127.0.0.1"
+    listening = subprocess.run(["cat", f"/proc/{server.process.pid}/net/tcp"], capture_output=True, text=True)
+    mine = [
+        line.split()[1] for line in listening.stdout.splitlines() if f":{server.address[1]:04X} 00000000:0000" in line
+    ]
+    assert mine == [f"0100007F:{server.address[1]:04X}"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_running_answers_cleanly(number: int, code: int) -> None:
     with serving("demo", "--dtype", "float32") as server, server.connect() as connection:
         assert server.process is not None
