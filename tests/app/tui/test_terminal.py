@@ -105,6 +105,7 @@ def test_a_crash_restores_the_terminal_and_leaves_a_log(home: Path) -> None:
     assert "the screen broke" in (home / "data" / "dslite.log").read_text()
 
 
+@pytest.mark.slow
 def test_no_color_writes_no_colour(home: Path) -> None:
     with dslite("chat", "-m", "demo", home=home, NO_COLOR="1") as terminal:
         terminal.wait("ready")
@@ -139,6 +140,7 @@ def test_control_j_and_alt_enter_reach_the_prompt_as_new_lines(home: Path) -> No
         assert "You" not in terminal.text
 
 
+@pytest.mark.slow
 def test_the_picture_follows_a_resize_while_an_answer_streams(home: Path) -> None:
     with fake(home) as terminal:
         terminal.wait("ready")
@@ -152,6 +154,7 @@ def test_the_picture_follows_a_resize_while_an_answer_streams(home: Path) -> Non
         assert len(terminal.screen.display) == 20
 
 
+@pytest.mark.slow
 def test_two_chats_save_into_one_database_at_once(home: Path) -> None:
     with fake(home, text="answer of one") as one, fake(home, text="answer of two") as two:
         for terminal in (one, two):
@@ -188,6 +191,7 @@ def test_plain_answers_pipes_without_one_escape_byte(home: Path) -> None:
         assert [message.role for message in store.path(talk.leaf)] == ["user", "assistant"]
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_the_line_mode(home: Path) -> None:
     with dslite("chat", "-m", "demo", home=home, TERM="dumb") as terminal:
         terminal.wait("/help lists the commands")
