@@ -25,7 +25,7 @@ from dslite.runtime.hub import locate, parse_model
 from dslite.runtime.options import EngineOptions, open_engine
 from dslite.runtime.sampling_params import SamplingParams
 
-# How the demo model begins its answers, except for the last two.
+# How the demo model begins many of its answers; never the last two.
 QUESTIONS = {
     "How do I save a profile?": "Run",
     "How do I list the models?": "Run",
