@@ -3,13 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint clean
 
 demo: .venv/.installed
 	$(BIN)/dslite complete -m demo "How do I save a profile?"
 
 test: .venv/.tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
 lint: .venv/.dev build/typing/dslite
 	$(BIN)/ruff check .
@@ -21,15 +21,15 @@ lint: .venv/.dev build/typing/dslite
 
 .venv/.installed: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
-	touch $@
+	@touch $@
 
 .venv/.tests: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	touch .venv/.installed $@
+	@touch .venv/.installed $@
 
 .venv/.dev: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch .venv/.installed .venv/.tests $@
+	@touch .venv/.installed .venv/.tests $@
 
 # The type checker finds a package by its folder's name: app/ as dslite/app, and so on.
 build/typing/dslite:

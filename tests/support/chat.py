@@ -40,8 +40,8 @@ class Chat:
         self.responder = responder
 
     async def until(self, condition: Callable[[], object] | str) -> None:
-        """Wait for a condition, or for a text on screen."""
-        holds = (lambda: condition in self.text) if isinstance(condition, str) else condition
+        """Wait for a condition, or for a text on screen, wherever its lines are broken."""
+        holds = (lambda: condition in " ".join(self.text.split())) if isinstance(condition, str) else condition
         end = time.monotonic() + PATIENCE_S
         while not holds():
             if time.monotonic() > end:
