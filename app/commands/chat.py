@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from dslite.app import options
 from dslite.app.options import flag, system_message
 from dslite.app.sampling import chosen
 from dslite.runtime.errors import DsliteError, UsageError
-from dslite.runtime.hub import parse_model
+from dslite.runtime.hub import locate, parse_model
 
 if TYPE_CHECKING:
     from dslite.app.chat_start import ChatStart
@@ -71,17 +72,23 @@ def chat(
     if save_profile is not None:
         keep_profile(as_profile(save_profile, flags, profile))
     plain = plain or os.environ.get("TERM") in ("dumb", "")
-    if not plain and not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError("chat needs a terminal", "use dslite chat --plain, or dslite complete")
     talk = _find(latest=continue_, id=session)
     engine_options = {"device": device, "dtype": dtype, "ctx_size": ctx_size, "threads": threads, "offline": offline}
     engine_options |= options.placing(vram, ram, expert_slots, miss)
     start = _start(
         flags, profile, talk, revision, engine_options, saving=not no_save, server=(endpoint, endpoint_key_env)
     )
+    if not plain and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if endpoint is None:
+            locate(start.ref)  # a model that is absent is told first: a terminal alone would not help
+        raise UsageError("chat needs a terminal", "use dslite chat --plain, or dslite complete")
     if plain:
+        from dslite.app.first_model import ensure_model
         from dslite.app.plain import run_plain
 
+        if endpoint is None:
+            start = replace(start, ref=ensure_model(start.ref, offline=offline))
+            start.settings.model = start.ref.name
         raise typer.Exit(run_plain(start))
     from dslite.app.tui.app import run_chat
 

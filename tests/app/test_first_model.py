@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.checkpoints import write_checkpoint
 from support.hub_server import HubServer
+from support.outside import Dslite
 
 from dslite.app import first_model
 from dslite.app.first_model import ensure_model
@@ -97,3 +98,19 @@ def test_a_present_model_asks_and_requests_nothing(
     capsys.readouterr()
     assert ensure_model(CHAT, offline=False) == CHAT
     assert (hub.seen, capsys.readouterr().err) == ([], "")
+
+
+@pytest.mark.parametrize("command", [["chat"], ["chat", "--plain"], ["complete", "hello"], ["serve"]])
+def test_without_a_terminal_an_absent_model_exits_3_with_the_command_to_run(
+    dslite: Dslite, tmp_path: Path, command: list[str]
+) -> None:
+    result = dslite(*command, "-m", "chat", env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_CACHE": ""})
+    assert result.code == 3
+    assert b"the model chat is not on this machine" in result.err
+    assert b"dslite model pull chat" in result.err
+
+
+def test_a_full_screen_chat_with_a_present_model_asks_for_a_terminal(dslite: Dslite, greeter: Path) -> None:
+    result = dslite("chat", "-m", str(greeter))
+    assert result.code == 2
+    assert b"needs a terminal" in result.err
