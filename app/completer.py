@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from dslite.app.console import StatusLine
 from dslite.app.sampling import check_types, model_defaults
 from dslite.model.errors import DsliteError
 from dslite.runtime.batch import Batch
-from dslite.runtime.chat_template import ChatTemplate, Message
+from dslite.runtime.chat_template import AnswerSpacing, ChatTemplate, Message
 from dslite.runtime.engine import Engine, Request
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
@@ -33,7 +32,7 @@ class Completer:
         self._defaults = defaults
         self._template = None if style.raw else ChatTemplate(engine.tokenizer)
         self._batch = Batch(engine)
-        self._spacings: dict[int, _Spacing] = {}
+        self._spacings: dict[int, AnswerSpacing] = {}
 
     @classmethod
     def open(cls, ref: ModelRef, style: Style, options: EngineOptions) -> "Completer":
@@ -112,21 +111,8 @@ class Completer:
                 elif not isinstance(event, Prefilling):
                     yield key, self._spacings[key].strip(event)
 
-    def _spacing(self, request: Request) -> "_Spacing":
-        return _Spacing(at_start=self._template is not None and not request.echo)
-
-
-@dataclass
-class _Spacing:
-    """Takes away the space that a chat answer begins with: it is the template's, not the text's."""
-
-    at_start: bool
-
-    def strip(self, event: Token | Done) -> Token | Done:
-        if not self.at_start or not event.delta:
-            return event
-        self.at_start = False
-        return replace(event, delta=event.delta.removeprefix(" "))
+    def _spacing(self, request: Request) -> AnswerSpacing:
+        return AnswerSpacing(self._template is not None and not request.echo)
 
 
 def _loading(event: Loading) -> str:

@@ -5,14 +5,13 @@ whole. ChatSession is the Responder whose model runs in this process.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from threading import Event as Flag
 
-from dslite.runtime.chat_template import ChatTemplate, Message
+from dslite.runtime.chat_template import AnswerSpacing, ChatTemplate, Message
 from dslite.runtime.draft import Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.events import Done, Event, Token
+from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.responder import Facts
 from dslite.runtime.sampling_params import SamplingParams
 
@@ -41,16 +40,9 @@ class ChatSession:
     ) -> Iterator[Event]:
         """Answer, or go on with the last message. The space that the template leaves before an answer is left out."""
         request = Request(self.prompt_ids(messages, go_on=go_on), params)
-        at_start = not go_on
+        spacing = AnswerSpacing(not go_on)
         for event in self.engine.generate(request, cancel):
-            if at_start and isinstance(event, Token | Done):
-                if event.delta:
-                    event, at_start = replace(event, delta=event.delta.removeprefix(" ")), False
-                if isinstance(event, Done):
-                    event = replace(event, text=event.text.removeprefix(" "))
-            elif not go_on and isinstance(event, Done):
-                event = replace(event, text=event.text.removeprefix(" "))
-            yield event
+            yield event if isinstance(event, Prefilling) else spacing.strip(event)
 
     def recall(self, key: str, messages: Sequence[Message], *, go_on: bool = False) -> None:
         """Read the conversation's rows from disk, once; later replies find them in the cache."""

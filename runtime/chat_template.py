@@ -6,13 +6,14 @@ spells. And what the model generated goes back in as the very ids that it genera
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dslite.runtime.errors import CheckpointError, UsageError
+from dslite.runtime.events import Done, Token
 from dslite.runtime.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
@@ -36,6 +37,24 @@ class Message:
                 'write it as {"role": "user", "content": "…"}',
             )
         return cls(raw["role"], raw["content"])
+
+
+@dataclass
+class AnswerSpacing:
+    """Takes away the space that a chat answer begins with: it is the template's, not the text's."""
+
+    applies: bool
+    _begun: bool = False
+
+    def strip(self, event: Token | Done) -> Token | Done:
+        """The event of an answer without that space, in what streams and in the whole text."""
+        if not self.applies:
+            return event
+        if event.delta and not self._begun:
+            event, self._begun = replace(event, delta=event.delta.removeprefix(" ")), True
+        if isinstance(event, Done):
+            event = replace(event, text=event.text.removeprefix(" "))
+        return event
 
 
 class ChatTemplate:

@@ -19,10 +19,10 @@ from dslite.runtime.hardware import physical_cores
 from dslite.runtime.latents import LatentStore, fingerprint
 from dslite.runtime.layout import read_json
 from dslite.runtime.loader import load
+from dslite.runtime.placement import DEFAULT_CONTEXT
 from dslite.runtime.places import latents_dir
 from dslite.runtime.tokenizer import Tokenizer
 
-DEFAULT_CONTEXT = 32_768  # what the paper says for Lite, though its config.json allows more
 _TINY_BYTES = 256 * 2**20
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

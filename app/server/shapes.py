@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dslite.app.server.asking import Asking
+from dslite.runtime.chat_template import AnswerSpacing
 from dslite.runtime.events import Candidate, Done, Event, Prefilling, Token
 from dslite.runtime.tokenizer import Tokenizer
 
@@ -26,7 +27,7 @@ def token_string(tokenizer: Tokenizer, token_id: int) -> str:
 class Choice:
     """One answer as it grows. `offset` is where in the text the next token begins."""
 
-    at_start: bool
+    spacing: AnswerSpacing
     text: str = ""
     offset: int = 0
     tokens: list[Token] = field(default_factory=list)
@@ -34,13 +35,11 @@ class Choice:
 
     def take(self, event: Token | Done) -> str:
         """Add an event; return its text, without the space that a template leaves before an answer."""
-        delta = event.delta
-        if self.at_start and delta:
-            delta, self.at_start = delta.removeprefix(" "), False
-        self.text += delta
+        event = self.spacing.strip(event)
+        self.text += event.delta
         if isinstance(event, Done):
             self.done = event
-        return delta
+        return event.delta
 
     @property
     def finish_reason(self) -> str | None:
@@ -56,7 +55,7 @@ class Shape:
 
     def __init__(self, asking: Asking, tokenizer: Tokenizer) -> None:
         self.asking = asking
-        self.choices = [Choice(asking.at_start) for _ in asking.requests]
+        self.choices = [Choice(AnswerSpacing(asking.at_start)) for _ in asking.requests]
         self._tokenizer = tokenizer
         self._head = {"id": self.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": asking.model}
 
