@@ -45,3 +45,11 @@ def expanded_attention(queries: Tensor, expanded: Tensor, rotary: Tensor, scale:
     if products is None or not native.suits_prefill(queries, expanded, rotary):
         return None
     return products.prefill(queries, expanded, rotary, scale)
+
+
+def absorbed_attention(queries: Tensor, rows: Tensor, latent: int, scale: float) -> Tensor | None:
+    """Absorbed queries (T, H, C+R) of the last T of S tokens over their cached rows (S, C+R): latents (T, H, C)."""
+    products = native.products()
+    if products is None or not native.suits_absorbed(queries, rows, latent):
+        return None
+    return products.absorbed(queries, rows, latent, scale)

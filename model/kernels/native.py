@@ -19,7 +19,7 @@ from torch import Tensor
 
 MOST_TOKENS = 16  # above it torch's blocked products win
 LEVELS = ("portable", "avx2", "avx512", "avx512-bf16")  # in the library's order
-_ABI = 2
+_ABI = 3
 STEP = 32  # the kernels read this many values at once: every width must be a multiple
 MOST_EXPERTS, MOST_HEADS, MOST_LATENT = 512, 256, 1024  # ops.h
 
@@ -29,8 +29,19 @@ _SIGNATURES: dict[str, list[Any]] = {
     "experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "head": [_POINTER, _POINTER, _FLOAT] + [_POINTER] * 2 + [_SIZE] * 3 + [_INT],
     "layers": [_POINTER, _SIZE, _POINTER, _INT],
-    "prefill": [_POINTER] * 4 + [_SIZE] * 7 + [_FLOAT, _INT],
+    "prefill": [_POINTER, _INT],
 }
+
+
+class _Prefill(ctypes.Structure):
+    """ops.h"""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("queries", "keys", "values", "rotary", "out")),
+        *((name, _SIZE) for name in ("n_queries", "sharing", "length", "heads", "nope", "rope", "value")),
+        *((name, _SIZE) for name in ("stride", "head_stride", "rotary_stride")),
+        ("scale", _FLOAT),
+    ]
 
 
 class NativeProducts:
@@ -98,26 +109,41 @@ class NativeProducts:
 
         Rotated queries (T, H, N+R), keys and values of every head (S, H, N+V), shared keys (S, R): values (T, H, V).
         """
-        tokens, heads, width = queries.shape
-        rope = rotary.shape[1]
-        value = expanded.shape[2] - (width - rope)
-        out = torch.empty(tokens, heads, value, dtype=torch.bfloat16)
-        self._prefill(
-            self._level,
-            queries.data_ptr(),
-            expanded.data_ptr(),
-            rotary.data_ptr(),
-            out.data_ptr(),
-            tokens,
-            expanded.shape[0],
-            heads,
-            width - rope,
-            rope,
-            value,
-            rotary.stride(0),
-            scale,
-            torch.get_num_threads(),
+        nope = queries.shape[2] - rotary.shape[1]
+        keys, values = expanded.split([nope, expanded.shape[2] - nope], dim=2)
+        return self._attend(queries, keys, values, rotary, scale, sharing=1)
+
+    def absorbed(self, queries: Tensor, rows: Tensor, latent: int, scale: float) -> Tensor:
+        """The same with absorbed queries (T, H, C+R) over cached rows (S, C+R): latents (T, H, C)."""
+        kept, rotary = rows[:, None].split([latent, rows.shape[1] - latent], dim=2)
+        out = self._attend(queries.flatten(0, 1)[:, None], kept, kept, rotary[:, 0], scale, sharing=queries.shape[1])
+        return out.view(*queries.shape[:2], latent)
+
+    def _attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, rotary: Tensor, scale: float, sharing: int
+    ) -> Tensor:
+        """Queries (Q, H, N+R), keys (S, H, N), values (S, H, V), rotary (S, R); `sharing` queries to a token."""
+        count, heads, _ = queries.shape
+        out = torch.empty(count, heads, values.shape[2], dtype=torch.bfloat16)
+        job = _Prefill(
+            queries=queries.data_ptr(),
+            keys=keys.data_ptr(),
+            values=values.data_ptr(),
+            rotary=rotary.data_ptr(),
+            out=out.data_ptr(),
+            n_queries=count,
+            sharing=sharing,
+            length=keys.shape[0],
+            heads=heads,
+            nope=keys.shape[2],
+            rope=rotary.shape[1],
+            value=values.shape[2],
+            stride=keys.stride(0),
+            head_stride=keys.stride(1),
+            rotary_stride=rotary.stride(0),
+            scale=scale,
         )
+        self._prefill(self._level, ctypes.addressof(job), torch.get_num_threads())
         return out
 
     def layers(self, layers: "ctypes.Array[Any]", step: ctypes.Structure) -> None:
@@ -180,6 +206,19 @@ def suits_prefill(queries: Tensor, expanded: Tensor, rotary: Tensor) -> bool:
         and value % STEP == 0
         and value <= MOST_LATENT
         and not (queries.requires_grad or expanded.requires_grad)
+    )
+
+
+def suits_absorbed(queries: Tensor, rows: Tensor, latent: int) -> bool:
+    """Whether absorbed queries (T, H, C+R) can be put to cached rows (S, C+R) as they lie."""
+    return (
+        all(tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu" for tensor in (queries, rows))
+        and queries.is_contiguous()
+        and rows.stride(1) == 1
+        and latent % STEP == 0
+        and latent <= MOST_LATENT
+        and (rows.shape[1] - latent) % 2 == 0
+        and not (queries.requires_grad or rows.requires_grad)
     )
 
 

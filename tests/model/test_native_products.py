@@ -160,6 +160,34 @@ def test_attention_of_a_prompt_equals_float64(
     assert relative_error(out, exact) <= 1.5 * ROUNDED_NORM
 
 
+def absorbed_in_float64(queries: Tensor, rows: Tensor, latent: int, scale: float) -> Tensor:
+    tokens, past = queries.shape[0], len(rows) - queries.shape[0]
+    scores = torch.einsum("thc,sc->hts", queries.double(), rows.double()) * scale
+    seen = torch.ones(tokens, len(rows), dtype=torch.bool).tril(past)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return torch.einsum("hts,sc->thc", weights, rows[:, :latent].double())
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(1, 1), (2, 2), (5, 69), (17, 64), (16, 65), (33, 700), (90, 150)])
+@pytest.mark.parametrize(("heads", "latent", "rope"), [(16, 512, 64), (3, 32, 6), (1, 96, 32), (7, 64, 2)])
+def test_absorbed_attention_of_many_tokens_equals_float64(
+    products: native.NativeProducts,
+    random: Callable[..., Tensor],
+    tokens: int,
+    length: int,
+    heads: int,
+    latent: int,
+    rope: int,
+) -> None:
+    if products.level == "portable" and tokens * length * latent > 100_000:
+        pytest.skip("slow there, and the same code")
+    queries, kept = random(tokens, heads, latent + rope), random(2, length, latent + rope)
+    kept[0] = float("nan")  # another layer's
+    exact = absorbed_in_float64(queries, kept[1], latent, 0.2)
+    out = products.absorbed(queries, kept[1], latent, 0.2)
+    assert relative_error(out, exact) <= 1.5 * ROUNDED_NORM
+
+
 @pytest.mark.parametrize(
     ("x", "weight"),
     [

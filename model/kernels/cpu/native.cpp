@@ -45,7 +45,7 @@ template <class T> T* workspace(int64_t count) {
 extern "C" {
 
 // Increased with every change of what follows or of the structs in ops.h.
-int dslite_abi() { return 2; }
+int dslite_abi() { return 3; }
 
 // To be called first: see team.h.
 void dslite_use_openmp(OpenMp functions) { openmp = functions; }
@@ -57,13 +57,10 @@ void dslite_linear(int level, const bf16* w, const bf16* x, bf16* y, int64_t n, 
 }
 
 // See Prefill.
-void dslite_prefill(int level, const bf16* queries, const bf16* expanded, const bf16* rotary, bf16* out, int64_t tokens,
-                    int64_t length, int64_t heads, int64_t nope, int64_t rope, int64_t value, int64_t rotary_stride,
-                    float scale, int threads) {
-    const Prefill job{queries, expanded, rotary, out, tokens, length, heads, nope, rope, value, rotary_stride, scale};
+void dslite_prefill(int level, const Prefill* job, int threads) {
     const Ops* ops = ops_of(level);
-    char* scratch = workspace<char>(ops->prefill_scratch(job) * threads + 64);
-    ops->prefill(job, scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64, threads);
+    char* scratch = workspace<char>(ops->prefill_scratch(*job) * threads + 64);
+    ops->prefill(*job, scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64, threads);
 }
 
 void dslite_head(int level, const bf16* w, const bf16* norm, float eps, const bf16* x, float* y, int64_t n, int64_t k,

@@ -59,13 +59,14 @@ struct Step {
     float* weights;         //   and how much of each
 };
 
-// Causal attention of the last `tokens` of `length` tokens, with keys and values of every head made from the latents.
+// Causal attention of many queries, the last of `length` tokens. Expanded: one query per token and head, keys and values
+// made from the latents. Absorbed: one head, whose key and value is the cached row, and all of a token's queries read it.
 struct Prefill {
-    const bf16* queries;    // (tokens, heads, nope + rope), rotated
-    const bf16* expanded;   // (length, heads, nope + value)
+    const bf16* queries;    // (queries, heads, nope + rope), rotated; `sharing` neighbours belong to one token
+    const bf16 *keys, *values; // (length, heads, nope) and (.., value): rows `stride` values apart, heads `head_stride`
     const bf16* rotary;     // (length, rope): the key that all heads share, rows `rotary_stride` values apart
-    bf16* out;              // (tokens, heads, value)
-    int64_t tokens, length, heads, nope, rope, value, rotary_stride;
+    bf16* out;              // (queries, heads, value)
+    int64_t n_queries, sharing, length, heads, nope, rope, value, stride, head_stride, rotary_stride;
     float scale;
 };
 
