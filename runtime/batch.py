@@ -1,7 +1,7 @@
 """Many answers at once over one network.
 
-Each sequence has its own cache and its own draft. A step reads a piece of one waiting prompt and makes one token of
-every running sequence, so that the weights which one token needs are read once for all; sequences join and leave
+Each sequence has its own cache and its own draft. A step is one forward pass: pieces of the prompts that wait, and one
+token of every running answer, so that the weights which one token needs are read once for all. Sequences join and leave
 between any two steps. A prompt that begins like one whose rows are at hand copies them and computes only the rest.
 """
 
@@ -10,20 +10,24 @@ between any two steps. A prompt that begins like one whose rows are at hand copi
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
 from dslite.model.attention import Span
 from dslite.runtime.branches import common_prefix
+from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.draft import Draft, Request
 from dslite.runtime.engine import Engine
-from dslite.runtime.errors import DsliteError
+from dslite.runtime.errors import DsliteError, OutOfMemoryError
 from dslite.runtime.events import Event, Prefilling
+from dslite.runtime.experts import with_room
 from dslite.runtime.kv_cache import LatentKVCache
 from dslite.runtime.sampling import check_finite
 
 DEFAULT_BATCH = 8
 _PIECE = 512  # prompt tokens read in one step: what the others wait for
+_WORTH_WAITING = 16  # tokens of a shared beginning; fewer are computed twice rather than waited for
 
 
 @dataclass
@@ -36,9 +40,22 @@ class _Sequence:
     ids: list[int] = field(default_factory=list)
 
     @property
+    def prompt(self) -> Sequence[int]:
+        return self.draft.request.prompt_ids
+
+    @property
     def unread(self) -> Sequence[int]:
         """Tokens of the prompt that are still to be read."""
-        return self.draft.request.prompt_ids[len(self.ids) :]
+        return self.prompt[len(self.ids) :]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a sequence does in a step: tokens to run, of its prompt (`reads`) or the last of its answer."""
+
+    sequence: _Sequence
+    ids: Sequence[int]
+    reads: bool
 
 
 Happening = tuple[Hashable, Event | DsliteError]
@@ -54,6 +71,7 @@ class Batch:
         """
         self._engine = engine
         self._most = most
+        self._piece = _PIECE
         self._tokens = max(engine.context, most * engine.context if tokens is None else tokens)
         self._waiting: OrderedDict[Hashable, Request] = OrderedDict()
         self._running: dict[Hashable, _Sequence] = {}
@@ -74,17 +92,21 @@ class Batch:
             self._see_off(self._running[key])
 
     def step(self) -> list[Happening]:
-        """Read a piece of a prompt, and make a token of every answer that has begun."""
-        while self._waiting and len(self._running) < self._most:
-            key, request = next(iter(self._waiting.items()))
-            if not self._make_room(self._size(request)):
-                break  # the oldest waits for room, and no younger one passes it
-            del self._waiting[key]
-            self._running[key] = self._admit(key, request)
-        reading = next((sequence for sequence in self._running.values() if sequence.unread), None)
-        events = self._read(reading) if reading is not None else []
-        answering = [sequence for sequence in self._running.values() if not sequence.unread and sequence is not reading]
-        return events + self._decode(answering) if answering else events
+        """Read pieces of prompts, and make a token of every answer that has begun."""
+        events = self._admit_waiting()
+        work = [*self._reading(), *self._answering()]
+        if not work:
+            return events
+        try:
+            hidden, logits = self._forward(work)
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            told = OutOfMemoryError.of(error, f"{len(work)} answers at once")
+        else:
+            return events + self._take(work, hidden, logits)
+        # Outside of the handler: the error's traceback would keep the memory of what failed.
+        return events + self._relieve(work, told)
 
     def interrupt(self) -> list[Happening]:
         """End all: an answer that has begun keeps what came, one that waits never begins."""
@@ -101,6 +123,28 @@ class Batch:
         while len(self):
             yield from self.step()
 
+    # ---- who comes in ----
+
+    def _admit_waiting(self) -> list[Happening]:
+        while self._waiting and len(self._running) < self._most:
+            key, request = next(iter(self._waiting.items()))
+            if not self._make_room(self._size(request)):
+                break  # the oldest waits for room, and no younger one passes it
+            try:
+                sequence = self._admit(key, request)
+            except OutOfMemoryError as error:
+                if self._left:
+                    self._left.clear()
+                elif self._running:
+                    break  # until one of them has ended
+                else:
+                    del self._waiting[key]
+                    return [(key, error)]
+                continue
+            del self._waiting[key]
+            self._running[key] = sequence
+        return []
+
     def _size(self, request: Request) -> int:
         """Tokens that a request's cache must be able to hold."""
         context, wanted = self._engine.context, request.params.max_tokens
@@ -116,56 +160,91 @@ class Batch:
         return True
 
     def _admit(self, key: Hashable, request: Request) -> _Sequence:
-        engine, ids = self._engine, request.prompt_ids
+        engine = self._engine
         cache = self._cache(self._size(request))
-        known = 0 if request.echo else self._copy_prefix(cache, ids)
-        draft = Draft(request, engine.tokenizer, end_tokens=engine.eos_token_ids, context=engine.context, cached=known)
-        return _Sequence(key, draft, cache, list(ids[:known]))
+        draft = Draft(request, engine.tokenizer, end_tokens=engine.eos_token_ids, context=engine.context, cached=0)
+        return _Sequence(key, draft, cache)
 
-    def _copy_prefix(self, cache: LatentKVCache, ids: Sequence[int]) -> int:
-        """Copy the longest known beginning of a prompt into its cache; its last token is always read."""
-        lengths = [(common_prefix(known.ids, ids[:-1]), known) for known in (*self._running.values(), *self._left)]
-        count, best = max(lengths, key=lambda pair: pair[0], default=(0, None))
-        if best is not None:
-            cache.copy_rows(best.cache, count)
-        return count
+    def _cache(self, tokens: int) -> LatentKVCache:
+        model = self._engine.model
+        return with_room(
+            lambda: LatentKVCache(model.config, tokens, dtype=model.dtype, device=model.device),
+            self._engine.experts,
+            f"one more answer of {tokens:,} tokens",
+        )
 
-    def _read(self, sequence: _Sequence) -> list[Happening]:
-        """One piece of a prompt; behind the last, the first token of the answer."""
-        draft, total = sequence.draft, len(sequence.draft.request.prompt_ids)
-        if not sequence.ids and not draft.request.echo:
-            known = self._copy_prefix(sequence.cache, draft.request.prompt_ids)  # rows made since it was admitted
-            sequence.ids, draft.cached = list(draft.request.prompt_ids[:known]), known
-        piece = list(sequence.unread[:_PIECE])
-        start = len(sequence.ids)
-        hidden = self._forward(piece, [Span(sequence.cache, len(piece))])
-        sequence.ids += piece
-        events: list[Happening] = []
-        try:
-            if draft.request.echo:
-                events += [(sequence.key, event) for event in self._engine.echo(draft, start, hidden)]
-            events.append((sequence.key, Prefilling(len(sequence.ids), total, draft.cached, draft.elapsed_s)))
+    # ---- what a step does ----
+
+    def _reading(self) -> list[_Work]:
+        """Pieces of prompts, the oldest first. One that begins like another waits until it can copy that one's rows."""
+        pieces: list[_Work] = []
+        for sequence in self._running.values():
+            room = self._piece - sum(len(work.ids) for work in pieces)
+            if room <= 0:
+                break
             if not sequence.unread:
-                draft.begin()
-                events += self._advance(sequence, self._logits(hidden[-1:])[0])
-        except DsliteError as error:
-            events += self._fail(sequence, error)
+                continue
+            if not sequence.draft.request.echo:
+                self._copy_prefix(sequence)
+                shared = max((common_prefix(work.sequence.prompt, sequence.prompt) for work in pieces), default=0)
+                if shared - len(sequence.ids) >= _WORTH_WAITING:
+                    continue
+            pieces.append(_Work(sequence, sequence.unread[:room], reads=True))
+        return pieces
+
+    def _answering(self) -> list[_Work]:
+        begun = [sequence for sequence in self._running.values() if not sequence.unread]
+        return [_Work(sequence, sequence.draft.token_ids[-1:], reads=False) for sequence in begun]
+
+    def _copy_prefix(self, sequence: _Sequence) -> None:
+        """Copy the longest known beginning of a prompt that is not begun; its last token is always read."""
+        if len(sequence.ids) > sequence.draft.cached:
+            return
+        wanted = sequence.prompt[:-1]
+        others = [*(other for other in self._running.values() if other is not sequence), *self._left]
+        count, best = max(
+            ((common_prefix(other.ids, wanted), other) for other in others), key=lambda pair: pair[0], default=(0, None)
+        )
+        if best is not None and count > len(sequence.ids):
+            sequence.cache.copy_rows(best.cache, count)
+            sequence.ids, sequence.draft.cached = list(wanted[:count]), count
+
+    def _forward(self, work: Sequence[_Work]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (T, D) of the work's tokens, and logits (B, vocabulary) behind the last of each."""
+        model = self._engine.model
+        ids = [token_id for some in work for token_id in some.ids]
+        spans = [Span(some.sequence.cache, len(some.ids)) for some in work]
+        ends = list(accumulate(len(some.ids) for some in work))
+        with torch.inference_mode():
+            hidden = model.forward(torch.tensor(ids, dtype=torch.long), spans)
+            return hidden, model.logits(hidden[[end - 1 for end in ends]])
+
+    def _take(self, work: Sequence[_Work], hidden: torch.Tensor, logits: torch.Tensor) -> list[Happening]:
+        """What became of each sequence."""
+        events: list[Happening] = []
+        for some, rows, scores in zip(work, hidden.split([len(some.ids) for some in work]), logits, strict=True):
+            sequence = some.sequence
+            sequence.ids += some.ids
+            try:
+                if some.reads:
+                    events += self._told_of_reading(sequence, len(some.ids), rows)
+                if not sequence.unread:
+                    check_finite(scores)
+                    events += self._advance(sequence, scores)
+            except DsliteError as error:
+                self._running.pop(sequence.key, None)
+                events.append((sequence.key, error))
         return events
 
-    def _decode(self, sequences: list[_Sequence]) -> list[Happening]:
-        """One token of every sequence."""
-        ids = [sequence.draft.token_ids[-1] for sequence in sequences]
-        hidden = self._forward(ids, [Span(sequence.cache, 1) for sequence in sequences])
-        logits = self._logits(hidden, check=False)
-        events: list[Happening] = []
-        for sequence, token_id, row in zip(sequences, ids, logits, strict=True):
-            sequence.ids.append(token_id)
-            try:
-                check_finite(row)
-                events += self._advance(sequence, row)
-            except DsliteError as error:
-                events += self._fail(sequence, error)
-        return events
+    def _told_of_reading(self, sequence: _Sequence, count: int, hidden: torch.Tensor) -> list[Happening]:
+        """The last `count` tokens read, with their hidden states (T, D)."""
+        draft, events = sequence.draft, []
+        if draft.request.echo:
+            events += list(self._engine.echo(draft, len(sequence.ids) - count, hidden))
+        events.append(Prefilling(len(sequence.ids), len(sequence.prompt), draft.cached, draft.elapsed_s))
+        if not sequence.unread:
+            draft.begin()
+        return [(sequence.key, event) for event in events]
 
     def _advance(self, sequence: _Sequence, logits: torch.Tensor) -> list[Happening]:
         """Draw the next token, unless the answer is over already; see off a finished one."""
@@ -178,34 +257,40 @@ class Batch:
             self._see_off(sequence)
         return [(sequence.key, event) for event in events]
 
+    # ---- who goes ----
+
     def _see_off(self, sequence: _Sequence) -> None:
         """Keep the rows of finished sequences, the newest ones, up to one context of tokens."""
         self._running.pop(sequence.key, None)
         if not sequence.ids:
             return
         if sequence.cache.capacity > len(sequence.ids):
-            kept = self._cache(len(sequence.ids))
+            try:
+                kept = self._cache(len(sequence.ids))
+            except OutOfMemoryError:
+                return  # they would only have served others
             kept.copy_rows(sequence.cache, len(sequence.ids))
             sequence.cache = kept
         self._left.append(sequence)
         while sum(len(kept.ids) for kept in self._left) > self._engine.context:
             del self._left[0]
 
-    def _cache(self, tokens: int) -> LatentKVCache:
-        model = self._engine.model
-        return LatentKVCache(model.config, tokens, dtype=model.dtype, device=model.device)
+    def _relieve(self, work: Sequence[_Work], told: OutOfMemoryError) -> list[Happening]:
+        """Memory ran out in a step: give back what can be missed, so that the next one may go through.
 
-    def _fail(self, sequence: _Sequence, error: DsliteError) -> list[Happening]:
-        self._running.pop(sequence.key, None)
-        return [(sequence.key, error)]
-
-    def _forward(self, ids: Sequence[int], spans: Sequence[Span]) -> torch.Tensor:
-        with torch.inference_mode():
-            return self._engine.model.forward(torch.tensor(ids, dtype=torch.long), spans)
-
-    def _logits(self, hidden: torch.Tensor, *, check: bool = True) -> torch.Tensor:
-        with torch.inference_mode():
-            logits = self._engine.model.logits(hidden)
-        if check:
-            check_finite(logits)
-        return logits
+        Finished sequences go first, then slots of experts, then the length of a piece; at last the youngest answer.
+        """
+        for some in work:
+            some.sequence.cache.truncate(len(some.sequence.ids))  # the rows may be there, but nobody knows their scores
+        tokens = sum(len(some.ids) for some in work if some.reads)
+        if self._left:
+            self._left.clear()
+        elif self._engine.experts is not None and self._engine.experts.give_back():
+            pass
+        elif tokens > 1:
+            self._piece = min(self._piece, tokens) // 2
+        else:
+            youngest = next(reversed(self._running))
+            del self._running[youngest]
+            return [(youngest, told)]
+        return []
