@@ -22,11 +22,13 @@ from dslite.runtime.engine import Engine
 from dslite.runtime.errors import DsliteError, OutOfMemoryError
 from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.experts import with_room
-from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.hardware import free_memory
+from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.sampling import check_finite
 
-DEFAULT_BATCH = 8
+DEFAULT_BATCH = 16  # what the compiled kernels of a CPU take at once
 _PIECE = 512  # prompt tokens read in one step: what the others wait for
+_SHARE = 0.5  # of what is free once the weights are in place: the rest is for the work and other programs
 _WORTH_WAITING = 16  # tokens of a shared beginning; fewer are computed twice rather than waited for
 
 
@@ -61,18 +63,27 @@ class _Work:
 Happening = tuple[Hashable, Event | DsliteError]
 
 
+def room(engine: Engine, most: int) -> int:
+    """Tokens that the caches of `most` sequences may take together: what memory allows, a context for each at most."""
+    per_token = kv_bytes_per_token(engine.model.config, engine.model.dtype)
+    free = int(free_memory(engine.model.device.type) * _SHARE)
+    if engine.memory_left is not None:
+        free = min(free, engine.memory_left)
+    return max(engine.context, min(most * engine.context, free // per_token))
+
+
 class Batch:
     """Requests join under a key of the caller's; each step returns what happened, as (key, event or error)."""
 
     def __init__(self, engine: Engine, *, most: int = DEFAULT_BATCH, tokens: int | None = None) -> None:
         """`most` sequences run together; further ones wait their turn.
 
-        `tokens` is the most that the caches of all of them take, finished ones included; None: a context for each.
+        `tokens` is the most that the caches of all of them take, finished ones included; None: as `room` says.
         """
         self._engine = engine
         self._most = most
         self._piece = _PIECE
-        self._tokens = max(engine.context, most * engine.context if tokens is None else tokens)
+        self._tokens = room(engine, most) if tokens is None else max(engine.context, tokens)
         self._waiting: OrderedDict[Hashable, Request] = OrderedDict()
         self._running: dict[Hashable, _Sequence] = {}
         self._left: list[_Sequence] = []  # finished ones, oldest first: their rows may serve those to come

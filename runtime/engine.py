@@ -50,11 +50,16 @@ class Engine:
         eos_token_ids: Sequence[int] | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         saved: Callable[[], LatentStore] | None = None,
+        memory_left: int | None = None,
     ) -> None:
-        """`context` is the most tokens that prompt and answer may have together; `saved` opens the rows on disk."""
+        """`context` is the most tokens that prompt and answer may have together; `saved` opens the rows on disk.
+
+        `memory_left`: bytes that the user's limit leaves for more than this one conversation; None: no limit.
+        """
         self.model = model
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk
+        self.memory_left = memory_left
         self.experts = expert_cache(model)
         self.cache = with_room(
             lambda: LatentKVCache(model.config, context, dtype=model.dtype, device=model.device),

@@ -76,6 +76,11 @@ def _accelerator() -> tuple[str, str, int, int]:
     return "cpu", cpu_name(), 0, 0
 
 
+def free_memory(device: str) -> int:
+    """Bytes that may still be taken of the memory in which a kind of device computes."""
+    return memory()[1] if device == "cpu" else _accelerator()[3]
+
+
 def memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     """Host memory and what may be taken of it, in bytes: the system's, or a container's where that is less."""
     try:

@@ -10,7 +10,7 @@ import torch
 
 from dslite.model.config import ModelConfig
 from dslite.runtime.checkpoint import Checkpoint
-from dslite.runtime.device_plan import PlanRequest
+from dslite.runtime.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
@@ -63,7 +63,14 @@ def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading]
         eos_token_ids=ends,
         prefill_chunk=plan.prefill_chunk,
         saved=cache(lambda: LatentStore(latents_dir(), fingerprint(checkpoint, dtype))),
+        memory_left=_memory_left(options, plan),
     )
+
+
+def _memory_left(options: EngineOptions, plan: DevicePlan) -> int | None:
+    """Of the limit that the user set, what the plan does not take."""
+    limit, taken = (options.ram, plan.ram_bytes) if plan.device == "cpu" else (options.vram, plan.vram_bytes)
+    return None if limit is None else max(0, limit - taken)
 
 
 def parse_dtype(name: str) -> torch.dtype:

@@ -51,7 +51,7 @@ def serve(
 
     from dslite.app.server.api import Api
     from dslite.app.server.limits import Limits
-    from dslite.app.server.opening import open_served, room
+    from dslite.app.server.opening import open_served
     from dslite.app.server.running import bind
     from dslite.app.server.running import serve as run
     from dslite.runtime.options import EngineOptions
@@ -67,7 +67,7 @@ def serve(
         **options.placing(vram, ram, expert_slots, miss),
     )
     served = open_served(ref, engine_options, model_names(ref))
-    api = Api(served, limits, key=key, tokens=room(served.engine, parallel))
+    api = Api(served, limits, key=key)
     address = f"[{host}]" if ":" in host else host
     url = f"http://{address}:{listener.getsockname()[1]}/v1"
     caught = run(

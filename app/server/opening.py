@@ -6,15 +6,10 @@ from dslite.app.console import StatusLine
 from dslite.app.sampling import model_defaults
 from dslite.app.server.asking import Served
 from dslite.runtime.chat_template import ChatTemplate
-from dslite.runtime.engine import Engine
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Loading
-from dslite.runtime.hardware import memory
 from dslite.runtime.hub import ModelRef, locate
-from dslite.runtime.kv_cache import kv_bytes_per_token
 from dslite.runtime.options import EngineOptions, open_engine
-
-_SHARE = 0.5  # of what is free once the weights are in place: the rest is for the work and other programs
 
 
 def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> Served:
@@ -30,19 +25,6 @@ def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> 
     except CheckpointError:
         template = None  # a base model: it completes text
     return Served(engine, tuple(names), model_defaults(folder), template)
-
-
-def room(engine: Engine, parallel: int) -> int:
-    """Tokens that the caches of all answers may take together: what memory allows, a context for each at most."""
-    device = engine.model.device
-    if device.type == "cuda":
-        import torch
-
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = memory()[1]
-    per_token = kv_bytes_per_token(engine.model.config, engine.model.dtype)
-    return max(engine.context, min(parallel * engine.context, int(free * _SHARE) // per_token))
 
 
 def _loading(event: Loading) -> str:

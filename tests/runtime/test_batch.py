@@ -1,15 +1,22 @@
 """Many answers at once are the answers that each would get alone."""
 
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
+import torch
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
+from torch import Tensor
 
-from dslite.runtime.batch import Batch
+from dslite.model.attention import Span
+from dslite.model.transformer import Transformer
+from dslite.runtime.batch import Batch, room
 from dslite.runtime.draft import Request
 from dslite.runtime.engine import Engine
-from dslite.runtime.errors import ContextFullError, DsliteError
-from dslite.runtime.events import Done, Token
+from dslite.runtime.errors import ContextFullError, DsliteError, OutOfMemoryError
+from dslite.runtime.events import Done, Prefilling, Token
+from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.sampling_params import SamplingParams
 
 
@@ -144,3 +151,134 @@ def test_an_interrupted_batch_keeps_what_came(engine: Engine) -> None:
         assert done.finish_reason == "interrupted"
         assert list(done.token_ids) == tokens
         assert tokens == list(alone(engine, greedy([int(str(key)) + 1] * 5, 20)).token_ids)[: len(tokens)]
+
+
+def test_prompts_are_read_and_answers_made_in_one_pass(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = Batch(engine)
+    batch.join("answers", greedy([5, 6, 7], 20))
+    batch.step()
+    batch.join("long", greedy([8] * 600, 4))
+    batch.join("short", greedy([9] * 30, 4))
+    passes: list[int] = []
+    forward = Transformer.forward
+
+    def record(self: Transformer, ids: Tensor, spans: Sequence[Span]) -> Tensor:
+        passes.append(len(ids))
+        return forward(self, ids, spans)
+
+    monkeypatch.setattr(Transformer, "forward", record)
+    batch.step()
+    batch.step()
+    assert passes == [512 + 1, 88 + 30 + 1]
+
+
+def test_a_prompt_waits_for_the_rows_that_another_is_making(engine: Engine) -> None:
+    batch = Batch(engine)
+    batch.join("first", greedy([3] * 100, 4))
+    batch.join("second", greedy([3] * 90 + [4] * 20, 4))
+    first = [key for key, event in batch.step() if isinstance(event, Prefilling)]
+    assert first == ["first"]
+    together = answers(batch)
+    assert together["second"].cached_tokens == 90
+
+
+def out_of_memory_at(engine: Engine, monkeypatch: pytest.MonkeyPatch, tokens: Callable[[int, int], bool]) -> list[int]:
+    """Passes over tokens of which `tokens(count, spans)` is true fail; returns the sizes of those that went through."""
+    forward, passes = Transformer.forward, []
+
+    def fail(self: Transformer, ids: Tensor, spans: Sequence[Span]) -> Tensor:
+        if tokens(len(ids), len(spans)):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        passes.append(len(ids))
+        return forward(self, ids, spans)
+
+    monkeypatch.setattr(Transformer, "forward", fail)
+    return passes
+
+
+def test_where_memory_runs_out_prompts_are_read_in_shorter_pieces(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = greedy([11, 12] * 100, 6)
+    expected = alone(engine, request).token_ids
+    passes = out_of_memory_at(engine, monkeypatch, lambda count, _: count > 60)
+    batch = Batch(engine)
+    batch.join(0, request)
+    assert answers(batch)[0].token_ids == expected
+    assert passes[:4] == [50, 50, 50, 50]
+
+
+def test_where_nothing_else_helps_the_youngest_answer_ends_and_the_others_go_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [greedy([number + 20] * 5, 12) for number in range(3)]
+    expected = [alone(engine, request).token_ids for request in requests]
+    batch = Batch(engine)
+    for number, request in enumerate(requests):
+        batch.join(number, request)
+    batch.step()
+    batch.step()
+    out_of_memory_at(engine, monkeypatch, lambda _, spans: spans > 2)
+    ends = dict(pair for pair in batch.run() if isinstance(pair[1], Done | DsliteError))
+    assert isinstance(ends[2], OutOfMemoryError)
+    assert "3 answers at once" in ends[2].message
+    assert [ends[number].token_ids for number in (0, 1)] == expected[:2]
+
+
+def test_memory_that_runs_out_behind_the_layers_costs_no_token(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = greedy([31, 32, 33], 8)
+    expected = alone(engine, request).token_ids
+    logits, calls = Transformer.logits, iter(range(100))
+
+    def fail(self: Transformer, hidden: Tensor) -> Tensor:
+        if next(calls) < 2:
+            raise MemoryError
+        return logits(self, hidden)
+
+    batch = Batch(engine)
+    batch.join("before", greedy([40] * 20, 1))
+    answers(batch)
+    monkeypatch.setattr(Transformer, "logits", fail)
+    batch.join(0, request)
+    assert answers(batch)[0].token_ids == expected
+
+
+def test_an_answer_for_which_no_cache_can_be_made_waits_for_the_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [greedy([number + 50] * 5, 6) for number in range(3)]
+    expected = [alone(engine, request).token_ids for request in requests]
+    batch = Batch(engine)
+    make = LatentKVCache.__init__
+
+    def fail(self: LatentKVCache, *args: Any, **options: Any) -> None:
+        if len(batch._running) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        make(self, *args, **options)
+
+    monkeypatch.setattr(LatentKVCache, "__init__", fail)
+    for number, request in enumerate(requests):
+        batch.join(number, request)
+    together = answers(batch)
+    assert [together[number].token_ids for number in range(3)] == expected
+
+
+def test_an_answer_for_which_alone_there_is_no_memory_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: LatentKVCache, *args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    batch = Batch(engine)
+    monkeypatch.setattr(LatentKVCache, "__init__", fail)
+    batch.join(0, greedy([1, 2, 3], 6))
+    ((key, error),) = list(batch.run())
+    assert key == 0
+    assert isinstance(error, OutOfMemoryError)
+
+
+def test_a_limit_of_the_user_bounds_the_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    per_token = kv_bytes_per_token(engine.model.config, engine.model.dtype)
+    assert room(engine, 4) == 4 * engine.context
+    monkeypatch.setattr(engine, "memory_left", 2 * engine.context * per_token)
+    assert room(engine, 4) == 2 * engine.context
+    monkeypatch.setattr(engine, "memory_left", 0)
+    assert room(engine, 4) == engine.context  # one answer always has its own
