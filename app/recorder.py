@@ -164,6 +164,7 @@ class Recorder:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # while the next one is waited for, this one's conversation may go
         if self._store is not None:
             try:
                 self._store.close()

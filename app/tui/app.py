@@ -23,6 +23,7 @@ from dslite.app.tui import keys
 from dslite.app.tui.chat_screen import ChatScreen
 from dslite.app.tui.conductor import Conductor
 from dslite.app.tui.inspector import Inspector
+from dslite.app.tui.textual_memory import let_go
 from dslite.app.tui.themes import DEFAULT, THEMES
 from dslite.app.tui.worker import EngineWorker
 from dslite.model.errors import DsliteError
@@ -47,6 +48,7 @@ class ChatApp(App[int]):
 
     def __init__(self, start: ChatStart, *, driver_class: type[Driver] | None = None) -> None:
         super().__init__(driver_class=driver_class)
+        let_go()
         self.start = start
         self.first_run = start.first_run
         self.worker = EngineWorker(start.open_model)
@@ -83,9 +85,8 @@ class ChatApp(App[int]):
 
     def _painted(self) -> None:
         """The first picture is on screen: now the heavy work may begin."""
-        if not self.is_headless:
-            gc.collect()
-            gc.freeze()  # what exists by now stays: the collector need not walk it in every pause
+        self.collect()
+        self.settle()
         conductor = self.conductor
         if not self.start.looks.mouse:
             self.toggle_mouse()
@@ -106,6 +107,16 @@ class ChatApp(App[int]):
         self.conductor.tick()
         spent = time.thread_time() - started
         self._resting = min(int(spent / _SLOW_DRAW_S), 5)
+
+    def settle(self) -> None:
+        """What exists by now stays: the collector need not walk it in every pause, 80 ms with a model loaded."""
+        if not self.is_headless:  # a process of tests has other things to collect
+            gc.freeze()
+
+    def collect(self) -> None:
+        """Much has just become useless, in cycles that only the collector finds."""
+        if not self.is_headless:
+            gc.collect()
 
     def saving_changed(self, error: DsliteError | None) -> None:
         """Called by the recorder's thread."""

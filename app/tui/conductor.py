@@ -358,6 +358,7 @@ class Conductor:
 
     def _on_ready(self, facts: Any) -> None:
         self.status.facts, self.status.doing = facts, "idle"
+        self.screen.app.settle()
         for job in self._asked:
             self.worker.answer(job)
         self._asked.clear()
@@ -413,3 +414,4 @@ class Conductor:
         self.dialogue = dialogue or self._new_dialogue()
         self.status.used = 0
         self.show()
+        self.screen.call_after_refresh(self.screen.app.collect)

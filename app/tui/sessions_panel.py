@@ -48,6 +48,8 @@ class SessionsPanel(ModalScreen[str | None]):
         self._titles: dict[str, str] = {}
         self._deleted: list[str] = []
         self._asked = 0  # number of the newest question; answers to older ones are left aside
+        self._answered = 0
+        self._opens_first = False  # Enter was faster than the search
 
     def compose(self) -> ComposeResult:
         with Vertical(id="sessions", classes="panel"):
@@ -81,7 +83,10 @@ class SessionsPanel(ModalScreen[str | None]):
 
         def show(found: "Sequence[Conversation] | Sequence[Hit]") -> None:
             if number == self._asked and self.is_attached:
+                self._answered = number
                 self._show(found, searching=bool(words.strip()))
+                if self._opens_first:
+                    self._open()
 
         self._conductor.lookup(look, show)
 
@@ -121,6 +126,7 @@ class SessionsPanel(ModalScreen[str | None]):
     @on(Input.Changed)
     def _search(self) -> None:
         self._list.highlighted = None
+        self._opens_first = False
         self._load()
 
     # What is done.
@@ -128,7 +134,8 @@ class SessionsPanel(ModalScreen[str | None]):
     @on(Input.Submitted)
     @on(OptionList.OptionSelected)
     def _open(self) -> None:
-        if self._chosen:
+        self._opens_first = self._answered != self._asked
+        if self._chosen and not self._opens_first:
             self.dismiss(self._chosen)
 
     def action_move(self, step: int) -> None:
