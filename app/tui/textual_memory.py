@@ -23,4 +23,4 @@ def _of_any_cache(_: Any, base_background: Color, background: Color) -> tuple[St
 
 def let_go() -> None:
     """Make Textual forget closed widgets from now on."""
-    StylesCache.get_inner_outer = _of_any_cache  # type: ignore[method-assign]
+    StylesCache.get_inner_outer = _of_any_cache  # type: ignore[method-assign,assignment]
