@@ -22,7 +22,7 @@ from dslite.runtime.errors import CheckpointError
 from dslite.runtime.sources import MATRICES, Fetch, expert_name, packed
 
 PAGE = 4096
-READ_BYTES = 4 * 2**20  # of one call
+READ_BYTES = 2 * 2**20  # of one call: a huge page, of which the block layer makes few requests
 THREADS = 4  # reads in flight
 _REMEDY = "check the disk and the file; if it was changed, start again"
 
