@@ -13,7 +13,7 @@ from dslite.runtime.engine import Engine, Request
 from dslite.runtime.events import Done
 from dslite.runtime.sampling_params import SamplingParams
 
-CLIENTS = 16
+CLIENTS, REQUESTS = 16, 20
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,8 @@ def alone(engine: Engine, wish: Wish) -> str:
     return done.text
 
 
-@pytest.mark.parametrize("requests", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_sixteen_clients_get_the_answers_that_each_would_get_alone(
-    demo_server: Server, demo_engine: Engine, requests: int
-) -> None:
-    each = [wishes(seed, requests) for seed in range(CLIENTS)]
+def test_sixteen_clients_get_the_answers_that_each_would_get_alone(demo_server: Server, demo_engine: Engine) -> None:
+    each = [wishes(seed, REQUESTS) for seed in range(CLIENTS)]
     answers = asyncio.run(ask_all(demo_server, each))
     whole = 0
     for mine, got in zip(each, answers, strict=True):
@@ -79,7 +76,7 @@ def test_sixteen_clients_get_the_answers_that_each_would_get_alone(
             if answer is not None:
                 assert answer == alone(demo_engine, wish), wish
                 whole += 1
-    assert whole > CLIENTS * requests / 2
+    assert whole > CLIENTS * REQUESTS / 2
 
 
 def test_slow_readers_hold_nobody_up_and_get_their_whole_answer(demo_server: Server) -> None:

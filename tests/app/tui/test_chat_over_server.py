@@ -1,0 +1,130 @@
+"""The full-screen chat over `dslite serve`, and over servers that break."""
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from support.chat import Chat, drive, open_chat
+from support.scripted_server import HANG, ScriptedServer, delta, events
+from support.serving import Server
+
+from dslite.app.chat_settings import ChatSettings
+from dslite.app.endpoints import find_served
+from dslite.app.opening import remote_opener
+from dslite.app.profiles import Profile
+from dslite.runtime.chat import ChatSession
+from dslite.runtime.chat_template import Message
+from dslite.runtime.engine import Engine
+from dslite.runtime.events import Done
+from dslite.runtime.sampling_params import SamplingParams
+
+QUESTION = "How do I save a profile?"
+
+
+@contextlib.asynccontextmanager
+async def chat_over(url: str, home: Path, model: str = "demo", profile: Profile | None = None) -> AsyncIterator[Chat]:
+    served = find_served(url, None, model, None)
+    assert served is not None
+    settings = ChatSettings(model, chosen={"temperature": 0.0}, **({"profile": profile} if profile else {}))
+    async with open_chat(home, model=model, opener=remote_opener(served), settings=settings) as chat:
+        await chat.ready()
+        yield chat
+
+
+async def ask(chat: Chat, text: str) -> str:
+    """Send a message; its answer."""
+    before = len(chat.contents)
+    await chat.say(text)
+    await chat.until(lambda: len(chat.contents) >= before + 2 and chat.conductor.reply is None)
+    return chat.contents[-1]
+
+
+def engines_answer(engine: Engine, *turns: str, system: str | None = None) -> str:
+    """What the engine answers to a conversation that ends with a question."""
+    messages = [Message("system", system)] if system else []
+    messages += [Message("user" if place % 2 == 0 else "assistant", text) for place, text in enumerate(turns)]
+    events = ChatSession(engine, "demo").reply(messages, SamplingParams(temperature=0), threading.Event())
+    (done,) = [event for event in events if isinstance(event, Done)]
+    return done.text
+
+
+def saved_messages(home: Path) -> list[tuple[str, str]]:
+    with contextlib.closing(sqlite3.connect(home / "sessions.db")) as database:
+        return list(database.execute("SELECT role, content FROM messages ORDER BY rowid"))
+
+
+@drive
+async def test_turns_branches_and_sessions_are_those_of_the_model_at_home(
+    home: Path, demo_server: Server, demo_engine: Engine
+) -> None:
+    async with chat_over(demo_server.url, home) as chat:
+        first = await ask(chat, QUESTION)
+        assert first == engines_answer(demo_engine, QUESTION)
+        second = await ask(chat, "What is a slot?")
+        assert second == engines_answer(demo_engine, QUESTION, first, "What is a slot?")
+        await chat.press("ctrl+r")
+        await chat.until(lambda: chat.conductor.reply is None and "2 of 2" in chat.text)
+        assert chat.contents == [QUESTION, first, "What is a slot?", second]
+    assert [text for _, text in saved_messages(home)] == [QUESTION, first, "What is a slot?", second, second]
+
+
+@drive
+async def test_a_profiles_system_message_goes_to_the_server(
+    home: Path, demo_server: Server, demo_engine: Engine
+) -> None:
+    profile = Profile("terse", system="Answer in one sentence.")
+    async with chat_over(demo_server.url, home, profile=profile) as chat:
+        answer = await ask(chat, QUESTION)
+        assert "profile terse" in chat.text
+    assert answer == engines_answer(demo_engine, QUESTION, system="Answer in one sentence.")
+
+
+@drive
+async def test_what_a_server_cannot_say_is_shown_as_unknown(home: Path, demo_server: Server) -> None:
+    async with chat_over(demo_server.url, home) as chat:
+        await ask(chat, QUESTION)
+        assert demo_server.address[0] in chat.text
+        await chat.pilot.resize_terminal(130, 40)
+        await chat.press("f2")
+        await chat.until("unknown")
+
+
+@drive
+async def test_esc_stops_the_server_and_keeps_what_came(home: Path) -> None:
+    with ScriptedServer([[*events(delta("so "), delta("far"), whole=False), HANG]]) as server:
+        async with chat_over(server.url, home, model="m") as chat:
+            await chat.say("hello")
+            await chat.until("so far")
+            await chat.press("escape")
+            await chat.until(lambda: chat.conductor.reply is None)
+            assert chat.contents == ["hello", "so far"]
+            assert server.left.wait(10)
+    assert saved_messages(home)[-1] == ("assistant", "so far")
+
+
+@drive
+async def test_a_lost_connection_keeps_the_answer_and_offers_to_go_on(home: Path) -> None:
+    broken = events(delta("so "), delta("far"), whole=False)
+    rest = events(delta(", so good", "stop"), "data: [DONE]\n\n")
+    with ScriptedServer([broken, rest]) as server:
+        async with chat_over(server.url, home, model="m") as chat:
+            await chat.say("hello")
+            await chat.until("was lost in the middle of the answer")
+            await chat.until(lambda: chat.conductor.reply is None)
+            assert chat.contents == ["hello", "so far"]
+            await chat.say("/continue")
+            await chat.until(lambda: chat.contents == ["hello", "so far, so good"])
+        asked: list[dict[str, Any]] = [json.loads(text.partition(b"\r\n\r\n")[2]) for text in server.asked]
+    assert asked[1]["messages"][-1] == {"role": "assistant", "content": "so far"}
+
+
+@drive
+async def test_a_conversation_over_a_server_is_listed(home: Path, demo_server: Server) -> None:
+    async with chat_over(demo_server.url, home) as chat:
+        await ask(chat, QUESTION)
+        await chat.press("ctrl+o")
+        await chat.until(QUESTION)
