@@ -1,5 +1,8 @@
 """The cache as a conversation uses it: forks, returns, truncations, against a plain model of it."""
 
+import tempfile
+from pathlib import Path
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +11,7 @@ from support.checkpoints import tiny_config
 from dslite.model.config import ModelConfig
 from dslite.runtime.branches import Shelf, common_prefix
 from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.latents import LatentStore
 
 CONFIG = ModelConfig.from_dict(tiny_config())
 CAPACITY = 256
@@ -65,6 +69,25 @@ def test_any_walk_over_branches_leaves_the_rows_of_the_path(walk: list[list[int]
         assert follower.cache.length == len(path)
         assert torch.equal(follower.cache.rows(0, len(path)), expected(path))
         assert follower.shelf.nbytes <= shelf_bytes
+
+
+@settings(max_examples=150)
+@given(st.lists(st.one_of(paths, st.just("restart")), min_size=2, max_size=16))
+def test_any_walk_with_restarts_leaves_the_rows_of_the_path(walk: list[list[int] | str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = LatentStore(Path(folder), "fingerprint")
+        follower = Follower(20_000)
+        for step in walk:
+            if isinstance(step, str):
+                if follower.ids:
+                    assert store.save("chat", follower.ids, follower.cache)
+                saved = follower.ids
+                follower = Follower(20_000)
+                assert store.load("chat", saved, follower.cache) == len(saved)
+                follower.ids = saved
+                continue
+            follower.go_to(step)
+            assert torch.equal(follower.cache.rows(0, len(step)), expected(step))
 
 
 def test_returning_to_a_branch_computes_only_what_is_new() -> None:
