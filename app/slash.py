@@ -1,6 +1,5 @@
 """What may be typed in place of a message: one table for the screen, the line mode and their help."""
 
-import difflib
 from dataclasses import dataclass
 
 from dslite.runtime.errors import UsageError
@@ -48,6 +47,8 @@ def parse(text: str) -> tuple[Command, str] | None:
         return None  # a path
     command = _BY_WORD.get(word.lower())
     if command is None:
+        import difflib
+
         near = difflib.get_close_matches(word.lower(), _BY_WORD, n=1)
         raise UsageError(
             f"there is no command {word}", f"did you mean {near[0]}?" if near else "F1 or /help lists them"

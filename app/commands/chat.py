@@ -15,7 +15,7 @@ from dslite.runtime.hub import locate, parse_model
 
 if TYPE_CHECKING:
     from dslite.app.chat_start import ChatStart
-    from dslite.app.sessions import Conversation
+    from dslite.app.sessions import Conversation, SessionStore
 
 _CHAT_MODEL = "chat"
 
@@ -105,6 +105,12 @@ def _find(*, latest: bool, id: str | None) -> "Conversation | None":
         return store.find(id) if id is not None else store.latest()
 
 
+def _open_store() -> "SessionStore":
+    from dslite.app.sessions import SessionStore  # by the recorder's thread: the first picture does not wait for SQLite
+
+    return SessionStore.open()
+
+
 def _start(
     flags: Any,
     profile: str | None,
@@ -125,7 +131,6 @@ def _start(
     from dslite.app.opening import opener, remote_opener
     from dslite.app.profiles import default_values
     from dslite.app.recorder import Recorder
-    from dslite.app.sessions import SessionStore
 
     warnings: list[DsliteError] = []
     try:
@@ -152,7 +157,7 @@ def _start(
         ref=ref,
         settings=settings,
         open_model=remote_opener(served) if served else opener(engine_options),
-        recorder=Recorder(SessionStore.open, saving=saving),
+        recorder=Recorder(_open_store, saving=saving),
         resume=(lambda _: identity) if identity else None,
         looks=looks,
         warnings=warnings,

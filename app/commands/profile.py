@@ -1,6 +1,7 @@
 """`dslite profile`: system messages and sampling values under a name."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -141,7 +142,8 @@ def _given(context: typer.Context) -> dict[str, Any]:
         for key, value in context.params.items()
         if (source := context.get_parameter_source(key)) is not None and source.name == "COMMANDLINE"
     }
-    system = system_message(typed.get("system"), typed.get("system_file"))
+    file = typed.get("system_file")
+    system = system_message(typed.get("system"), None if file is None else Path(file))
     texts = {"description": typed.get("description"), "model": typed.get("model"), "system": system}
     given = sampling.chosen(**{key: typed.get(key) for key in sampling.KEYS})
     return {key: value for key, value in texts.items() if value is not None} | given

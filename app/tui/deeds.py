@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dslite.app.dialogue import Dialogue, Node
-from dslite.app.dialogue_export import export
-from dslite.app.editor import edit_text
 from dslite.app.markdown_blocks import code_blocks
 from dslite.app.profiles import all_profiles, get_profile
 from dslite.app.slash import Command, split_setting
@@ -54,6 +52,8 @@ class Deeds:
         self.conductor.go_on()
 
     def do_edit(self, text: str) -> None:
+        from dslite.app.editor import edit_text
+
         prompt = self.screen.prompt
         written = self.screen.app_suspended(lambda: edit_text(text or prompt.text).rstrip("\n"))
         if written is not None:
@@ -103,6 +103,8 @@ class Deeds:
         self.conductor.begin(dialogue)
 
     def do_save(self, name: str) -> None:
+        from dslite.app.dialogue_export import export  # not above: SQLite comes with it
+
         path = export(self.conductor.dialogue, Path(name).expanduser())
         self.conductor.say(f"saved as {path}")
 

@@ -202,11 +202,20 @@ def test_a_dumb_terminal_gets_the_line_mode(home: Path) -> None:
     assert b"\x1b[?1049h" not in terminal.raw
 
 
-def test_nothing_heavy_is_imported_before_the_first_picture() -> None:
-    code = (
-        "import sys; import dslite.app.commands.chat, dslite.app.tui.app, dslite.app.recorder, dslite.app.sessions;"
-        "print([name for name in ('torch', 'numpy', 'tokenizers', 'transformers', 'huggingface_hub', 'jinja2',"
-        " 'pygments.lexers') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_nothing_heavy_is_imported_before_the_first_picture(home: Path) -> None:
+    heavy = "torch numpy tokenizers transformers huggingface_hub jinja2 pygments markdown_it sqlite3 pydantic"
+    code = f"""
+import pathlib, sys
+from dslite.app.tui.app import ChatApp
+def painted(self):
+    pathlib.Path({str(home / "imported")!r}).write_text(" ".join(set({heavy!r}.split()) & set(sys.modules)))
+    self.exit(0)
+ChatApp._painted = painted
+sys.argv = ["dslite", "chat", "-m", "demo"]
+from dslite.app.__main__ import main
+main()
+"""
+    places = {f"DSLITE_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")}
+    with Terminal([sys.executable, "-c", code], environment=places) as terminal:
+        assert terminal.end() == 0
+    assert (home / "imported").read_text() == ""
