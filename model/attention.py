@@ -106,7 +106,7 @@ class MultiHeadLatentAttention:
             absorb = form == "absorbed" or (form == "auto" and self._absorb_suits(span.count, len(kept)))
             heads.append(self._absorbed(some, kept) if absorb else self._expanded(some, kept))
         values = heads[0] if len(heads) == 1 else torch.cat(heads)
-        return F.linear(values.flatten(1), self.o_proj)
+        return kernels.linear(values.flatten(1), self.o_proj)
 
     def _absorb_suits(self, count: int, total: int) -> bool:
         """Whether the absorbed form needs fewer operations for `count` new of `total` tokens.
@@ -122,19 +122,20 @@ class MultiHeadLatentAttention:
     def _queries(self, hidden: Tensor, factors: Tensor) -> Tensor:
         """Rotated queries of all heads: (T, H, N+R). Paper, eq. 12 to 14."""
         if self.q_proj is not None:
-            flat = F.linear(hidden, self.q_proj)
+            flat = kernels.linear(hidden, self.q_proj)
         else:
             assert self.q_a_proj is not None
             assert self.q_a_layernorm is not None
             assert self.q_b_proj is not None
-            flat = F.linear(rms_norm(F.linear(hidden, self.q_a_proj), self.q_a_layernorm, LATENT_EPS), self.q_b_proj)
+            compressed = kernels.linear(hidden, self.q_a_proj)
+            flat = kernels.linear(rms_norm(compressed, self.q_a_layernorm, LATENT_EPS), self.q_b_proj)
         queries = flat.unflatten(-1, (self.config.num_attention_heads, self.config.qk_head_dim))
         nope, rope = queries.split([self.config.qk_nope_head_dim, self.config.qk_rope_head_dim], dim=-1)
         return torch.cat([nope, rotate(rope, factors)], dim=-1)
 
     def _rows(self, hidden: Tensor, factors: Tensor) -> Tensor:
         """What the cache keeps of each token, (T, C+R). Paper, eq. 9 and 15; the norm is the latent's alone."""
-        both = F.linear(hidden, self.kv_a_proj_with_mqa)
+        both = kernels.linear(hidden, self.kv_a_proj_with_mqa)
         latent, rope = both.split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1)
         return torch.cat([rms_norm(latent, self.kv_a_layernorm, LATENT_EPS), rotate(rope, factors)], dim=-1)
 
@@ -149,7 +150,7 @@ class MultiHeadLatentAttention:
         """queries (T, H, N+R), rows (S, C+R): values (T, H, V)."""
         config = self.config
         latents, k_pe = rows.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
-        expanded = F.linear(latents, self.kv_b_proj).unflatten(-1, (config.num_attention_heads, -1))
+        expanded = kernels.linear(latents, self.kv_b_proj).unflatten(-1, (config.num_attention_heads, -1))
         if (out := kernels.expanded_attention(queries, expanded, k_pe, config.softmax_scale)) is not None:
             return out
         k_nope, values = expanded.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)  # (S, H, N), (S, H, V)

@@ -1,14 +1,16 @@
-"""Products of few rows by compiled kernels. A function answers None where none applies: the caller has the reference.
+"""Products by compiled kernels. Most functions answer None where none applies: the caller has the reference.
 
-A new token is a chain of matrix-vector products, and what torch has for them is made for many rows.
+A new token is a chain of matrix-vector products, and what torch has for them is made for many rows. Of a prompt an
+expert gets some fifty rows: too few for torch to hide what it does beside multiplying.
 """
 
 # T tokens  S cached and new tokens  D hidden  E experts  K experts per token  H heads  N nope  R rope  V value
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dslite.model.kernels import gpu, native
+from dslite.model.kernels import native
 from dslite.model.kernels.native import ExpertTable as ExpertTable
 
 _FIRST = torch.zeros(native.MOST_TOKENS, 1, dtype=torch.int64)
@@ -17,8 +19,6 @@ _WHOLE = torch.ones(native.MOST_TOKENS, 1)
 
 def head(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor | None:
     """hidden (T, D), normed, times weight (vocabulary, D): float32 (T, vocabulary)."""
-    if gpu.usable(hidden.device):
-        return gpu.head(hidden, norm, weight, eps)
     products = native.products()
     suits = native.suits_rows(hidden) and native.suits_weight(weight) and native.suits_weight(norm)
     return products.head(hidden, norm, weight, eps) if products is not None and suits else None
@@ -27,7 +27,7 @@ def head(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor | N
 def weighted_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, table: ExpertTable) -> Tensor | None:
     """hidden (T, D), ids (T, K), float32 weights (T, K): the weighted sum of the experts, (T, D) in float32."""
     products = native.products()
-    if products is not None and table.suits and native.suits_rows(hidden):
+    if products is not None and table.suits and hidden.is_contiguous() and native.suits_many_rows(hidden):
         return products.experts(hidden, expert_ids.contiguous(), weights.contiguous(), table)
     return None
 
@@ -35,8 +35,19 @@ def weighted_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, table:
 def mlp(hidden: Tensor, table: ExpertTable) -> Tensor | None:
     """The table's one expert for every row of hidden (T, D)."""
     rows = hidden.shape[0]
-    out = weighted_experts(hidden, _FIRST[:rows], _WHOLE[:rows], table)
+    few = rows <= native.MOST_TOKENS
+    first = _FIRST[:rows] if few else torch.zeros(rows, 1, dtype=torch.int64)
+    whole = _WHOLE[:rows] if few else torch.ones(rows, 1)
+    out = weighted_experts(hidden, first, whole, table)
     return None if out is None else out.to(hidden.dtype)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x (T, k), its rows as far apart as they are, times weight (n, k): (T, n)."""
+    products = native.products()
+    if products is not None and native.suits_weight(weight) and native.suits_many_rows(x):
+        return products.linear(x, weight)
+    return F.linear(x, weight)
 
 
 def expanded_attention(queries: Tensor, expanded: Tensor, rotary: Tensor, scale: float) -> Tensor | None:

@@ -1,4 +1,6 @@
-"""The CPU's own products: a small C++ library (cpu/) for few rows at a time, where reading the weights is the work.
+"""The CPU's own products: a small C++ library (cpu/).
+
+Of few rows at a time, where reading the weights is the work, and of many, where multiplying is.
 
 It is built with the package where there is a C++ compiler; where there is none the torch products do the same, slower.
 Everything here takes BF16 on the CPU, adds in float32 and rounds once at the end. The library finds out by itself what
@@ -17,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_TOKENS = 16  # above it torch's blocked products win
+MOST_TOKENS = 16  # of the kernels that are made for few rows
 LEVELS = ("portable", "avx2", "avx512", "avx512-bf16")  # in the library's order
-_ABI = 3
+_ABI = 4
 STEP = 32  # the kernels read this many values at once: every width must be a multiple
 MOST_EXPERTS, MOST_HEADS, MOST_LATENT = 512, 256, 1024  # ops.h
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
-    "linear": [_POINTER] * 3 + [_SIZE] * 3 + [_INT],
+    "linear": [_POINTER] * 3 + [_SIZE] * 4 + [_INT],
     "experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "head": [_POINTER, _POINTER, _FLOAT] + [_POINTER] * 2 + [_SIZE] * 3 + [_INT],
     "layers": [_POINTER, _SIZE, _POINTER, _INT],
@@ -59,12 +61,20 @@ class NativeProducts:
         self._prefill = library.dslite_prefill
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x (T, k) and weight (n, k): (T, n)."""
+        """x (T, k), its rows as far apart as they are, and weight (n, k): (T, n)."""
         tokens, width = x.shape
         rows = weight.shape[0]
         out = torch.empty(tokens, rows, dtype=torch.bfloat16)
         self._linear(
-            self._level, weight.data_ptr(), x.data_ptr(), out.data_ptr(), rows, width, tokens, torch.get_num_threads()
+            self._level,
+            weight.data_ptr(),
+            x.data_ptr(),
+            out.data_ptr(),
+            rows,
+            width,
+            tokens,
+            x.stride(0),
+            torch.get_num_threads(),
         )
         return out
 
@@ -184,11 +194,16 @@ def suits_weight(weight: Tensor) -> bool:
 
 def suits_rows(x: Tensor) -> bool:
     """Whether a batch is one of few rows that the kernels take."""
+    return x.shape[0] <= MOST_TOKENS and x.is_contiguous() and suits_many_rows(x)
+
+
+def suits_many_rows(x: Tensor) -> bool:
+    """Whether a batch of any number of rows, which may lie apart, can be read as it lies."""
     return (
         x.dtype is torch.bfloat16
         and x.device.type == "cpu"
-        and 0 < x.shape[0] <= MOST_TOKENS
-        and x.is_contiguous()
+        and x.shape[0] > 0
+        and x.stride(-1) == 1
         and not x.requires_grad
     )
 

@@ -49,8 +49,8 @@ def experts_in_float64(hidden: Tensor, ids: Tensor, weights: Tensor, experts: li
     return total
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 15, 16])
-@pytest.mark.parametrize(("rows", "width"), [(1, 32), (3, 96), (17, 160), (64, 2048), (1100, 224)])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 15, 16, 17, 18, 19, 23, 64, 301])
+@pytest.mark.parametrize(("rows", "width"), [(1, 32), (3, 96), (17, 160), (33, 32), (64, 2048), (1100, 224)])
 def test_linear_equals_float64_but_for_one_rounding(
     products: native.NativeProducts, random: Callable[..., Tensor], tokens: int, rows: int, width: int
 ) -> None:
@@ -61,10 +61,11 @@ def test_linear_equals_float64_but_for_one_rounding(
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("tokens", [3, 600])
 def test_linear_does_not_depend_on_threads(
-    products: native.NativeProducts, random: Callable[..., Tensor], threads: int
+    products: native.NativeProducts, random: Callable[..., Tensor], threads: int, tokens: int
 ) -> None:
-    x, weight = random(3, 256), random(333, 256)
+    x, weight = random(tokens, 256), random(333, 256)
     expected = products.linear(x, weight)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -74,15 +75,27 @@ def test_linear_does_not_depend_on_threads(
         torch.set_num_threads(before)
 
 
-def test_linear_reads_weights_at_odd_addresses(products: native.NativeProducts, random: Callable[..., Tensor]) -> None:
-    x, weight = random(2, 64), random(9, 64)
+@pytest.mark.parametrize("tokens", [2, 20])
+def test_linear_reads_weights_at_odd_addresses(
+    products: native.NativeProducts, random: Callable[..., Tensor], tokens: int
+) -> None:
+    x, weight = random(tokens, 64), random(9, 64)
     shifted = torch.empty(9 * 64 + 1, dtype=torch.bfloat16)[1:].view(9, 64).copy_(weight)
     assert torch.equal(products.linear(x, shifted), products.linear(x, weight))
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 5, 16])
+@pytest.mark.parametrize("tokens", [2, 20])
+def test_linear_reads_rows_that_lie_apart(
+    products: native.NativeProducts, random: Callable[..., Tensor], tokens: int
+) -> None:
+    x, weight = random(tokens, 96), random(9, 64)
+    assert torch.equal(products.linear(x[:, :64], weight), products.linear(x[:, :64].contiguous(), weight))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 16, 17, 50, 131])
 @pytest.mark.parametrize(
-    ("hidden_size", "width", "n_experts", "chosen"), [(64, 32, 5, 2), (160, 96, 9, 6), (96, 480, 1, 1)]
+    ("hidden_size", "width", "n_experts", "chosen"),
+    [(64, 32, 5, 2), (160, 96, 9, 6), (96, 480, 1, 1), (32, 4128, 3, 2)],
 )
 def test_experts_equal_float64(
     products: native.NativeProducts,
@@ -112,6 +125,31 @@ def test_experts_equal_float64(
     assert out.dtype is torch.float32
     assert relative_error(out, exact) <= ROUNDED_NORM
     assert relative_error(out, exact) <= relative_error(reference, exact)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_experts_of_many_tokens_do_not_depend_on_threads(
+    products: native.NativeProducts, random: Callable[..., Tensor], threads: int
+) -> None:
+    table = ExpertTable([(random(96, 160), random(96, 160), random(160, 96)) for _ in range(8)])
+    hidden = random(90, 160)
+    ids = torch.rand(90, 8, generator=torch.Generator().manual_seed(2)).argsort(1)[:, :3].contiguous()
+    weights = torch.rand(90, 3, generator=torch.Generator().manual_seed(3))
+    expected = products.experts(hidden, ids, weights, table)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(products.experts(hidden, ids, weights, table), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_experts_that_nobody_chose_are_not_read(products: native.NativeProducts, random: Callable[..., Tensor]) -> None:
+    poison = torch.full((64, 64), float("nan"), dtype=torch.bfloat16)
+    used = random(64, 64), random(64, 64), random(64, 64)
+    table = ExpertTable([(poison, poison, poison), used, (poison, poison, poison)])
+    out = products.experts(random(40, 64), torch.ones(40, 1, dtype=torch.int64), torch.ones(40, 1), table)
+    assert torch.isfinite(out).all()
 
 
 def test_head_norms_multiplies_and_rounds_as_the_reference(
@@ -215,8 +253,11 @@ def test_without_the_library_torch_answers(random: Callable[..., Tensor], monkey
     assert kernels.head(x, weight[0], weight, 1e-6) is None
 
 
-def test_nan_in_the_weights_is_not_hidden(products: native.NativeProducts, random: Callable[..., Tensor]) -> None:
-    x, weight = random(1, 64), random(8, 64)
+@pytest.mark.parametrize("tokens", [1, 17])
+def test_nan_in_the_weights_is_not_hidden(
+    products: native.NativeProducts, random: Callable[..., Tensor], tokens: int
+) -> None:
+    x, weight = random(tokens, 64), random(8, 64)
     weight[3, 7] = float("nan")
     out = products.linear(x, weight)
-    assert out.isnan().nonzero().tolist() == [[0, 3]]
+    assert out.isnan().nonzero().tolist() == [[row, 3] for row in range(tokens)]

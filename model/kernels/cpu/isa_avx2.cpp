@@ -18,10 +18,12 @@ struct Isa {
     static inline Sum zero() { return _mm256_setzero_ps(); }
     static inline Pairs load(const bf16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static inline Sum load_sum(const float* p) { return _mm256_loadu_ps(p); }
+    static inline void store_pairs(bf16* p, Pairs pairs) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pairs); }
     static inline void store(float* p, Sum sum) { _mm256_storeu_ps(p, sum); }
     static inline Sum add(Sum a, Sum b) { return _mm256_add_ps(a, b); }
     static inline Sum scale_add(Sum a, float factor, Sum b) { return _mm256_fmadd_ps(a, _mm256_set1_ps(factor), b); }
     static inline void prefetch(const bf16* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+    static inline void prefetch_far(const bf16* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 
     // A BF16 value is the upper half of a float32.
     static inline Sum low(Pairs a) { return _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)); }
@@ -43,9 +45,25 @@ struct Isa {
         *high = _mm256_unpackhi_epi16(a, b);
     }
 
+    // Four pairs to both halves.
+    static inline Pairs broadcast_four(const bf16* p) {
+        return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
+
+    // Four pairs of each of the rows 0 and 4.
+    static inline Pairs collect(const bf16* const* rows, int64_t at) {
+        const auto four = [&](int row) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + at)); };
+        return _mm256_setr_m128i(four(0), four(4));
+    }
+
+    // The totals of each half of four sums: those of the first halves, then those of the second.
+    static inline Sum quarter_totals(const Sum* sums) {
+        return _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
+    }
+
     // The totals of four sums.
     static inline void totals(const Sum* sums, float* out) {
-        const Sum all = _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
+        const Sum all = quarter_totals(sums);
         _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
     }
 

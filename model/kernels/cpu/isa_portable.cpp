@@ -34,6 +34,7 @@ struct Isa {
         __builtin_memcpy(&sum, p, sizeof sum);
         return sum;
     }
+    static inline void store_pairs(bf16* p, const Pairs& pairs) { __builtin_memcpy(p, &pairs, sizeof pairs); }
     static inline void store(float* p, const Sum& sum) { __builtin_memcpy(p, &sum, sizeof sum); }
     static inline Sum add(Sum a, const Sum& b) {
         for (int64_t i = 0; i < kLanes; ++i) a.lane[i] += b.lane[i];
@@ -44,6 +45,7 @@ struct Isa {
         return a;
     }
     static inline void prefetch(const bf16* p) { __builtin_prefetch(p); }
+    static inline void prefetch_far(const bf16* p) { __builtin_prefetch(p, 0, 2); }
     static inline Sum dot(Sum sum, const Pairs& a, const Pairs& b) {
         for (int64_t i = 0; i < kLanes; ++i)
             sum.lane[i] += wide(a.value[2 * i]) * wide(b.value[2 * i]) + wide(a.value[2 * i + 1]) * wide(b.value[2 * i + 1]);
@@ -56,6 +58,25 @@ struct Isa {
             pairs.value[2 * i + 1] = p[1];
         }
         return pairs;
+    }
+    // Lanes are taken four by four, as vectors have them.
+    static inline Pairs broadcast_four(const bf16* p) {
+        Pairs pairs;
+        for (int64_t i = 0; i < kLanes / 4; ++i) __builtin_memcpy(pairs.value + 8 * i, p, 16);
+        return pairs;
+    }
+    static inline Pairs collect(const bf16* const* rows, int64_t at) {
+        Pairs pairs;
+        for (int64_t i = 0; i < kLanes / 4; ++i) __builtin_memcpy(pairs.value + 8 * i, rows[4 * i] + at, 16);
+        return pairs;
+    }
+    static inline Sum quarter_totals(const Sum* sums) {
+        Sum all;
+        for (int64_t i = 0; i < kLanes; ++i) {
+            const float* four = sums[i % 4].lane + i / 4 * 4;
+            all.lane[i] = four[0] + four[1] + four[2] + four[3];
+        }
+        return all;
     }
     static inline void interleave(const Pairs& a, const Pairs& b, Pairs* low, Pairs* high) {
         for (int64_t i = 0; i < kLanes; ++i) {

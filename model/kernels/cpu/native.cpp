@@ -39,28 +39,38 @@ template <class T> T* workspace(int64_t count) {
     return buffer.data();
 }
 
+// The same, from the beginning of a cache line on.
+char* aligned_workspace(int64_t bytes) {
+    char* memory = workspace<char>(bytes + 64);
+    return memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
 extern "C" {
 
 // Increased with every change of what follows or of the structs in ops.h.
-int dslite_abi() { return 3; }
+int dslite_abi() { return 4; }
 
 // To be called first: see team.h.
 void dslite_use_openmp(OpenMp functions) { openmp = functions; }
 
 int dslite_best_level() { return best_level(); }
 
-void dslite_linear(int level, const bf16* w, const bf16* x, bf16* y, int64_t n, int64_t k, int64_t tokens, int threads) {
-    ops_of(level)->linear(w, x, y, n, k, tokens, threads);
+// See Linear.
+void dslite_linear(int level, const bf16* w, const bf16* x, bf16* y, int64_t n, int64_t k, int64_t tokens,
+                   int64_t x_stride, int threads) {
+    const Linear job{w, x, y, n, k, tokens, x_stride};
+    const Ops* ops = ops_of(level);
+    if (tokens <= kMostTokens) return ops->linear(job, threads);
+    ops->many_linear(job, aligned_workspace(ops->panel_bytes(k) * threads), threads);
 }
 
 // See Prefill.
 void dslite_prefill(int level, const Prefill* job, int threads) {
     const Ops* ops = ops_of(level);
-    char* scratch = workspace<char>(ops->prefill_scratch(*job) * threads + 64);
-    ops->prefill(*job, scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64, threads);
+    ops->prefill(*job, aligned_workspace(ops->prefill_scratch(*job) * threads), threads);
 }
 
 void dslite_head(int level, const bf16* w, const bf16* norm, float eps, const bf16* x, float* y, int64_t n, int64_t k,
@@ -92,8 +102,10 @@ void dslite_experts(int level, const Address* table, int64_t n_experts, const in
         sorted_weights[place] = weights[i];
     }
     bf16* products = workspace<bf16>(entries * widest);
-    ops_of(level)->experts({experts, used, x, rows, sorted_weights, products, widest, out, tokens, hidden, nullptr, nullptr},
-                           threads);
+    const Experts job{experts, used, x, rows, sorted_weights, products, widest, out, tokens, hidden, nullptr, nullptr};
+    const Ops* ops = ops_of(level);
+    if (tokens <= kMostTokens) return ops->experts(job, threads);
+    ops->many_experts(job, aligned_workspace(ops->panel_bytes(hidden) * threads), threads);
 }
 
 // Layers one behind the other: see Ops::layers.
@@ -104,9 +116,8 @@ void dslite_layers(int level, const Layer* layers, int64_t n_layers, const Step*
         const int64_t own = ops->layer_scratch(layers[i], *step, threads);
         bytes = own > bytes ? own : bytes;
     }
-    bytes += 2 * step->tokens * layers[0].hidden * static_cast<int64_t>(sizeof(bf16)) + 128;
-    char* scratch = workspace<char>(bytes);
-    ops->layers(layers, n_layers, *step, scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64, threads);
+    bytes += 2 * step->tokens * layers[0].hidden * static_cast<int64_t>(sizeof(bf16)) + 64;
+    ops->layers(layers, n_layers, *step, aligned_workspace(bytes), threads);
 }
 
 }

@@ -35,6 +35,13 @@ struct Experts {
     bf16* result;
 };
 
+// y (tokens, n) = x (tokens, k) · W (n, k) transposed, rounded to BF16.
+struct Linear {
+    const bf16 *w, *x;
+    bf16* y;
+    int64_t n, k, tokens, x_stride;  // rows of x lie x_stride values apart
+};
+
 // A decoder layer for few tokens. What attention.py, moe.py and transformer.py say in many steps.
 struct Layer {
     int64_t hidden, heads, nope, rope, value, latent, query_rank;  // query_rank 0: no query compression
@@ -71,8 +78,7 @@ struct Prefill {
 };
 
 struct Ops {
-    // y (tokens, n) = x (tokens, k) · W (n, k) transposed, rounded to BF16.
-    void (*linear)(const bf16* w, const bf16* x, bf16* y, int64_t n, int64_t k, int64_t tokens, int threads);
+    void (*linear)(const Linear& job, int threads);
     // y (tokens, n) float32 = norm(x) (tokens, k) · W (n, k) transposed, rounded to BF16 on the way; normed is (tokens, k).
     void (*head)(const bf16* w, const bf16* norm, float eps, const bf16* x, bf16* normed, float* y, int64_t n, int64_t k,
                  int64_t tokens, int threads);
@@ -84,6 +90,10 @@ struct Ops {
     void (*layers)(const Layer* layers, int64_t n_layers, const Step& step, char* scratch, int threads);
     int64_t (*prefill_scratch)(const Prefill& job);  // for one thread
     void (*prefill)(const Prefill& job, char* scratch, int threads);
+    int64_t (*panel_bytes)(int64_t depth);  // scratch of what follows, for one thread; depth: hidden, or k
+    // As experts and linear, for any number of rows and without a residual.
+    void (*many_experts)(const Experts& job, char* scratch, int threads);
+    void (*many_linear)(const Linear& job, char* scratch, int threads);
 };
 
 // The most that a call may ask for: its small arrays lie on the stack.
