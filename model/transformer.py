@@ -6,7 +6,7 @@ A forward pass is a generator over layers, so that whoever drives it can report 
 # T tokens  D hidden
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -18,6 +18,7 @@ from dslite.model.attention import Form, MultiHeadLatentAttention, Span, rms_nor
 from dslite.model.config import ModelConfig
 from dslite.model.few_tokens import FewTokens
 from dslite.model.moe import MLP, ExpertBank, Gate, MoE, ResidentExperts
+from dslite.model.one_token import OneToken, Recorder
 from dslite.model.rope import amplitude, inverse_frequencies, rotation
 
 TakeTensor = Callable[[str], Tensor]
@@ -52,9 +53,12 @@ class Transformer:
     lm_head: Tensor
     frequencies: Tensor
     amplitude: float
+    recorder: Recorder | None = None  # what keeps one token's launches for the next; None: launch each time
 
     @classmethod
-    def build(cls, config: ModelConfig, take: TakeTensor, make_bank: MakeBank | None = None) -> "Transformer":
+    def build(
+        cls, config: ModelConfig, take: TakeTensor, make_bank: MakeBank | None = None, recorder: Recorder | None = None
+    ) -> "Transformer":
         """`take` gives the tensor of a Hub name; `make_bank` the experts of a layer (default: taken too)."""
         make_bank = make_bank or (lambda layer: resident_experts(config, layer, take))
         embed_tokens = take("model.embed_tokens.weight")
@@ -68,6 +72,7 @@ class Transformer:
             lm_head=lm_head,
             frequencies=inverse_frequencies(config).to(lm_head.device),
             amplitude=amplitude(config),
+            recorder=recorder,
         )
 
     @property
@@ -83,6 +88,10 @@ class Transformer:
 
         The caches hold the new tokens once the generator has returned; dropped before, it leaves them as they were.
         """
+        if self._one_token is not None and self._one_token.suits(token_ids, spans, form):
+            hidden = yield from self._one_token.steps(token_ids, spans[0])
+            spans[0].cache.commit(1)
+            return hidden
         positions = torch.cat(
             [torch.arange(span.cache.length, span.cache.length + span.count, device=self.device) for span in spans]
         )
@@ -119,6 +128,11 @@ class Transformer:
     @cached_property
     def _few_tokens(self) -> FewTokens:
         return FewTokens(self.config, self.layers)
+
+    @cached_property
+    def _one_token(self) -> OneToken | None:
+        # Given a copy: in a circle of references the weights would stay in memory when nobody wants them any more.
+        return None if self.recorder is None else OneToken(replace(self, recorder=None), self.recorder)
 
 
 def _build_layer(config: ModelConfig, index: int, take: TakeTensor, make_bank: MakeBank) -> DecoderLayer:

@@ -6,7 +6,7 @@ in this place.
 """
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Event = Any  # what a device gives out and takes back; None where everything is in order anyway
+Launch = Callable[[], None]
 Copies = Sequence[tuple[Tensor, Tensor]]  # (target, source)
 
 
@@ -33,6 +34,14 @@ class ComputeDevice(Protocol):
 
     def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
         """Something small for the next launches. Does not wait."""
+        ...
+
+    def put(self, target: Tensor, values: Tensor) -> None:
+        """Copy something small from the host into a tensor for the next launches. Does not wait."""
+        ...
+
+    def record(self, launch: Launch) -> Launch:
+        """Run `launch`, which waits for nothing; return what runs it again: the same kernels on the same memory."""
         ...
 
     def copy(self, copies: Copies, after: Event = None) -> Event:
@@ -73,6 +82,13 @@ class PlainDevice:
     def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
         return torch.as_tensor(values).to(self.device)
 
+    def put(self, target: Tensor, values: Tensor) -> None:
+        target.copy_(values)
+
+    def record(self, launch: Launch) -> Launch:
+        launch()
+        return launch
+
     def copy(self, copies: Copies, after: Event = None) -> Event:
         for target, source in copies:
             target.copy_(source)
@@ -112,6 +128,18 @@ class CudaDevice:
     def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
         # Pinned memory comes from torch's cache, which keeps a block until its copy has run.
         return torch.as_tensor(values).pin_memory().to(self.device, non_blocking=True)
+
+    def put(self, target: Tensor, values: Tensor) -> None:
+        target.copy_(values.pin_memory(), non_blocking=True)
+
+    def record(self, launch: Launch) -> Launch:
+        launch()  # compiles what is compiled at its first use, which a recording would not survive
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the GPU meanwhile: only what this one does is recorded, and must be fit for it.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            launch()
+        replay: Launch = graph.replay
+        return replay
 
     def copy(self, copies: Copies, after: Event = None) -> Event:
         with torch.cuda.stream(self._copies):

@@ -15,6 +15,7 @@ from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.bandwidth import measure_ram
+from dslite.runtime.device import compute_device
 from dslite.runtime.footprint import Footprint
 from dslite.runtime.hardware import machine
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
@@ -173,4 +174,4 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
             part.copy_(noise[place : place + len(part)])
         return tensor.to(device)
 
-    return Transformer.build(config, take)
+    return Transformer.build(config, take, recorder=compute_device(device))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dslite.model.kernels import native
+from dslite.model.kernels import gpu, native
 from dslite.model.kernels.native import ExpertTable as ExpertTable
 
 _FIRST = torch.zeros(native.MOST_TOKENS, 1, dtype=torch.int64)
@@ -19,6 +19,8 @@ _WHOLE = torch.ones(native.MOST_TOKENS, 1)
 
 def head(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor | None:
     """hidden (T, D), normed, times weight (vocabulary, D): float32 (T, vocabulary)."""
+    if gpu.usable(hidden.device):
+        return gpu.head(hidden, norm, weight, eps)
     products = native.products()
     suits = native.suits_rows(hidden) and native.suits_weight(weight) and native.suits_weight(norm)
     return products.head(hidden, norm, weight, eps) if products is not None and suits else None

@@ -1,11 +1,11 @@
-"""Absorbed attention of few tokens on a GPU: split keys, each cached row read once for key and value.
+"""Absorbed attention of one token on a GPU: split keys, each cached row read once for key and value.
 
-Two launches, whatever the length: the grid depends on the number of splits alone, and lengths are read on the device,
-so a captured graph serves every position. Tiles of 16 rows of 576 values leave room in the 99 KB of shared memory that
-consumer GPUs give a block; 32 would not on all of them.
+Three launches, whatever the length. Where the token stands and where its sequence is kept is read on the device, from
+four numbers: a recorded launch serves every position of every cache, one that is allocated later included. Tiles of 16
+rows of 576 values leave room in the 99 KB of shared memory that consumer GPUs give a block; 32 would not on all.
 """
 
-# T tokens  H heads  S cached tokens  C latent  R rope  N split
+# H heads  N nope  R rope  C latent  V value  S cached tokens  P splits
 
 import torch
 import triton
@@ -14,17 +14,89 @@ from torch import Tensor
 
 BLOCK_KEYS = 16
 HEAD_TILE = 16  # the least that a tensor core's product takes
+SPLITS = 64  # programs that share a sequence: about as many as a GPU has processors
+LATENT_TILE = 64  # values of a latent that a program of the products makes, or reads at once
+VALUE_TILE = 16
+
+# The numbers of `state` (4,) int64, on the device.
+TOKEN, POSITION, ADDRESS, STRIDE = range(4)  # token id, tokens before it, first cached row, values from layer to layer
 
 
 @triton.jit
+def first_row(state, layer, like, aligned: tl.constexpr):
+    """Where a layer's rows begin, as a pointer of the kind of `like`."""
+    rows = tl.load(state + 2).to(tl.pointer_type(like.dtype.element_ty)) + layer * tl.load(state + 3)
+    return tl.multiple_of(rows, 16) if aligned else rows
+
+
+@triton.jit
+def store_rotated(x, factors, out, rope: tl.constexpr, rope_tile: tl.constexpr):
+    """Turn neighbouring pairs of x (R,) by factors (R/2, 2) in float32."""
+    pair = tl.arange(0, rope_tile)
+    there = pair < rope // 2
+    real = tl.load(x + 2 * pair, mask=there, other=0.0).to(tl.float32)
+    imaginary = tl.load(x + 2 * pair + 1, mask=there, other=0.0).to(tl.float32)
+    cosine = tl.load(factors + 2 * pair, mask=there, other=0.0)
+    sine = tl.load(factors + 2 * pair + 1, mask=there, other=0.0)
+    kind = out.dtype.element_ty
+    tl.store(out + 2 * pair, (real * cosine - imaginary * sine).to(kind), mask=there)
+    tl.store(out + 2 * pair + 1, (real * sine + imaginary * cosine).to(kind), mask=there)
+
+
+@triton.jit(do_not_specialize=["layer"])
+def absorb(
+    state,  # (4,) int64
+    layer,
+    q,  # (H, N+R): before the rotation
+    kv,  # (C+R,): before norm and rotation
+    kv_norm,  # (C,)
+    kv_b,  # (H, N+V, C)
+    factors,  # (R/2, 2) float32
+    queries,  # (H, C+R)
+    eps,
+    heads: tl.constexpr,
+    nope: tl.constexpr,
+    rope: tl.constexpr,
+    latent: tl.constexpr,
+    value: tl.constexpr,
+    nope_tile: tl.constexpr,
+    rope_tile: tl.constexpr,
+    latent_tile: tl.constexpr,
+    block: tl.constexpr,
+    aligned: tl.constexpr,
+):
+    """Some values of one head's absorbed query; behind the last head, the row that the cache keeps of the token."""
+    head, part = tl.program_id(0), tl.program_id(1)
+    width: tl.constexpr = latent + rope
+    if head < heads:
+        n, c = tl.arange(0, nope_tile), part * block + tl.arange(0, block)
+        own = q + head * (nope + rope)
+        mine = tl.load(own + n, mask=n < nope, other=0.0).to(tl.float32)
+        place = kv_b + (head * (nope + value) + n)[:, None] * latent + c[None, :]
+        w_uk = tl.load(place, mask=(n < nope)[:, None] & (c < latent)[None, :], other=0.0).to(tl.float32)
+        absorbed = tl.sum(mine[:, None] * w_uk, 0)
+        tl.store(queries + head * width + c, absorbed.to(queries.dtype.element_ty), mask=c < latent)
+        if part == 0:
+            store_rotated(own + nope, factors, queries + head * width + latent, rope, rope_tile)
+    elif part == 0:
+        row = first_row(state, layer, kv, aligned) + tl.load(state + 1) * width
+        c = tl.arange(0, latent_tile)
+        kind = kv.dtype.element_ty
+        wide = tl.load(kv + c, mask=c < latent, other=0.0).to(tl.float32)
+        normed = (wide * tl.rsqrt(tl.sum(wide * wide, 0) / latent + eps)).to(kind).to(tl.float32)
+        scaled = normed * tl.load(kv_norm + c, mask=c < latent, other=0.0).to(tl.float32)
+        tl.store(row + c, scaled.to(kind), mask=c < latent)
+        store_rotated(kv + latent, factors, row + latent, rope, rope_tile)
+
+
+@triton.jit(do_not_specialize=["layer"])
 def attend_splits(
-    queries,  # (T, H, C+R)
-    rows,  # (capacity, C+R)
-    lengths,  # (T,) int32: rows that each token sees
-    sums,  # (T, H, N, C) float32: values of a split, normed by its own sum
-    logs,  # (T, H, N) float32: log of that sum
+    state,  # (4,) int64
+    layer,
+    queries,  # (H, C+R)
+    sums,  # (H, P, C) float32: values of a split, normed by its own sum; of an empty split unwritten
+    logs,  # (H, P) float32: log of that sum
     scale,
-    row_stride,
     heads: tl.constexpr,
     latent: tl.constexpr,
     rope: tl.constexpr,
@@ -33,16 +105,18 @@ def attend_splits(
     rope_tile: tl.constexpr,
     head_tile: tl.constexpr,
     block_keys: tl.constexpr,
+    aligned: tl.constexpr,
 ):
-    """One token, one tile of heads, one split of its keys, with a running softmax (arXiv 1805.02867)."""
-    token, first_head, split = tl.program_id(0), tl.program_id(1) * head_tile, tl.program_id(2)
-    head = first_head + tl.arange(0, head_tile)
+    """One tile of heads, one split of the keys, with a running softmax (arXiv 1805.02867)."""
+    head, split = tl.program_id(0) * head_tile + tl.arange(0, head_tile), tl.program_id(1)
     c, r = tl.arange(0, latent_tile), tl.arange(0, rope_tile)
-    own = queries + (token * heads + head)[:, None] * (latent + rope)
+    width: tl.constexpr = latent + rope
+    own = queries + head[:, None] * width
     q_latent = tl.load(own + c[None, :], mask=(head < heads)[:, None] & (c < latent)[None, :], other=0.0)
     q_rope = tl.load(own + latent + r[None, :], mask=(head < heads)[:, None] & (r < rope)[None, :], other=0.0)
 
-    length = tl.load(lengths + token)
+    rows = first_row(state, layer, queries, aligned)
+    length = tl.load(state + 1).to(tl.int32) + 1
     share = tl.cdiv(tl.cdiv(length, splits), block_keys) * block_keys
     first = split * share
     last = tl.minimum(first + share, length)
@@ -52,7 +126,7 @@ def attend_splits(
     for start in range(first, last, block_keys):
         key = start + tl.arange(0, block_keys)
         there = key < last
-        row = rows + key.to(tl.int64) * row_stride
+        row = rows + key.to(tl.int64) * width
         # Behind the last row lies memory that was never written: it is masked, not multiplied by zero.
         k_latent = tl.load(row[:, None] + c[None, :], mask=there[:, None] & (c < latent)[None, :], other=0.0)
         k_rope = tl.load(row[:, None] + latent + r[None, :], mask=there[:, None] & (r < rope)[None, :], other=0.0)
@@ -65,88 +139,167 @@ def attend_splits(
         total = total * keep + tl.sum(factors, 1)
         values = values * keep[:, None] + tl.dot(factors.to(k_latent.dtype), k_latent, input_precision="ieee")
         most = greatest
-    place = (token * heads + head) * splits + split
-    total = tl.where(total > 0, total, 1.0)  # an empty split: zeros, and minus infinity for its log
+    place = head * splits + split
+    used = (head < heads) & (first < last)
+    total = tl.where(total > 0, total, 1.0)  # of an empty split, whose log is minus infinity
     normed = values / total[:, None]
-    tl.store(sums + place[:, None] * latent + c[None, :], normed, mask=(head < heads)[:, None] & (c < latent)[None, :])
+    tl.store(sums + place[:, None] * latent + c[None, :], normed, mask=used[:, None] & (c < latent)[None, :])
     tl.store(logs + place, most + tl.log(total), mask=head < heads)
 
 
 @triton.jit
-def merge_splits(
-    sums,  # (T, H, N, C) float32
-    logs,  # (T, H, N) float32
-    out,  # (T, H, C)
+def merge_values(
+    sums,  # (H, P, C) float32
+    logs,  # (H, P) float32
+    kv_b,  # (H, N+V, C)
+    out,  # (H, V)
+    nope: tl.constexpr,
+    value: tl.constexpr,
     latent: tl.constexpr,
     splits: tl.constexpr,
-    latent_tile: tl.constexpr,
     split_tile: tl.constexpr,
+    value_tile: tl.constexpr,
+    step: tl.constexpr,
 ):
-    """One head of one token: its splits, each weighted by the share of its exponentials."""
-    place = tl.program_id(0)
-    c, n = tl.arange(0, latent_tile), tl.arange(0, split_tile)
-    log = tl.load(logs + place * splits + n, mask=n < splits, other=float("-inf"))
+    """Some values of one head: its splits, each weighted by the share of its exponentials, times W_UV."""
+    head = tl.program_id(0)
+    v = tl.program_id(1) * value_tile + tl.arange(0, value_tile)
+    n = tl.arange(0, split_tile)
+    log = tl.load(logs + head * splits + n, mask=n < splits, other=float("-inf"))
     weights = tl.exp(log - tl.max(log, 0))
     weights = weights / tl.sum(weights, 0)
-    at = sums + (place * splits + n)[:, None] * latent + c[None, :]
-    values = tl.load(at, mask=(n < splits)[:, None] & (c < latent)[None, :], other=0.0)
-    # An empty split has weight 0, and zeros for values.
-    merged = tl.sum(values * weights[:, None], 0)
-    tl.store(out + place * latent + c, merged.to(out.dtype.element_ty), mask=c < latent)
+    used = log > float("-inf")
+    kind = out.dtype.element_ty
+    total = tl.zeros((value_tile, step), tl.float32)
+    for start in range(0, latent, step):
+        c = start + tl.arange(0, step)
+        parts = sums + (head * splits + n)[:, None] * latent + c[None, :]
+        part = tl.load(parts, mask=used[:, None] & (c < latent)[None, :], other=0.0)
+        merged = tl.sum(part * weights[:, None], 0).to(kind).to(tl.float32)
+        place = kv_b + (head * (nope + value) + nope + v)[:, None] * latent + c[None, :]
+        w_uv = tl.load(place, mask=(v < value)[:, None] & (c < latent)[None, :], other=0.0)
+        total += w_uv.to(tl.float32) * merged[None, :]
+    tl.store(out + head * value + v, tl.sum(total, 1).to(kind), mask=v < value)
 
 
-@torch.library.custom_op("dslite::absorbed_attention", mutates_args=())
-def absorbed_attention(
-    queries: Tensor, rows: Tensor, lengths: Tensor, latent: int, scale: float, splits: int
-) -> Tensor:
-    """Absorbed queries (T, H, C+R) over cached rows (capacity, C+R): latents (T, H, C).
+def _tile(width: int) -> int:
+    return max(1 << (width - 1).bit_length(), 16)
 
-    Token t sees the first lengths[t] ≥ 1 rows; `lengths` (T,) int32 lies on the device. The reference is `reference`.
-    """
-    tokens, heads, width = queries.shape
-    sums = torch.empty(tokens, heads, splits, latent, dtype=torch.float32, device=queries.device)
-    logs = torch.empty(tokens, heads, splits, dtype=torch.float32, device=queries.device)
-    out = torch.empty(tokens, heads, latent, dtype=queries.dtype, device=queries.device)
-    latent_tile = triton.next_power_of_2(max(latent, 16))
-    attend_splits[(tokens, triton.cdiv(heads, HEAD_TILE), splits)](
+
+def _aligned(width: int, item: int) -> bool:
+    """Whether every row of the cache begins at a multiple of sixteen bytes, as its first one does."""
+    return width * item % 16 == 0
+
+
+@torch.library.custom_op("dslite::absorb", mutates_args=("queries",))
+def launch_absorb(
+    state: Tensor,
+    layer: int,
+    q: Tensor,
+    kv: Tensor,
+    kv_norm: Tensor,
+    kv_b: Tensor,
+    factors: Tensor,
+    queries: Tensor,
+    nope: int,
+    eps: float,
+) -> None:
+    """Rotate and absorb q (H·(N+R),) into queries (H, C+R); norm and rotate kv (C+R,) into the cache. One launch."""
+    heads, width = queries.shape
+    latent = kv_norm.shape[0]
+    block = min(LATENT_TILE, _tile(latent))
+    absorb[(heads + 1, triton.cdiv(latent, block))](
+        state,
+        layer,
+        q,
+        kv,
+        kv_norm,
+        kv_b,
+        factors,
         queries,
-        rows,
-        lengths,
+        eps,
+        heads=heads,
+        nope=nope,
+        rope=width - latent,
+        latent=latent,
+        value=kv_b.shape[0] // heads - nope,
+        nope_tile=_tile(nope),
+        rope_tile=_tile((width - latent) // 2),
+        latent_tile=_tile(latent),
+        block=block,
+        aligned=_aligned(width, queries.element_size()),
+        num_warps=4,
+    )
+
+
+@torch.library.custom_op("dslite::attend_splits", mutates_args=("sums", "logs"))
+def launch_attend_splits(state: Tensor, layer: int, queries: Tensor, sums: Tensor, logs: Tensor, scale: float) -> None:
+    """Queries (H, C+R) over the cached rows up to the token's own: sums (H, P, C), logs (H, P). One launch."""
+    heads, splits, latent = sums.shape
+    width = queries.shape[1]
+    attend_splits[(triton.cdiv(heads, HEAD_TILE), splits)](
+        state,
+        layer,
+        queries,
         sums,
         logs,
         scale,
-        rows.stride(0),
         heads=heads,
         latent=latent,
         rope=width - latent,
         splits=splits,
-        latent_tile=latent_tile,
-        rope_tile=triton.next_power_of_2(max(width - latent, 16)),
+        latent_tile=_tile(latent),
+        rope_tile=_tile(width - latent),
         head_tile=HEAD_TILE,
         block_keys=BLOCK_KEYS,
+        aligned=_aligned(width, queries.element_size()),
         num_warps=4,
         num_stages=1,
     )
-    merge_splits[(tokens * heads,)](
+
+
+@torch.library.custom_op("dslite::merge_values", mutates_args=("out",))
+def launch_merge_values(sums: Tensor, logs: Tensor, kv_b: Tensor, out: Tensor, nope: int) -> None:
+    """Splits (H, P, C) and their logs (H, P) merged, times W_UV of kv_b: values out (H, V). One launch."""
+    heads, splits, latent = sums.shape
+    value = out.shape[1]
+    merge_values[(heads, triton.cdiv(value, VALUE_TILE))](
         sums,
         logs,
+        kv_b,
         out,
+        nope=nope,
+        value=value,
         latent=latent,
         splits=splits,
-        latent_tile=latent_tile,
         split_tile=triton.next_power_of_2(splits),
+        value_tile=VALUE_TILE,
+        step=min(LATENT_TILE, _tile(latent)),
+        num_warps=4,
     )
-    return out
 
 
-@absorbed_attention.register_fake
-def _(queries: Tensor, rows: Tensor, lengths: Tensor, latent: int, scale: float, splits: int) -> Tensor:
-    return queries.new_empty(*queries.shape[:2], latent)
+@launch_absorb.register_fake
+def _(
+    state: Tensor,
+    layer: int,
+    q: Tensor,
+    kv: Tensor,
+    kv_norm: Tensor,
+    kv_b: Tensor,
+    factors: Tensor,
+    queries: Tensor,
+    nope: int,
+    eps: float,
+) -> None:
+    pass
 
 
-def reference(queries: Tensor, rows: Tensor, lengths: Tensor, latent: int, scale: float) -> Tensor:
-    """What absorbed_attention computes, in float32."""
-    kept = rows[: int(lengths.max())].float()
-    scores = torch.einsum("thc,sc->ths", queries.float(), kept) * scale
-    hidden = torch.arange(len(kept), device=rows.device) >= lengths[:, None, None]
-    return torch.einsum("ths,sc->thc", scores.masked_fill(hidden, float("-inf")).softmax(-1), kept[:, :latent])
+@launch_attend_splits.register_fake
+def _(state: Tensor, layer: int, queries: Tensor, sums: Tensor, logs: Tensor, scale: float) -> None:
+    pass
+
+
+@launch_merge_values.register_fake
+def _(sums: Tensor, logs: Tensor, kv_b: Tensor, out: Tensor, nope: int) -> None:
+    pass

@@ -1,0 +1,51 @@
+"""Whether the kernels of one token run on a device: they need CUDA, tensor cores for BF16, and a Triton that compiles.
+
+Triton is imported where there is a GPU, and only there: it is heavy, and absent on most systems without one.
+"""
+
+import importlib.util
+import logging
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+_LEAST_CAPABILITY = (8, 0)  # BF16 products on tensor cores
+
+
+@cache
+def usable(device: torch.device) -> bool:
+    """Whether one token takes the kernels on a device. Compiles and runs one of them the first time."""
+    if device.type != "cuda" or not torch.cuda.is_available() or os.environ.get("DSLITE_KERNELS") == "torch":
+        return False
+    if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        return _works(device)
+    # Triton raises its own errors, its compilers' and subprocess's: whatever keeps it from running, torch remains.
+    except Exception as error:
+        log.warning("Triton does not run here, so decoding uses torch's kernels: %s", error)
+        return False
+
+
+def _works(device: torch.device) -> bool:
+    """Whether a small product comes out right."""
+    from dslite.model.kernels.triton_products import launch_add_product
+
+    x = torch.arange(16.0, device=device)
+    weight, out = torch.eye(16, device=device), torch.empty_like(x)
+    launch_add_product(x, weight, x, out)
+    return torch.equal(out, 2 * x)
+
+
+def head(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor | None:
+    """hidden (1, D), normed, times weight (vocabulary, D): float32 (1, vocabulary) in one launch, None for more."""
+    if hidden.shape[0] != 1 or not weight.is_contiguous():
+        return None
+    from dslite.model.kernels.triton_products import launch_norm_product
+
+    logits = torch.empty(1, weight.shape[0], dtype=torch.float32, device=hidden.device)
+    launch_norm_product(hidden[0], norm, weight, None, logits[0], eps)
+    return logits

@@ -1,0 +1,239 @@
+"""The layers for one token on a GPU: few launches over buffers that stay where they are, recorded once and replayed.
+
+A launch costs as much as reading five megabytes, so that torch's sixty a layer take longer than the weights. Here a
+layer is eight, and a recording of them (a CUDA graph) needs nothing from Python. It serves every position of every
+cache: what changes from token to token is four numbers on the device, the cache's address among them. Another
+conversation, a branch or a bigger buffer is another address and never another recording, and no recording keeps a cache
+alive.
+
+Where routed experts lie elsewhere, their numbers must come to the host before it can fetch or compute them. A recording
+then ends behind the router and the next begins with the next layer's attention, as many recordings as such layers: the
+attention's launches are recorded too, and the bank is asked in between, as for torch's layers. One recording
+with a table of slots on the device would have to stop at a miss, and a third of all tokens' layers have one.
+"""
+
+# D hidden  E experts  K experts per token  M experts computed  H heads  C latent  R rope  P splits
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dslite.model.attention import LATENT_EPS, Form, Span, rms_norm
+from dslite.model.kernels import gpu
+from dslite.model.moe import MLP, MoE, ResidentExperts
+from dslite.model.rope import rotation
+
+if TYPE_CHECKING:
+    from dslite.model.transformer import DecoderLayer, Transformer
+
+Launch = Callable[[], None]
+_MOST_LATENT = 1024  # values that a program holds of a cached row
+_MOST_EXPERTS = 128  # of which the router's program compares each with each
+
+
+class Recorder(Protocol):
+    """What a device does for recorded launches."""
+
+    def put(self, target: Tensor, values: Tensor) -> None:
+        """Copy something small from the host for the next launches. Does not wait."""
+        ...
+
+    def record(self, launch: Launch) -> Launch:
+        """Run `launch`, and return what runs it again: the same kernels on the same memory."""
+        ...
+
+
+@dataclass
+class _Run:
+    """Neighbouring layers of one recording. The last one's routed experts lie elsewhere, unless it is `whole`."""
+
+    first: int
+    count: int
+    whole: bool
+    replay: Launch | None = None
+
+
+class OneToken:
+    """What transformer.Transformer.steps says, for one token of one sequence."""
+
+    def __init__(self, model: "Transformer", recorder: Recorder) -> None:
+        self._model, self._recorder = model, recorder
+        self._fixed: _Fixed | None = None
+
+    def suits(self, token_ids: Tensor, spans: Sequence[Span], form: Form) -> bool:
+        """Whether these tokens can take this way."""
+        return token_ids.shape[0] == 1 and form != "expanded" and gpu.usable(self._model.device) and self._computes
+
+    @cached_property
+    def _computes(self) -> bool:
+        """Whether the kernels can compute the network as it lies."""
+        model, config = self._model, self._model.config
+        tensors = [
+            value for layer in model.layers for value in (*vars(layer).values(), *vars(layer.self_attn).values())
+        ]
+        return (
+            model.dtype in (torch.bfloat16, torch.float32)
+            and all(tensor.is_contiguous() for tensor in tensors if isinstance(tensor, Tensor))
+            and config.topk_method == "greedy"
+            and config.n_routed_experts <= _MOST_EXPERTS
+            and config.kv_lora_rank <= _MOST_LATENT
+        )
+
+    def steps(self, token_ids: Tensor, span: Span) -> Generator[int, None, Tensor]:
+        """Run one token id (1,): yields the layers done, returns hidden (1, D). The span's cache has the new row."""
+        fixed = self._fixed = self._fixed or _Fixed(self._model)
+        self._begin(fixed, token_ids, span.cache.length, span.cache.reserve(1))
+        for run in fixed.runs:
+            if run.replay is None:
+                run.replay = self._recorder.record(lambda run=run: fixed.launch(run))  # type: ignore[misc]
+            else:
+                run.replay()
+            if not run.whole:
+                self._mix(fixed, run.first + run.count - 1)
+            yield run.first + run.count
+        return fixed.hidden.clone()[None]
+
+    def _begin(self, fixed: "_Fixed", token_ids: Tensor, position: int, rows: Tensor) -> None:
+        """Tell the device what changes. rows (layers, S, C+R)"""
+        known = token_ids.device.type == "cpu"
+        embedding = self._model.embed_tokens
+        token = 0
+        if fixed.row is not None:  # the embedding lies in host memory: its row comes along
+            self._recorder.put(fixed.row, F.embedding(token_ids.to(embedding.device), embedding))
+        elif known:
+            token = int(token_ids)
+        numbers = [token, position, address(rows), rows.stride(0)]
+        self._recorder.put(fixed.state, torch.tensor(numbers, dtype=torch.int64))
+        if fixed.row is None and not known:
+            fixed.state[:1].copy_(token_ids)
+
+    def _mix(self, fixed: "_Fixed", index: int) -> None:
+        """The experts of a layer whose bank is asked from the host."""
+        layer = self._model.layers[index]
+        hidden = fixed.middle[None]
+        fixed.hidden.copy_((hidden + layer.mlp(rms_norm(hidden, layer.post_attention_layernorm, layer.eps)))[0])
+
+
+class _Fixed:
+    """The buffers of a token, and the launches over them. Vectors have no axis of tokens."""
+
+    def __init__(self, model: "Transformer") -> None:
+        from dslite.model.kernels import triton_attention, triton_experts, triton_products
+
+        self._attention, self._experts, self._products = triton_attention, triton_experts, triton_products
+        self._model, config = model, model.config
+        self.runs = _runs(model.layers)
+        heads, latent, splits = config.num_attention_heads, config.kv_lora_rank, triton_attention.SPLITS
+
+        def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=model.device)
+
+        dtype = model.dtype
+        self.state = buffer(4, dtype=torch.int64)  # triton_attention says which numbers
+        elsewhere = model.embed_tokens.device != model.device
+        self.row = buffer(1, config.hidden_size, dtype=dtype) if elsewhere else None
+        self.hidden = buffer(config.hidden_size, dtype=dtype)  # at the beginning of a layer
+        self.middle = buffer(config.hidden_size, dtype=dtype)  # behind its attention
+        self._factors = buffer(config.qk_rope_head_dim // 2, 2)
+        q_width = config.q_lora_rank or heads * config.qk_head_dim
+        projected = buffer(q_width + config.latent_width, dtype=dtype)
+        self._projected, self._kv = projected, projected[q_width:]
+        self._q_latent = projected[:q_width]
+        self._q = self._q_latent if config.q_lora_rank is None else buffer(heads * config.qk_head_dim, dtype=dtype)
+        self._queries = buffer(heads, config.latent_width, dtype=dtype)
+        self._sums, self._logs = buffer(heads, splits, latent), buffer(heads, splits)
+        self._values = buffer(heads, config.v_head_dim, dtype=dtype)
+        self._scores = buffer(config.n_routed_experts)
+        self._tables = {layer.index: _table(layer) for layer in model.layers if _whole(layer)}
+        entries = config.num_experts_per_tok + config.n_shared_experts
+        self._chosen = buffer(entries, config.moe_intermediate_size)
+        self._dense = buffer(1, config.intermediate_size)
+        self._ids, self._weights = buffer(entries, dtype=torch.int64), buffer(entries)
+
+    def launch(self, run: _Run) -> None:
+        """All launches of a run, which begins with `hidden`, the first one with the token."""
+        if run.first == 0:
+            self._embed()
+        for index in range(run.first, run.first + run.count):
+            layer = self._model.layers[index]
+            self._attend(layer)
+            if index in self._tables:
+                self._mix(layer)
+
+    def _embed(self) -> None:
+        model = self._model
+        table = model.embed_tokens if self.row is None else self.row
+        torch.index_select(table, 0, self.state[:1], out=self.hidden[None])
+        self._factors.copy_(torch.view_as_real(rotation(self.state[1:2], model.frequencies, model.amplitude))[0])
+
+    def _attend(self, layer: "DecoderLayer") -> None:
+        """hidden to middle, by five launches, six where queries are compressed."""
+        config, own, nope = self._model.config, layer.self_attn, self._model.config.qk_nope_head_dim
+        q_first = own.q_proj if own.q_proj is not None else own.q_a_proj
+        assert q_first is not None
+        product = self._products.launch_norm_product
+        product(self.hidden, layer.input_layernorm, q_first, own.kv_a_proj_with_mqa, self._projected, layer.eps)
+        if own.q_proj is None:
+            assert own.q_a_layernorm is not None
+            assert own.q_b_proj is not None
+            product(self._q_latent, own.q_a_layernorm, own.q_b_proj, None, self._q, LATENT_EPS)
+        kernels, state, index, kv_b = self._attention, self.state, layer.index, own.kv_b_proj
+        kernels.launch_absorb(
+            state, index, self._q, self._kv, own.kv_a_layernorm, kv_b, self._factors, self._queries, nope, LATENT_EPS
+        )
+        kernels.launch_attend_splits(state, index, self._queries, self._sums, self._logs, config.softmax_scale)
+        kernels.launch_merge_values(self._sums, self._logs, kv_b, self._values, nope)
+        self._products.launch_add_product(self._values.view(-1), own.o_proj, self.hidden, self.middle)
+
+    def _mix(self, layer: "DecoderLayer") -> None:
+        """middle to hidden, by two launches, three with a router."""
+        config, kernels, table = self._model.config, self._experts, self._tables[layer.index]
+        norm, products, chosen = layer.post_attention_layernorm, self._dense, 0
+        if isinstance(layer.mlp, MoE):
+            products, chosen = self._chosen, config.num_experts_per_tok
+            self._products.launch_norm_product(self.middle, norm, layer.mlp.gate.weight, None, self._scores, layer.eps)
+        ids, weights = self._ids[: len(products)], self._weights[: len(products)]
+        scaling = config.routed_scaling_factor
+        kernels.launch_gate_up(
+            self.middle, norm, self._scores, table, products, ids, weights, chosen, scaling, layer.eps
+        )
+        kernels.launch_down_combine(products, table, ids, weights, self.middle, self.hidden)
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor begins: what the device is told of a cache."""
+    return tensor.data_ptr()
+
+
+def _table(layer: "DecoderLayer") -> Tensor:
+    """The experts of a layer as the kernels find them."""
+    from dslite.model.kernels.triton_experts import address_table
+
+    mlp = layer.mlp
+    if isinstance(mlp, MLP):
+        return address_table([], mlp.matrices)
+    assert isinstance(mlp.experts, ResidentExperts)
+    shared = None if mlp.shared_experts is None else mlp.shared_experts.matrices
+    return address_table([expert.matrices for expert in mlp.experts.experts], shared)
+
+
+def _whole(layer: "DecoderLayer") -> bool:
+    """Whether all that a layer computes with lies on the device."""
+    return isinstance(layer.mlp, MLP) or isinstance(layer.mlp.experts, ResidentExperts)
+
+
+def _runs(layers: Sequence["DecoderLayer"]) -> list[_Run]:
+    """All layers, in runs as long as may be: a layer whose routed experts lie elsewhere ends one."""
+    runs: list[_Run] = []
+    for layer in layers:
+        if runs and runs[-1].whole:
+            runs[-1].count += 1
+            runs[-1].whole = _whole(layer)
+        else:
+            runs.append(_Run(layer.index, 1, _whole(layer)))
+    return runs

@@ -1,0 +1,198 @@
+"""One token through the GPU's launches, interpreted on the CPU, against the same network by torch's products."""
+
+import gc
+import os
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not here")
+from support.checkpoints import load_model, random_tensors, tiny_config, write_checkpoint
+from support.forward import new_cache, random_ids, read, read_batch
+from support.machines import machine
+
+from dslite.model.attention import Span
+from dslite.model.config import ModelConfig
+from dslite.model.kernels import gpu, triton_attention, triton_experts, triton_products
+from dslite.model.moe import ResidentExperts
+from dslite.model.transformer import Transformer
+from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.device import Launch, PlainDevice
+from dslite.runtime.device_plan import PlanRequest
+from dslite.runtime.loader import load
+from dslite.runtime.placement import plan
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles here")
+
+CPU = torch.device("cpu")
+TOLERANCE = 2e-5  # of log-probabilities in float32, through the whole network
+
+
+class Recorder(PlainDevice):
+    """Counts what is recorded, and what is replayed."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+        self.recorded = self.replayed = 0
+
+    def record(self, launch: Launch) -> Launch:
+        self.recorded += 1
+        launch()
+
+        def replay() -> None:
+            self.replayed += 1
+            launch()
+
+        return replay
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels as on a GPU, in few programs, as an interpreter's time goes by them.
+
+    A sequence is shared by three: some get nothing, some two tiles of keys.
+    """
+    monkeypatch.setattr(gpu, "usable", lambda device: True)
+    monkeypatch.setattr(triton_attention, "SPLITS", 3)
+    monkeypatch.setattr(triton_products, "TILES", ((2**31, 64, 64),))
+    monkeypatch.setattr(triton_experts, "ROWS_IN", 32)
+    monkeypatch.setattr(triton_experts, "ROWS_OUT", 64)
+
+
+def pair(**config: Any) -> tuple[Transformer, Transformer, Recorder]:
+    """A random network by the kernels and by torch's products, and the recorder of the former."""
+    raw = tiny_config(vocab_size=160, **config)
+    tensors, recorder = random_tensors(raw), Recorder()
+    model = Transformer.build(ModelConfig.from_dict(raw), tensors.__getitem__, recorder=recorder)
+    return model, replace(model, recorder=None), recorder
+
+
+def torch_read(model: Transformer, cache: Any, ids: list[int]) -> Tensor:
+    """Log-probabilities by torch's products, head included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "usable", lambda device: False)
+        return read(model, cache, ids)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"q_lora_rank": 24},
+        {"n_shared_experts": None, "num_experts_per_tok": 1},
+        {"first_k_dense_replace": 3},
+        {"first_k_dense_replace": 0, "routed_scaling_factor": 2.5, "n_routed_experts": 5},
+        {"num_attention_heads": 3, "hidden_size": 90, "kv_lora_rank": 30, "qk_rope_head_dim": 6, "v_head_dim": 10},
+        {"rope_scaling": None},
+    ],
+    ids=["lite-like", "compressed queries", "no shared experts", "dense", "no dense layer", "odd sizes", "plain rope"],
+)
+def test_tokens_decode_as_by_torchs_products(config: dict[str, Any]) -> None:
+    model, plain, recorder = pair(**config)
+    prompt = random_ids(45, 160)
+    cache, expected_cache = new_cache(model, 64), new_cache(plain, 64)
+    logprobs, expected = torch_read(plain, cache, prompt)[-1], torch_read(plain, expected_cache, prompt)[-1]
+    chosen: list[list[int]] = [[], []]
+    for _ in range(6):
+        chosen[0].append(int(logprobs.argmax()))
+        chosen[1].append(int(expected.argmax()))
+        logprobs, expected = read(model, cache, chosen[0][-1:])[0], torch_read(plain, expected_cache, chosen[1][-1:])[0]
+        torch.testing.assert_close(logprobs, expected, rtol=0, atol=TOLERANCE)
+    assert chosen[0] == chosen[1]
+    assert (recorder.recorded, recorder.replayed) == (1, 5)
+    torch.testing.assert_close(cache.rows(0, 51), expected_cache.rows(0, 51), rtol=0, atol=TOLERANCE)
+
+
+def test_a_sequence_begins_with_its_first_token() -> None:
+    model, plain, _ = pair()
+    torch.testing.assert_close(
+        read(model, new_cache(model, 4), [7]), torch_read(plain, new_cache(plain, 4), [7]), rtol=0, atol=TOLERANCE
+    )
+
+
+def test_one_recording_serves_other_conversations_and_bigger_caches() -> None:
+    model, plain, recorder = pair()
+    for capacity, length in ((40, 20), (100, 3), (40, 33)):
+        ids = random_ids(length, 160, seed=length)
+        cache, expected_cache = new_cache(model, capacity), new_cache(plain, capacity)
+        for each in (cache, expected_cache):
+            torch_read(plain, each, ids)
+        for token in (1, 2):
+            expected = torch_read(plain, expected_cache, [token])
+            torch.testing.assert_close(read(model, cache, [token]), expected, rtol=0, atol=TOLERANCE)
+    assert (recorder.recorded, recorder.replayed) == (1, 5)
+
+
+def test_a_branch_is_decoded_over_the_rows_of_the_one_left() -> None:
+    model, plain, _ = pair()
+    cache, expected_cache = new_cache(model, 30), new_cache(plain, 30)
+    for each in (cache, expected_cache):
+        torch_read(plain, each, random_ids(20, 160))
+    read(model, cache, [5])
+    read(model, cache, [6])
+    cache.truncate(18)
+    expected_cache.truncate(18)
+    expected = torch_read(plain, expected_cache, [9])
+    torch.testing.assert_close(read(model, cache, [9]), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_hidden_state_outlives_the_next_token() -> None:
+    """The buffers are written over; what was handed out is not."""
+    model, _, _ = pair()
+    cache = new_cache(model, 8)
+    with torch.inference_mode():
+        first = model.forward(torch.tensor([3]), [Span(cache, 1)])
+        kept = first.clone()
+        model.forward(torch.tensor([4]), [Span(cache, 1)])
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("miss", ["fetch", "compute"])
+def test_slots_are_asked_between_recordings(tmp_path: Path, miss: Any) -> None:
+    """Attention and router of each layer are recorded, its experts come from slots: one recording a layer."""
+    folder = write_checkpoint(tmp_path, tiny_config(vocab_size=160), tokenizer=False)
+    checkpoint = Checkpoint.open(folder)
+    request = PlanRequest("float32", context=64, expert_slots=4, miss=miss)
+    made = replace(plan(machine(1), checkpoint.config, request), embedding_on_device=False)
+    recorder = Recorder()
+    model = load(checkpoint, device=CPU, dtype=torch.float32, plan=made, seam=recorder)
+    plain = load_model(folder)
+    assert not any(isinstance(getattr(layer.mlp, "experts", None), ResidentExperts) for layer in model.layers)
+    cache, expected_cache = new_cache(model, 64), new_cache(plain, 64)
+    for each in (cache, expected_cache):
+        torch_read(plain, each, random_ids(30, 160))
+    for token in (4, 5, 6):
+        expected = torch_read(plain, expected_cache, [token])
+        torch.testing.assert_close(read(model, cache, [token]), expected, rtol=0, atol=TOLERANCE)
+    # The dense layer and the first router, the second router, and nothing behind the last experts.
+    assert (recorder.recorded, recorder.replayed) == (2, 4)
+
+
+def test_what_the_launches_do_not_compute_goes_torchs_way() -> None:
+    model, _, recorder = pair()
+    read(model, new_cache(model, 8), [1, 2])
+    read(model, new_cache(model, 8), [1], "expanded")
+    read_batch(model, [(new_cache(model, 8), [1]), (new_cache(model, 8), [2])])
+    grouped, _, other = pair(topk_method="group_limited_greedy", n_group=4, topk_group=2)
+    read(grouped, new_cache(grouped, 8), [1])
+    assert recorder.recorded == other.recorded == 0
+
+
+def test_a_recording_keeps_no_cache_and_no_network_alive() -> None:
+    model, plain, _ = pair()
+    del plain
+    model = replace(model, recorder=PlainDevice(CPU))
+    cache = new_cache(model, 8)
+    read(model, cache, [1])
+    gone = weakref.ref(cache.rows(0, 1)._base), weakref.ref(model)
+    gc.disable()
+    try:
+        del cache, model
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
