@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dslite.app.chat_settings import ChatSettings
 from dslite.app.errors import ConfigFileError
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dslite.app.config import Config
     from dslite.app.sessions import SessionStore
 
+WhenFull = Literal["ask", "forget", "summary", "stop"]  # what is done when a conversation fills the context
+WAYS = get_args(WhenFull)
+
 
 @dataclass(frozen=True)
 class Looks:
@@ -24,6 +27,7 @@ class Looks:
     theme: str | None = None
     mouse: bool = True
     keymap: Mapping[str, str] = field(default_factory=dict)
+    when_full: WhenFull = "ask"
 
     @classmethod
     def of_config(cls, config: "Config") -> "Looks":
@@ -35,7 +39,11 @@ class Looks:
         for name, key in keymap.items():
             if not isinstance(key, str):
                 raise ConfigFileError(f"{config.path}, [keys]: {name} is {key!r}; it must be a text such as 'f6'")
-        return cls(config.text("chat", "theme"), mouse, dict(keymap))
+        when_full: Any = config.table("chat").get("when_full", "ask")
+        if when_full not in WAYS:
+            ways = ", ".join(map(repr, WAYS))
+            raise ConfigFileError(f"{config.path}, [chat]: when_full is {when_full!r}; it must be one of {ways}")
+        return cls(config.text("chat", "theme"), mouse, dict(keymap), when_full)
 
 
 @dataclass

@@ -9,6 +9,7 @@ system = "Answer in one sentence."
 
 [chat]                        # the terminal application
 theme = "dark"
+when_full = "forget"          # at the context's limit: ask, forget (the oldest turns), summary (in a new chat), stop
 """
 
 import os

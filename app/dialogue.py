@@ -41,6 +41,7 @@ class Dialogue:
         self.system = system
         self.roots: list[Node] = []
         self.leaf: Node | None = None
+        self._first_read: Node | None = None  # what stands before it was too old for the context
 
     @classmethod
     def load(cls, conversation: "Conversation", stored: Sequence["StoredMessage"]) -> "Dialogue":
@@ -119,6 +120,18 @@ class Dialogue:
                 return node
         raise UsageError("there is no answer yet")
 
+    def forget(self, end: Node, count: int) -> int:
+        """The oldest `count` messages that a model read are read no more; return how many that makes with earlier ones.
+
+        They are left out until the context is full again: what the model has computed of the others stays of use.
+        """
+        self._first_read = self._read(end)[count]
+        return self.path(end).index(self._first_read)
+
+    def _read(self, end: Node | None) -> list[Node]:
+        nodes = self.path(end) if end else []
+        return nodes[nodes.index(self._first_read) :] if self._first_read in nodes else nodes
+
     def messages(self, end: Node | None, model: str) -> list["Message"]:
         """What a model is given to read: its own answers come back as the tokens that it generated."""
         from dslite.runtime.chat_template import Message  # not above: the first paint does not wait for it
@@ -126,5 +139,5 @@ class Dialogue:
         system = [Message("system", self.system)] if self.system else []
         return system + [
             Message(node.role, node.content, node.token_ids if node.info.get("model") == model else None)
-            for node in (self.path(end) if end else [])
+            for node in self._read(end)
         ]

@@ -69,7 +69,7 @@ class ChatApp(App[int]):
 
     def _lead(self, screen: ChatScreen) -> Conductor:
         start = self.start
-        return Conductor(screen, self.worker, start.recorder, start.settings, start.ref)
+        return Conductor(screen, self.worker, start.recorder, start.settings, start.ref, start.looks.when_full)
 
     @property
     def conductor(self) -> Conductor:
@@ -104,7 +104,7 @@ class ChatApp(App[int]):
             self._resting -= 1
             return
         started = time.thread_time()  # not the clock: what other programs take is no reason to draw less
-        self.conductor.tick()
+        self.conductor.listener.tick()
         spent = time.thread_time() - started
         self._resting = min(int(spent / _SLOW_DRAW_S), 5)
 
@@ -138,8 +138,8 @@ class ChatApp(App[int]):
         conductor.queue.clear()
         if (reply := conductor.reply) is not None:
             reply.job.cancel.set()
-            conductor.tick()
-            if conductor.reply is reply and reply.node.content:
+            conductor.listener.tick()
+            if conductor.reply is reply and reply.node.content and reply.then is None:
                 reply.node.finish_reason, reply.node.growing = "interrupted", False
                 reply.node.token_ids = tuple(reply.ids)
                 reply.node.info = {"model": conductor.model_name}

@@ -235,18 +235,11 @@ class ChatScreen(Screen[None]):
         """The context is full: let the user choose."""
         from dslite.app.tui.dialogs import RoomDialog
 
-        def chosen(what: str | None) -> None:
-            leaf = self.conductor.dialogue.leaf
-            if what == "forget" and leaf is not None:
-                if leaf.role == "user":
-                    self.conductor.ask(leaf, forget=True)
-                else:
-                    self._run(partial(self.conductor.go_on, forget=True))
-            elif what == "new" and leaf is not None:
-                self.conductor.begin()
-                self.prompt.put(leaf.content if leaf.role == "user" else "")
-            elif what == "edit":
+        def chosen(what: Any) -> None:
+            if what == "edit":
                 self._run(self.conductor.edit)
+            elif what is not None:
+                self._run(partial(self.conductor.full.choose, what, error))
 
         self.app.push_screen(RoomDialog(error), chosen)
 

@@ -1,25 +1,28 @@
-"""Leads a chat: between the dialogue, the worker that answers, the recorder that saves, and what is on screen."""
+"""Leads a chat: what the user asks for, between the dialogue, the worker, the recorder and what is on screen.
 
-import time
-from collections import deque
+listener.py takes what the worker says; full_context.py knows what to do at the context's limit.
+"""
+
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from dslite.app import summary
 from dslite.app.chat_settings import ChatSettings
+from dslite.app.chat_start import WhenFull
 from dslite.app.dialogue import Dialogue, Node
 from dslite.app.recorder import Recorder
 from dslite.app.session_names import title_of
-from dslite.app.tui import worker as told
 from dslite.app.tui.entries import GREETING, entries_of, entry_of, greeting, note_of
+from dslite.app.tui.full_context import FullContext
+from dslite.app.tui.listener import Listener
 from dslite.app.tui.pieces import Entry
-from dslite.app.tui.reply import Reply, ids_of
-from dslite.app.tui.status import WARN_AT, Status
+from dslite.app.tui.reply import Reply
+from dslite.app.tui.status import Status
 from dslite.app.tui.worker import Answering, EngineWorker
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
-from dslite.runtime.events import Done, Loading, Prefilling, Token
 from dslite.runtime.hub import ModelRef, parse_model
 
 if TYPE_CHECKING:
@@ -27,14 +30,19 @@ if TYPE_CHECKING:
     from dslite.app.tui.chat_screen import ChatScreen
 
 T = TypeVar("T")
-_RATE_S = 2.0
 
 
 class Conductor:
     """The state of the chat on screen."""
 
     def __init__(
-        self, screen: "ChatScreen", worker: EngineWorker, recorder: Recorder, settings: ChatSettings, ref: ModelRef
+        self,
+        screen: "ChatScreen",
+        worker: EngineWorker,
+        recorder: Recorder,
+        settings: ChatSettings,
+        ref: ModelRef,
+        when_full: WhenFull = "ask",
     ) -> None:
         self.screen = screen
         self.worker = worker
@@ -46,9 +54,9 @@ class Conductor:
         self.reply: Reply | None = None
         self.editing: Node | None = None
         self.queue: list[str] = []  # messages typed while an answer was made
-        self.rates: deque[float] = deque(maxlen=600)  # tokens/s, one value a tick in which tokens came
-        self._asked: list[Answering] = []  # without a model so far
-        self._warned = False
+        self.early: list[Answering] = []  # asked for without a model so far
+        self.listener = Listener(self)
+        self.full = FullContext(self, when_full)
 
     def _new_dialogue(self) -> Dialogue:
         return Dialogue(model=self.ref.key, profile=self.settings.profile.name, system=self.settings.system_message)
@@ -83,7 +91,7 @@ class Conductor:
         """A message of the user: asked now, or after the answer that is being made."""
         if self.reply is not None:
             self.queue.append(text)
-            self._show_waiting()
+            self.show_waiting()
             return
         node, self.editing = self.editing, None
         if node is not None and node.role == "assistant":
@@ -143,21 +151,34 @@ class Conductor:
         entry.growing, entry.note, entry.splitter = True, "", None
         self.screen.transcript.redraw_entry(entry)
         ids = list(node.token_ids or ()) if go_on else []
-        self.reply = Reply(job, node, entry, before=node.content, ids=ids)
+        self.answer(Reply(job, node, entry, end, before=node.content, ids=ids))
+
+    def answer(self, reply: Reply) -> None:
+        """Have a reply made, now or when there is a model."""
+        self.reply = reply
         if self.status.doing == "nothing":
-            self._asked.append(job)
-            self._show_waiting()
+            self.early.append(reply.job)
         else:
-            self.worker.answer(job)
+            self.worker.answer(reply.job)
             if self.status.doing == "idle":
                 self.status.doing = "reading"
                 self.status.reading = None
-        self._show_waiting()
+        self.show_waiting()
 
-    def _show_waiting(self) -> None:
+    def show_waiting(self) -> None:
         early = self.reply is not None and self.status.doing in ("starting", "loading", "nothing")
         self.status.waiting = len(self.queue) + early
         self.screen.refresh_lines()
+
+    def abandon(self, reply: Reply) -> None:
+        """Take back an answer of which nothing came, or one that belongs to no conversation."""
+        self.reply = None
+        if reply.then is not None:
+            self.screen.transcript.remove_entry(reply.entry)
+        elif not reply.before and not reply.node.content:
+            self.dialogue.remove(reply.node)
+            self.screen.transcript.remove_entry(reply.entry)
+        self.show_waiting()
 
     def _refuse_while_answering(self) -> None:
         if self.reply is not None:
@@ -173,12 +194,12 @@ class Conductor:
         reply.stopped = True
         reply.job.cancel.set()
         self.queue.clear()
-        self.tick()
+        self.listener.tick()
         if self.reply is reply:
             self.status.doing = "stopping" if self.status.doing in ("reading", "writing") else self.status.doing
-            if reply.job in self._asked or self.status.doing in ("starting", "loading", "nothing"):
-                self._asked = [job for job in self._asked if job is not reply.job]
-                self._abandon(reply)
+            if reply.job in self.early or self.status.doing in ("starting", "loading", "nothing"):
+                self.early = [job for job in self.early if job is not reply.job]
+                self.abandon(reply)
             else:
                 reply.entry.note = note_of("interrupted")
                 self.screen.transcript.redraw_entry(reply.entry)
@@ -221,170 +242,11 @@ class Conductor:
         self.show()
         self.screen.transcript.choose(self.screen.transcript.entry(siblings[place].key))
 
-    # What the worker says.
-
-    def tick(self) -> None:
-        """Take what has happened since the last call, and draw it once."""
-        text: list[str] = []
-        for event in self.worker.drain():
-            match event:
-                case told.Told(job, inner) if self.reply is not None and self._is_current(job):
-                    self._on_told(self.reply, inner, text)
-                case told.Failed(job, error) if self._is_current(job):
-                    self._grow(text)
-                    self._on_failed(error)
-                case told.Began(job, left_out) if left_out:
-                    self.say(f"the model no longer sees the first {left_out} messages of this chat")
-                case Loading():
-                    self.status.doing, self.status.loading = "loading", event
-                case told.Opening():
-                    self.status.doing, self.status.loading, self.status.facts = "starting", None, None
-                case told.Ready(facts):
-                    self._on_ready(facts)
-                case told.Counted(facts):
-                    self.status.facts = facts
-                case told.Unavailable(ref, error, absent):
-                    self._on_unavailable(ref, error, absent)
-        self._grow(text)
-        if self.reply is not None:
-            self.recorder.update_now_and_then(self.dialogue, self.reply.node, self.reply.ids)
-        self.screen.refresh_lines()
-
-    def _on_told(self, reply: Reply, event: Prefilling | Token | Done, text: list[str]) -> None:
-        status = self.status
-        if isinstance(event, Prefilling):
-            status.reading, status.used = event, round(event.done)
-            status.doing = status.doing if reply.stopped else "reading"
-            status.waiting = len(self.queue)
-            return
-        if isinstance(event, Token):
-            reply.count += 1
-            if event.id is not None:
-                reply.ids.append(event.id)
-            now = time.perf_counter()
-            reply.times.append((now, reply.count))
-            while now - reply.times[0][0] > _RATE_S:
-                reply.times.popleft()
-            status.doing = status.doing if reply.stopped else "writing"
-            status.used += 1
-            text.append(event.delta)
-            return
-        text.append(event.delta)
-        self._grow(text)
-        self._on_done(reply, event)
-
-    def _grow(self, text: list[str]) -> None:
-        """Put new text on screen, and the speed it comes with."""
-        reply = self.reply
-        if reply is None or not any(text):
-            return
-        new = "".join(text)
-        text.clear()
-        reply.node.content += new
-        self.screen.transcript.extend(reply.entry, new)
-        (then, before), (now, after) = reply.times[0], reply.times[-1]
-        if now - then > 0.2:
-            self.status.rate = (after - before) / (now - then)
-            self.rates.append(self.status.rate)
-
-    def _on_done(self, reply: Reply, done: Done) -> None:
-        node, status = reply.node, self.status
-        made = done.completion_tokens
-        node.token_ids = ids_of(reply, done)
-        node.finish_reason = "interrupted" if reply.stopped else done.finish_reason
-        timing = done.timing
-        node.info = {
-            "model": self.model_name,
-            "prompt_tokens": done.prompt_tokens,
-            "cached_tokens": done.cached_tokens,
-            "completion_tokens": made,
-            "prefill_s": round(timing.prefill_s, 4),
-            "decode_s": round(timing.decode_s, 4),
-            "ttft_s": round(timing.ttft_s, 4),
-        }
-        status.used = done.prompt_tokens + made
-        status.rate = made / timing.decode_s if timing.decode_s > 0 else status.rate
-        self.rates.append(status.rate)
-        self._end(reply)
-        if not node.content and not made:
-            self._abandon(reply)
-        else:
-            self.recorder.finish(self.dialogue, node)
-        self._warn_when_full()
-        if self.queue:
-            self.send(self.queue.pop(0))
-        self._show_waiting()
-
-    def _end(self, reply: Reply) -> None:
-        self.reply = None
-        self.status.doing = "idle"
-        reply.node.growing = False
-        reply.entry.note = note_of(reply.node.finish_reason)
-        self.screen.transcript.finish(reply.entry)
-
-    def _abandon(self, reply: Reply) -> None:
-        """Take back an answer of which nothing came."""
-        self.reply = None
-        if not reply.before and not reply.node.content:
-            self.dialogue.remove(reply.node)
-            self.screen.transcript.remove_entry(reply.entry)
-        self._show_waiting()
-
-    def _is_current(self, job: Answering) -> bool:
-        """Whether a job is the reply on screen, and not one that waits for another model."""
-        return self.reply is not None and self.reply.job is job and job not in self._asked
-
-    def _on_failed(self, error: DsliteError) -> None:
-        reply = self.reply
-        assert reply is not None
-        reply.node.finish_reason = reply.node.finish_reason or "interrupted"
-        self._end(reply)
-        if reply.node.content:
-            self.recorder.finish(self.dialogue, reply.node)
-        self._abandon(reply)
-        if told.is_overflow(error):
-            self.screen.offer_room(error)
-        else:
-            self.say_error(error)
-
-    def _warn_when_full(self) -> None:
-        if not self._warned and self.status.fullness >= WARN_AT:
-            self._warned = True
-            self.say(
-                f"the context is {self.status.fullness:.0%} full: at its limit you may forget the oldest turns,"
-                " or begin a new chat with Ctrl+N",
-                warning=True,
-            )
-
-    def _on_ready(self, facts: Any) -> None:
-        self.status.facts, self.status.doing = facts, "idle"
-        self.screen.app.settle()
-        for job in self._asked:
-            self.worker.answer(job)
-        self._asked.clear()
-        if self.reply is not None:
-            self.status.doing, self.status.reading = "reading", None
-        self.renew_greeting()
-        self._show_waiting()
-
-    def _on_unavailable(self, ref: ModelRef, error: DsliteError, absent: bool) -> None:
-        """An early message waits where the model may still come; the fault of one that is here ends it."""
-        self.status.doing = "nothing"
-        if absent:
-            if self.reply is not None and self.reply.job not in self._asked:
-                self._asked.append(self.reply.job)
-            self.screen.offer_first_run(ref, error)
-        else:
-            if self.reply is not None:
-                self._abandon(self.reply)
-            self.say_error(error)
-        self._show_waiting()
-
     # Models, and questions to the store.
 
     def use_model(self, name: str) -> None:
         """Load another model; a message that waits for one is answered by it. Raises UsageError."""
-        if self.reply is not None and self.reply.job not in self._asked:
+        if self.reply is not None and self.reply.job not in self.early:
             self._refuse_while_answering()
         self.ref = parse_model(name)
         self.settings.model = name
@@ -409,8 +271,11 @@ class Conductor:
     def begin(self, dialogue: Dialogue | None = None) -> None:
         """Go over to a new or an opened conversation; the one on screen stays saved."""
         self.stop()
-        self.reply, self.editing, self._warned = None, None, False
+        self.reply, self.editing = None, None
+        self.full.begin()
         self.queue.clear()
+        if dialogue is None:
+            self.settings.system = summary.without(self.settings.system)
         self.dialogue = dialogue or self._new_dialogue()
         self.status.used = 0
         self.show()

@@ -23,7 +23,7 @@ class Field(Input):
 
 
 class RoomDialog(ModalScreen[str | None]):
-    """The context is full: forget, begin anew, shorten."""
+    """The context is full: forget, go on from a summary, or stop. The choice holds for the conversation."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it", show=False)]
 
@@ -37,10 +37,11 @@ class RoomDialog(ModalScreen[str | None]):
             yield Static(Text(inert(self._error.message)))
             yield OptionList(
                 Option(Text("Forget the oldest turns and answer"), id="forget"),
-                Option(Text("Begin a new chat with this question"), id="new"),
+                Option(Text("Go on in a new chat, with a summary of this one"), id="summary"),
                 Option(Text("Edit the question"), id="edit"),
-                Option(Text("Leave it"), id="nothing"),
+                Option(Text("Stop here"), id="stop"),
             )
+            yield Static(Text("[chat] when_full in config.toml chooses for every chat", "dim"))
 
     @on(OptionList.OptionSelected)
     def _chosen(self, event: OptionList.OptionSelected) -> None:

@@ -35,7 +35,7 @@ class Inspector(ScrollView, can_focus=False):
     def show(self) -> None:
         """Draw again where something has changed."""
         status, width = self._conductor.status, self.scrollable_content_region.width
-        state = (status.facts, status.used, len(self._conductor.rates), status.rate, width, self.app.theme)
+        state = (status.facts, status.used, len(self._conductor.listener.rates), status.rate, width, self.app.theme)
         if state == self._shown or width < 8:
             return
         self._shown = state
@@ -62,7 +62,7 @@ class Inspector(ScrollView, can_focus=False):
         facts = self._conductor.status.facts
         if facts is None:
             return [Text("Inspector", "bold"), Text(), Text("The model is not loaded yet.", palette.muted)]
-        rates = list(self._conductor.rates)
+        rates = list(self._conductor.listener.rates)
         return [
             Text("Inspector", "bold"),
             *_section("Experts used in this chat", palette),

@@ -1,6 +1,7 @@
 """An answer while it is made."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dslite.app.dialogue import Node
@@ -11,16 +12,21 @@ from dslite.runtime.events import Done
 
 @dataclass(eq=False)
 class Reply:
-    """An answer that is being made. `before` is what it goes on from."""
+    """An answer that is being made. `end` is the last message that is read for it, `before` what it goes on from.
+
+    `then` takes an answer that belongs to no conversation: it is shown while it grows, and not saved.
+    """
 
     job: Answering
     node: Node
     entry: Entry
+    end: Node | None
     before: str = ""
     ids: list[int] = field(default_factory=list)
     count: int = 0  # tokens that came
     times: deque[tuple[float, int]] = field(default_factory=deque)
     stopped: bool = False
+    then: Callable[[Node], None] | None = None
 
 
 def ids_of(reply: Reply, done: Done) -> tuple[int, ...] | None:

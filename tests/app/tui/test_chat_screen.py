@@ -65,32 +65,6 @@ async def test_reading_shows_how_far_and_how_fast(home: Path) -> None:
 
 
 @drive
-async def test_the_context_warns_when_it_is_almost_full_and_offers_a_choice_at_its_limit(home: Path) -> None:
-    async with open_chat(home, FakeResponder("word " * 30, context=40)) as chat:
-        await chat.ask("word " * 5)
-        await chat.until("% full")
-        await chat.until("Ctrl+N")
-        await chat.say("word " * 10)
-        await chat.until("The context is full")
-        await chat.press("enter")  # the first choice: forget the oldest turns
-        await chat.until("the model no longer sees the first")
-        await chat.until(lambda: chat.conductor.reply is None)
-        assert len(chat.contents) == 4
-        assert len(chat.responder.asked[-1]) < 3
-
-
-@drive
-async def test_at_the_limit_a_new_chat_may_take_the_question(home: Path) -> None:
-    async with open_chat(home, FakeResponder("word " * 30, context=40)) as chat:
-        await chat.ask("word " * 5)
-        await chat.say("my question " * 5)
-        await chat.until("The context is full")
-        await chat.press("down", "enter")
-        await chat.until(lambda: not chat.contents)
-        assert chat.prompt.text.startswith("my question")
-
-
-@drive
 async def test_a_message_typed_while_an_answer_is_made_waits_for_its_end(home: Path) -> None:
     gate = threading.Semaphore(1)
     async with open_chat(home, FakeResponder(lambda m: f"about {m[-1].content} and more", gate=gate)) as chat:

@@ -70,8 +70,8 @@ async def asked(pilot: Pilot[Any]) -> None:
     await pilot.press("enter")
     await until(pilot, lambda: app.conductor.dialogue.leaf and app.conductor.reply is None)
     app.conductor.status.rate = 41.0
-    app.conductor.rates.clear()
-    app.conductor.rates.extend([12.0, 30.0, 41.0, 40.0, 41.0])
+    app.conductor.listener.rates.clear()
+    app.conductor.listener.rates.extend([12.0, 30.0, 41.0, 40.0, 41.0])
     app.chat.refresh_lines()
     await pilot.pause()
 
