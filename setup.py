@@ -1,4 +1,6 @@
-"""The compiled products of the CPU. Optional: without a compiler the package installs, and torch multiplies."""
+"""The compiled parts: the CPU's products, and the guard of mapped files. Optional: without a compiler the package
+installs, torch multiplies, and a model's file that is cut while it is being read ends the process.
+"""
 
 from pathlib import Path
 
@@ -22,6 +24,12 @@ setup(
             ],
             extra_link_args=["-pthread"],
             optional=True,
-        )
+        ),
+        Extension(
+            "dslite.runtime._mapped_pages",
+            sources=["runtime/mapped_pages.c"],
+            extra_compile_args=["-O2", "-g0", "-std=gnu11", "-fvisibility=hidden"],
+            optional=True,
+        ),
     ]
 )

@@ -42,6 +42,10 @@ class DecoderLayer:
         return hidden + self.mlp(rms_norm(hidden, self.post_attention_layernorm, self.eps))
 
 
+def _nothing_changes() -> None:
+    """Weights in memory of the process stay what they are."""
+
+
 @dataclass(frozen=True)
 class Transformer:
     """DeepSeek-V2 for a batch of sequences whose new tokens lie one behind the other."""
@@ -53,11 +57,17 @@ class Transformer:
     lm_head: Tensor
     frequencies: Tensor
     amplitude: float
+    check: Callable[[], None] = _nothing_changes  # raises where the weights are no longer what they were
     recorder: Recorder | None = None  # what keeps one token's launches for the next; None: launch each time
 
     @classmethod
     def build(
-        cls, config: ModelConfig, take: TakeTensor, make_bank: MakeBank | None = None, recorder: Recorder | None = None
+        cls,
+        config: ModelConfig,
+        take: TakeTensor,
+        make_bank: MakeBank | None = None,
+        recorder: Recorder | None = None,
+        check: Callable[[], None] = _nothing_changes,
     ) -> "Transformer":
         """`take` gives the tensor of a Hub name; `make_bank` the experts of a layer (default: taken too)."""
         make_bank = make_bank or (lambda layer: resident_experts(config, layer, take))
@@ -73,6 +83,7 @@ class Transformer:
             frequencies=inverse_frequencies(config).to(lm_head.device),
             amplitude=amplitude(config),
             recorder=recorder,
+            check=check,
         )
 
     @property
@@ -88,8 +99,10 @@ class Transformer:
 
         The caches hold the new tokens once the generator has returned; dropped before, it leaves them as they were.
         """
+        self.check()
         if self._one_token is not None and self._one_token.suits(token_ids, spans, form):
             hidden = yield from self._one_token.steps(token_ids, spans[0])
+            self.check()
             spans[0].cache.commit(1)
             return hidden
         positions = torch.cat(
@@ -104,6 +117,7 @@ class Transformer:
             for layer in self.layers:
                 hidden = layer(hidden, factors, spans, form)
                 yield layer.index + 1
+        self.check()
         for span in spans:
             span.cache.commit(span.count)
         return hidden
@@ -121,9 +135,11 @@ class Transformer:
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (T, vocabulary) of the token behind each hidden state (T, D), float32."""
         eps = self.config.rms_norm_eps
-        if (logits := kernels.head(hidden, self.norm, self.lm_head, eps)) is not None:
-            return logits
-        return F.linear(rms_norm(hidden, self.norm, eps), self.lm_head).float()
+        logits = kernels.head(hidden, self.norm, self.lm_head, eps)
+        if logits is None:
+            logits = F.linear(rms_norm(hidden, self.norm, eps), self.lm_head).float()
+        self.check()
+        return logits
 
     @cached_property
     def _few_tokens(self) -> FewTokens:

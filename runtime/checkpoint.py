@@ -6,10 +6,9 @@ file each tensor lies (expert offload reads there), and, of a damaged file, whic
 
 import json
 import math
-import mmap
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.layout import INDEX, read_config, weight_map
+from dslite.runtime.mapped_file import MappedFile
 
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 _MAX_HEADER = 100_000_000  # the format's own limit
@@ -45,7 +45,7 @@ class Checkpoint:
         self.folder = folder
         self.config = config
         self.entries = entries
-        self._files: dict[Path, Tensor] = {}
+        self._files: dict[Path, MappedFile] = {}
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -67,12 +67,28 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(entry.nbytes for entry in self.entries.values())
 
+    @cached_property
+    def sizes(self) -> dict[Path, int]:
+        """The bytes of each file."""
+        ends: dict[Path, int] = {}
+        for entry in self.entries.values():
+            ends[entry.file] = max(ends.get(entry.file, 0), entry.offset + entry.nbytes)
+        return ends
+
+    def check(self) -> None:
+        """Raise CheckpointError if a mapped file is no longer what it was: what was computed with it is worth nothing.
+
+        A pass asks before and behind: it costs a microsecond a file.
+        """
+        for file in self._files.values():
+            file.check()
+
     def tensor(self, name: str) -> Tensor:
         """The tensor of a Hub name, as a read-only view of its mapped file."""
         entry = self.entries[name]
         if entry.file not in self._files:
-            self._files[entry.file] = _map_file(entry.file)
-        stretch = self._files[entry.file][entry.offset : entry.offset + entry.nbytes]
+            self._files[entry.file] = MappedFile(entry.file, self.sizes[entry.file])
+        stretch = self._files[entry.file].bytes[entry.offset : entry.offset + entry.nbytes]
         return stretch.view(entry.dtype).view(entry.shape)
 
 
@@ -174,15 +190,3 @@ def _check_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Tens
     for name, entry in entries.items():
         if name not in shapes:
             raise CheckpointError(f"{entry.file}: config.json knows no tensor {name}", _REMEDY)
-
-
-def _map_file(file: Path) -> Tensor:
-    """The bytes of a file as a uint8 tensor that reads pages as they are touched."""
-    try:
-        with file.open("rb") as stream:
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be mapped: {error.strerror}", _REMEDY) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that the bytes are read-only: that is what we want
-        return torch.frombuffer(mapped, dtype=torch.uint8)

@@ -48,12 +48,20 @@ class ComputeDevice(Protocol):
         """Copy beside the computing, not before `after` has come to pass; the event says that all is copied."""
         ...
 
+    def staging(self, nbytes: int) -> Tensor:
+        """Host memory, from a page's first byte on, that `copy` reads at full speed."""
+        ...
+
     def mark(self) -> Event:
         """An event for when everything launched so far is computed."""
         ...
 
     def wait(self, event: Event) -> None:
         """What is launched from now on is computed after the event. The host does not wait."""
+        ...
+
+    def reach(self, event: Event) -> None:
+        """The host waits until an event has come to pass."""
         ...
 
     def passed(self, event: Event) -> bool:
@@ -94,10 +102,16 @@ class PlainDevice:
             target.copy_(source)
         return None
 
+    def staging(self, nbytes: int) -> Tensor:
+        return anonymous_memory(nbytes)
+
     def mark(self) -> Event:
         return None
 
     def wait(self, event: Event) -> None:
+        pass
+
+    def reach(self, event: Event) -> None:
         pass
 
     def passed(self, event: Event) -> bool:
@@ -151,6 +165,10 @@ class CudaDevice:
             event.record(self._copies)
         return event
 
+    def staging(self, nbytes: int) -> Tensor:
+        # From torch's cache of pinned memory, whose blocks are powers of two, as those of the loader are.
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
     def mark(self) -> Event:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
@@ -159,6 +177,10 @@ class CudaDevice:
     def wait(self, event: Event) -> None:
         if event is not None:
             torch.cuda.current_stream(self.device).wait_event(event)
+
+    def reach(self, event: Event) -> None:
+        if event is not None:
+            event.synchronize()
 
     def passed(self, event: Event) -> bool:
         return event is None or bool(event.query())

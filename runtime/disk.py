@@ -6,10 +6,10 @@ begin inside them. Where a file system refuses unbuffered reads, the pages read 
 """
 
 import os
-import weakref
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -19,62 +19,49 @@ from dslite.model.moe import MLP
 from dslite.runtime.checkpoint import Checkpoint, TensorEntry
 from dslite.runtime.device import Event, anonymous_memory
 from dslite.runtime.errors import CheckpointError
+from dslite.runtime.page_cache import PageCache
 from dslite.runtime.sources import MATRICES, Fetch, expert_name, packed
+from dslite.runtime.watched_file import REMEDY, WatchedFile
 
 PAGE = 4096
 READ_BYTES = 2 * 2**20  # of one call: a huge page, of which the block layer makes few requests
 THREADS = 4  # reads in flight
-_REMEDY = "check the disk and the file; if it was changed, start again"
 
 
-class WeightFile:
-    """An open file, and how it was when it was opened."""
+class WeightFile(WatchedFile):
+    """A file that is read past the page cache."""
 
     def __init__(self, path: Path, size: int) -> None:
         """`size` is what the file's header says. Raises CheckpointError."""
-        self.path = path
-        direct = getattr(os, "O_DIRECT", 0)
-        try:
-            try:
-                self._fd = os.open(path, os.O_RDONLY | direct)
-                self._drop_pages = not direct
-            except OSError:
-                self._fd = os.open(path, os.O_RDONLY)
-                self._drop_pages = True
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be opened: {error.strerror}", _REMEDY) from None
-        self.close = weakref.finalize(self, os.close, self._fd)
-        self._identity = self._look()
-        if self._identity[0] != size:
-            raise CheckpointError(f"{path} has {self._identity[0]} bytes, and its header speaks of {size}", _REMEDY)
+        super().__init__(path, size, getattr(os, "O_DIRECT", 0))
+        self._drop_pages = not self.flags
 
-    def _look(self) -> tuple[int, int]:
-        status = os.fstat(self._fd)
-        return status.st_size, status.st_mtime_ns
+    @cached_property
+    def page_cache(self) -> PageCache | None:
+        return PageCache.of(self.fd)
 
-    def check(self) -> None:
-        """Raise CheckpointError if the file is no longer what it was."""
-        size, changed = self._look()
-        if size < self._identity[0]:
-            raise CheckpointError(f"{self.path} was cut to {size} of {self._identity[0]} bytes while in use", _REMEDY)
-        if (size, changed) != self._identity:
-            raise CheckpointError(f"{self.path} was changed while in use", _REMEDY)
+    def read(self, target: memoryview, start: int, least: int, *, from_cache: bool = False) -> None:
+        """Read from byte `start`, a page's first, into whole pages; `least` bytes must come. Raises CheckpointError.
 
-    def read(self, target: memoryview, start: int, least: int) -> None:
-        """Read from byte `start`, a page's first, into whole pages; `least` bytes must come. Raises CheckpointError."""
+        `from_cache`: what is wholly in the page cache is taken from there.
+        """
+        cached = self.page_cache if from_cache else None
+        if cached is not None and not cached.holds(start, least):
+            cached = None
+        fd = self.fd if cached is None else cached.fd
         done = 0
         while done < least:
             try:
-                count = os.preadv(self._fd, [target[done:]], start + done)
+                count = os.preadv(fd, [target[done:]], start + done)
             except OSError as error:
                 raise CheckpointError(
-                    f"{self.path} cannot be read at byte {start + done}: {error.strerror}", _REMEDY
+                    f"{self.path} cannot be read at byte {start + done}: {error.strerror}", REMEDY
                 ) from None
             if count <= 0 or (done + count < least and count % PAGE):
-                raise CheckpointError(f"{self.path} ends at byte {start + done + max(count, 0)}, too early", _REMEDY)
+                raise CheckpointError(f"{self.path} ends at byte {start + done + max(count, 0)}, too early", REMEDY)
             done += count
-        if self._drop_pages and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, start, len(target), os.POSIX_FADV_DONTNEED)
+        if self._drop_pages and cached is None and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, start, len(target), os.POSIX_FADV_DONTNEED)
 
 
 @dataclass(frozen=True)
@@ -104,6 +91,11 @@ class Extents:
         return sum(run.span for run in self.runs)
 
     @classmethod
+    def between(cls, file: WeightFile, start: int, end: int) -> "Extents":
+        """Bytes of a file that a buffer takes from its beginning, the pages around them included."""
+        return cls((_Run(file, start // PAGE * PAGE, end, 0),), ())
+
+    @classmethod
     def of(cls, entries: Sequence[TensorEntry], files: dict[Path, WeightFile]) -> "Extents":
         """Adjacent tensors become one run."""
         places = [0] * len(entries)
@@ -126,28 +118,22 @@ class Reader:
     """Threads that read. The order of asking is the order of beginning."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        ends: dict[Path, int] = {}
-        for entry in checkpoint.entries.values():
-            ends[entry.file] = max(ends.get(entry.file, 0), entry.offset + entry.nbytes)
-        self.files = {path: WeightFile(path, size) for path, size in ends.items()}
+        self.files = {path: WeightFile(path, size) for path, size in checkpoint.sizes.items()}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="dslite-read")
 
-    def read(self, extents: Extents, buffer: Tensor) -> list["Future[None]"]:
+    def read(self, extents: Extents, buffer: Tensor, *, from_cache: bool = False) -> list["Future[None]"]:
         """Begin to read into a buffer whose address is a page's."""
         view = memoryview(buffer.numpy())  # type: ignore[arg-type]  # numpy is generic about it
         return [
-            self._threads.submit(run.file.read, view[at : min(at + READ_BYTES, run.place + run.span)], start, least)
+            self._threads.submit(
+                partial(run.file.read, from_cache=from_cache),
+                view[at : min(at + READ_BYTES, run.place + run.span)],
+                start,
+                least,
+            )
             for run in extents.runs
             for at, start, least in _pieces(run)
         ]
-
-    def tensor(self, entry: TensorEntry) -> Tensor:
-        """A tensor in memory of its own, read at once. Raises CheckpointError."""
-        extents = Extents.of([entry], self.files)
-        memory = anonymous_memory(extents.nbytes)
-        Reading(extents, self.read(extents, memory)).wait()
-        place = extents.places[0]
-        return memory[place : place + entry.nbytes].view(entry.dtype).view(entry.shape)
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)

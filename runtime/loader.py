@@ -1,6 +1,8 @@
 """From a checked folder to a network that runs, with progress."""
 
+import math
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -8,15 +10,16 @@ from torch import Tensor
 from dslite.model.moe import MLP
 from dslite.model.transformer import Transformer
 from dslite.runtime.checkpoint import Checkpoint
-from dslite.runtime.device import ComputeDevice, compute_device, is_out_of_memory
-from dslite.runtime.device_plan import DevicePlan
+from dslite.runtime.device import ComputeDevice, anonymous_memory, compute_device, is_out_of_memory
+from dslite.runtime.device_plan import DevicePlan, Source
 from dslite.runtime.disk import DiskSource, Reader
 from dslite.runtime.errors import OutOfMemoryError
 from dslite.runtime.events import Loading
-from dslite.runtime.experts import ExpertCache
+from dslite.runtime.experts import ExpertCache, with_room
 from dslite.runtime.footprint import is_embedding, is_routed
 from dslite.runtime.slot_bank import SlotExperts
 from dslite.runtime.sources import MATRICES, ExpertSource, HostArena, HostSource, expert_name
+from dslite.runtime.staging import Staging
 
 _REPORT_BYTES = 64 * 2**20
 Report = Callable[[Loading], None]
@@ -34,25 +37,24 @@ def load(
     """Build the network of a checkpoint on a device, every weight where the plan wants it; by default all resident.
 
     On the CPU, in the checkpoint's own dtype, resident weights are used where they are mapped: nothing is read or
-    copied here. Raises CheckpointError, and OutOfMemoryError where even the fewest slots do not fit.
+    copied here. Raises CheckpointError, and OutOfMemoryError where the weights, or the fewest slots, do not fit.
     """
-    if plan is None or plan.source == "resident":
-        return _load_resident(checkpoint, device, dtype, plan, report)
-    return _Offloading(checkpoint, seam or compute_device(device), dtype, plan, report).load()
+    resident = plan is None or plan.source == "resident"
+    seam = seam or compute_device(device)
+    if resident and seam.device.type == "cpu":
+        return _load_mapped(checkpoint, seam, dtype, report)
+    return _Copying(checkpoint, seam, dtype, plan, report).load()
 
 
-def _load_resident(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, plan: DevicePlan | None, report: Report
-) -> Transformer:
+def _load_mapped(checkpoint: Checkpoint, device: ComputeDevice, dtype: torch.dtype, report: Report) -> Transformer:
     progress = _Progress(checkpoint.nbytes, report)
 
     def take(name: str) -> Tensor:
         tensor = checkpoint.tensor(name)
         progress.add(tensor.nbytes)
-        stays = plan is not None and not plan.embedding_on_device and is_embedding(name)
-        return tensor.to(device="cpu" if stays else device, dtype=dtype)
+        return tensor.to(dtype)
 
-    return Transformer.build(checkpoint.config, take)
+    return Transformer.build(checkpoint.config, take, recorder=device, check=checkpoint.check)
 
 
 class _Progress:
@@ -70,55 +72,76 @@ class _Progress:
             self._report(Loading(self._done, self._total))
 
 
-class _Offloading:
-    """The loading of a network whose routed experts have slots over a slower source."""
+class _Copying:
+    """The loading of a network whose weights do not stay where they are mapped: all of them, or the routed experts have
+    slots over a slower source. Everything is allocated before the first byte is read.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: ComputeDevice, dtype: torch.dtype, plan: DevicePlan, report: Report
+        self, checkpoint: Checkpoint, device: ComputeDevice, dtype: torch.dtype, plan: DevicePlan | None, report: Report
     ) -> None:
         self._checkpoint, self._device, self._dtype, self._plan = checkpoint, device, dtype, plan
         self._reader = Reader(checkpoint)
-        routed = 0 if plan.source == "host" else sum(e.nbytes for e in checkpoint.entries.values() if is_routed(e.name))
-        self._progress = _Progress(checkpoint.nbytes - routed, report)
+        left = plan is not None and plan.source in ("disk", "mapped")
+        routed = sum(entry.nbytes for entry in checkpoint.entries.values() if is_routed(entry.name)) if left else 0
+        self._staging = Staging(self._reader, device, _Progress(checkpoint.nbytes - routed, report).add)
+        self._cache: ExpertCache | None = None
+        self._arena: HostArena | None = None
 
     def load(self) -> Transformer:
-        self._cache = self._make_cache(self._source())
-        return Transformer.build(self._checkpoint.config, self._take, lambda layer: SlotExperts(self._cache, layer))
+        plan, config = self._plan, self._checkpoint.config
+        if plan is None or plan.source == "resident":
+            model = Transformer.build(config, self._take, recorder=self._device)
+        else:
+            model = self._build_offloaded(plan)
+        self._staging.run()
+        if self._arena is not None and self._device.device.type == "cuda":
+            self._arena.pin()
+        if plan is None or plan.source != "disk":
+            self._reader.close()
+        return model
 
-    def _source(self) -> ExpertSource:
-        config, plan = self._checkpoint.config, self._plan
-        if plan.source == "disk":
+    def _build_offloaded(self, plan: DevicePlan) -> Transformer:
+        cache = self._cache = self._make_cache(plan, self._source(plan.source))
+        return Transformer.build(
+            self._checkpoint.config,
+            self._take,
+            lambda layer: SlotExperts(cache, layer),
+            recorder=self._device,
+            check=self._checkpoint.check,  # of what is mapped: experts, with some sources
+        )
+
+    def _source(self, source: Source) -> ExpertSource:
+        config = self._checkpoint.config
+        if source == "disk":
             return DiskSource(self._checkpoint, self._reader, self._dtype)
-        if plan.source == "mapped":
+        if source == "mapped":
             return HostSource(config, self._device, self._dtype, self._mapped)
-        arena = HostArena(config, range(config.first_k_dense_replace, config.num_hidden_layers), self._dtype)
-        for layer in range(config.first_k_dense_replace, config.num_hidden_layers):
-            for expert in range(config.n_routed_experts):
-                self._fill(arena.expert(layer, expert), layer, expert)
-        if self._device.device.type == "cuda":
-            arena.pin()
+        layers = range(config.first_k_dense_replace, config.num_hidden_layers)
+        arena = self._arena = HostArena(config, layers, self._dtype)
+        for layer, expert in product(layers, range(config.n_routed_experts)):
+            for part, matrix in zip(arena.expert(layer, expert).matrices, MATRICES, strict=True):
+                self._staging.want(self._checkpoint.entries[expert_name(layer, expert, matrix)], part)
         return HostSource(config, self._device, self._dtype, arena.expert)
 
     def _mapped(self, layer: int, expert: int) -> MLP:
         return MLP(*(self._checkpoint.tensor(expert_name(layer, expert, matrix)) for matrix in MATRICES))
 
-    def _fill(self, target: MLP, layer: int, expert: int) -> None:
-        for part, matrix in zip(target.matrices, MATRICES, strict=True):
-            part.copy_(self._read(expert_name(layer, expert, matrix)))
-
-    def _read(self, name: str) -> Tensor:
-        """A tensor in memory of its own: mapped pages would be the first to go where memory is short."""
-        entry = self._checkpoint.entries[name]
-        self._progress.add(entry.nbytes)
-        return self._reader.tensor(entry)
-
     def _take(self, name: str) -> Tensor:
-        stays = not self._plan.embedding_on_device and is_embedding(name)
-        return self._read(name).to(device="cpu" if stays else self._device.device, dtype=self._dtype)
+        """Memory for a tensor, of its own: mapped pages would be the first to go where memory is short."""
+        entry = self._checkpoint.entries[name]
+        stays = self._plan is not None and not self._plan.embedding_on_device and is_embedding(name)
+        allocate = anonymous_memory if stays else self._device.allocate
+        count = math.prod(entry.shape) * self._dtype.itemsize
+        what = f"weights of {self._checkpoint.nbytes / 1e9:.1f} GB"
+        memory = with_room(lambda: allocate(count), self._cache, what)
+        target = memory.view(self._dtype).view(entry.shape)
+        self._staging.want(entry, target)
+        return target
 
-    def _make_cache(self, source: ExpertSource) -> ExpertCache:
+    def _make_cache(self, plan: DevicePlan, source: ExpertSource) -> ExpertCache:
         """With the plan's slots, or as many as there turns out to be memory for."""
-        slots, fewest = self._plan.slots, self._checkpoint.config.num_experts_per_tok
+        slots, fewest = plan.slots, self._checkpoint.config.num_experts_per_tok
         while True:
             try:
                 return ExpertCache(
@@ -126,9 +149,9 @@ class _Offloading:
                     self._device,
                     source,
                     slots=slots,
-                    spare=self._plan.spare,
-                    slot_bytes=self._plan.slot_bytes,
-                    compute_below=self._plan.stream_from if self._plan.miss == "compute" else 0,
+                    spare=plan.spare,
+                    slot_bytes=plan.slot_bytes,
+                    compute_below=plan.stream_from if plan.miss == "compute" else 0,
                 )
             except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error):

@@ -78,6 +78,7 @@ class FakeGpu:
         self._blocks: list[tuple[Any, int]] = []  # storage, bytes of a buffer
         self._reads: dict[tuple[int, int], int] = {}  # buffer → compute's clock at its last read
         self._writes: dict[tuple[int, int], int] = {}  # buffer → copy's clock at its last write
+        self._staged: dict[Any, int] = {}  # host storage → copy's clock at the last copy out of it
         self.inside = False  # a crossing of the seam is under way
         self.log: list[str] = []
         self.allocated = 0
@@ -106,8 +107,18 @@ class FakeGpu:
         with self._crossing():
             for target, source in copies:
                 self._write(target)
+                self._staged[source.untyped_storage()._cdata] = self._now["copy"].get("copy", 0) + 1
                 target.copy_(source, non_blocking=True)
         return self._tick("copy")
+
+    def staging(self, nbytes: int) -> Tensor:
+        self.log.append(f"staging {nbytes}")
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def host_writes(self, staging: Tensor) -> None:
+        """The host writes now into memory that copies may read."""
+        if self._staged.get(staging.untyped_storage()._cdata, 0) > self._now["host"].get("copy", 0):
+            raise OrderError("a staging buffer is overwritten before it has been copied")
 
     def mark(self) -> Any:
         return self._tick("compute")
@@ -115,6 +126,10 @@ class FakeGpu:
     def wait(self, event: Any) -> None:
         if event is not None:
             self._merge("compute", event)
+
+    def reach(self, event: Any) -> None:
+        if event is not None:
+            self._merge("host", event)
 
     def passed(self, event: Any) -> bool:
         return self._arrives()
