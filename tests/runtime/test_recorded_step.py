@@ -1,0 +1,246 @@
+"""One token on a GPU that is not there: what is recorded, what comes between recordings, and how much it is.
+
+A recording (a CUDA graph) replays the same kernels on the same memory. So what is recorded must not depend on the
+token, its position or its cache, and must not wait. Here each recording is run anew for every token and its operations,
+with shapes and memory, are compared: fake tensors raise where a shape or the host would need a value.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import tiny_config
+from support.fake_cuda import CUDA, CrossingError, FakeGpu, cuda_guard
+from support.machines import lite_config
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+pytest.importorskip("triton", reason="Triton is not here")
+from dslite.model import launches, one_token
+from dslite.model.attention import Span
+from dslite.model.config import ModelConfig
+from dslite.model.kernels import gpu, triton_experts
+from dslite.model.parameters import parameter_shapes
+from dslite.model.transformer import Transformer
+from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.slot_bank import SlotExperts
+
+pytestmark = pytest.mark.skipif(not cuda_guard(), reason="no C++ compiler for the guard of fake CUDA tensors")
+
+TINY = ModelConfig.from_dict(tiny_config(num_hidden_layers=4))
+Operation = tuple[Any, ...]
+_NO_LAUNCH = ("prim.", "aten.empty", "aten.detach", "aten.lift_fresh")
+
+
+class RecordingGpu(FakeGpu):
+    """Runs what it recorded each time anew, and says when."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda *_: pytest.fail("nothing is routed here"))
+        self.recorded = self.puts = 0
+        self.recording = False
+
+    def put(self, target: Tensor, values: Tensor) -> None:
+        assert values.device.type == "cpu"
+        self.puts += 1
+        with self._crossing():
+            target.copy_(values)
+
+    def record(self, launch: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+
+        def replay() -> None:
+            self.recording = True
+            try:
+                launch()
+            finally:
+                self.recording = False
+
+        replay()
+        return replay
+
+
+class Tape(TorchDispatchMode):
+    """Every operation that launches something, by what it is given and gives: shapes, and whose memory."""
+
+    def __init__(self, gpu: RecordingGpu) -> None:
+        super().__init__()
+        self._gpu = gpu
+        self._new: dict[int, Tensor] = {}
+        self.recorded: list[Operation] = []
+        self.between: list[Operation] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+        out = func(*args, **(kwargs or {}))
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if self._gpu.inside:
+            return out
+        storages = {tensor.untyped_storage()._cdata for tensor in given}
+        for result in results:
+            if result.untyped_storage()._cdata not in storages and self._gpu.recording:
+                self._new.setdefault(result.untyped_storage()._cdata, result)  # kept: a number is used once
+        devices = {tensor.device.type for tensor in (*given, *results)}
+        if devices == {"cpu", "cuda"}:
+            raise CrossingError(f"{func} is between host and device")
+        mutates = func._schema.is_mutable
+        views = not mutates and any(result.untyped_storage()._cdata in storages for result in results)
+        if "cuda" in devices and not views and not str(func).startswith(_NO_LAUNCH):
+            tensors = [self._named(tensor) for tensor in (*given, *results)]
+            others = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, int | float)]
+            (self.recorded if self._gpu.recording else self.between).append((str(func), *tensors, *others))
+        return out
+
+    def _named(self, tensor: Tensor) -> Operation:
+        """Whose memory, and how it lies. What the recording makes itself is named by its order."""
+        storage = tensor.untyped_storage()._cdata
+        name = list(self._new).index(storage) if storage in self._new else f"fixed {storage}"
+        return name, tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), str(tensor.dtype)
+
+
+class Step:
+    """A network of fake tensors on a fake GPU, which makes one token after the other."""
+
+    def __init__(self, gpu: RecordingGpu, config: ModelConfig, *, slots: bool = False, embedded: bool = True) -> None:
+        shapes = parameter_shapes(config)
+
+        def take(name: str) -> Tensor:
+            device = CUDA if embedded or name != "model.embed_tokens.weight" else torch.device("cpu")
+            return torch.empty(shapes[name], dtype=torch.bfloat16, device=device)
+
+        bank = (lambda layer: Slots()) if slots else None
+        with torch.device("cpu"):
+            self.model = Transformer.build(config, take, bank, recorder=gpu)
+        self._gpu = gpu
+
+    def token(self, token: Tensor, position: int, capacity: int = 64) -> Tape:
+        """Make a token behind `position` others of a new cache; tell what was launched."""
+        cache = LatentKVCache(self.model.config, capacity, device=CUDA)
+        cache.commit(position)
+        with Tape(self._gpu) as tape:
+            logits = self.model.logits(self.model.forward(token, [Span(cache, 1)]))
+        assert logits.shape == (1, self.model.config.vocab_size)
+        assert cache.length == position + 1
+        return tape
+
+
+class Slots(SlotExperts):
+    """Experts elsewhere, without a place: only that they are asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def expect(self, hidden: Tensor, expert_ids: Tensor) -> None:
+        self.asked += 1
+
+    def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        return torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+
+
+@contextmanager
+def fake_step(config: ModelConfig, monkeypatch: pytest.MonkeyPatch, **options: bool) -> Any:
+    """Fake tensors have no addresses: those that the device is told of are made up."""
+
+    def table(routed: Any, shared: Any) -> Tensor:
+        width = len(routed[0][0]) if routed else len(shared[0])
+        return torch.empty(len(routed) + (len(shared[0]) // width if shared else 0), 4, dtype=torch.int64, device=CUDA)
+
+    monkeypatch.setattr(gpu, "usable", lambda device: device.type == "cuda")
+    monkeypatch.setattr(triton_experts, "address_table", table)
+    monkeypatch.setattr(one_token, "address", lambda tensor: 4096)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        yield Step(RecordingGpu(), config, **options)
+
+
+def on_host(token: int) -> Tensor:
+    return torch.tensor([token])
+
+
+def test_a_token_of_lite_takes_at_most_eight_launches_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = lite_config()
+    with fake_step(config, monkeypatch) as step:
+        tape = step.token(on_host(7), 50)
+    own = [name for name, *_ in tape.recorded if name.startswith("dslite.")]
+    assert len(own) == 26 * 8 + 7
+    assert len(tape.recorded) - len(own) == 6  # the token's row and its rotation, by torch
+    assert [name for name, *_ in tape.between] == ["aten.clone.default", "dslite.norm_product.default"]
+    assert len(tape.recorded) + len(tape.between) == launches.per_token(config) == 223
+
+
+def test_compressed_queries_take_one_launch_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig.from_dict(tiny_config(q_lora_rank=24))
+    with fake_step(config, monkeypatch) as step:
+        tape = step.token(on_host(7), 3)
+    assert len(tape.recorded) + len(tape.between) == launches.per_token(config) == 3 * 9 - 1 + 6 + 2
+
+
+def test_every_position_of_every_cache_is_the_same_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_step(TINY, monkeypatch) as step:
+        first = step.token(on_host(1), 0)
+        for token, position, capacity in ((5, 1, 64), (6, 15, 64), (7, 16, 40), (8, 62, 100), (0, 4000, 5000)):
+            assert step.token(on_host(token), position, capacity).recorded == first.recorded
+        assert step._gpu.recorded == 1
+
+
+def test_one_small_copy_a_token_crosses_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token, position and the cache's place; with the embedding in host memory also its row. Nothing comes back."""
+    for embedded, puts in ((True, 1), (False, 2)):
+        with fake_step(TINY, monkeypatch, embedded=embedded) as step:
+            for count in range(3):
+                step.token(on_host(1), count)
+                assert step._gpu.puts == puts * (count + 1)
+
+
+def test_a_token_that_is_on_the_device_need_not_come_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_step(TINY, monkeypatch) as step:
+        tape = step.token(torch.empty(1, dtype=torch.int64, device=CUDA), 9)
+    assert next(name for name, *_ in tape.between) == "aten.copy_.default"
+
+
+def test_experts_elsewhere_are_asked_between_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_step(TINY, monkeypatch, slots=True) as step:
+        first = step.token(on_host(1), 0)
+        assert step.token(on_host(3), 20).recorded == first.recorded
+        assert step._gpu.recorded == 3  # the dense layer and the first attention, then one each
+        assert [layer.mlp.experts.asked for layer in step.model.layers[1:]] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (lambda fixed: fixed.state[1].item(), DataDependentOutputException),
+        (lambda fixed: fixed.hidden.cpu(), CrossingError),
+        (lambda fixed: fixed.state[:1].copy_(torch.zeros(1, dtype=torch.int64)), CrossingError),
+        (lambda fixed: fixed.hidden[fixed.hidden > 0], Exception),
+    ],
+    ids=["an item", "a copy to the host", "a copy from the host", "a shape that depends on values"],
+)
+def test_what_waits_within_a_recording_is_found(
+    monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any], error: type[Exception]
+) -> None:
+    embed = one_token._Fixed._embed
+
+    def faulty(fixed: Any) -> None:
+        embed(fixed)
+        fault(fixed)
+
+    monkeypatch.setattr(one_token._Fixed, "_embed", faulty)
+    with fake_step(TINY, monkeypatch) as step, pytest.raises(error):
+        step.token(on_host(1), 0)
+
+
+def test_a_recording_that_depends_on_the_position_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer made for each token is other memory; here it is also as long as the sequence."""
+    begin = one_token.OneToken._begin
+
+    def faulty(self: Any, fixed: Any, token_ids: Tensor, position: int, rows: Tensor) -> None:
+        begin(self, fixed, token_ids, position, rows)
+        fixed._scores = torch.empty(TINY.n_routed_experts + position, device=CUDA)
+
+    monkeypatch.setattr(one_token.OneToken, "_begin", faulty)
+    with fake_step(TINY, monkeypatch) as step:
+        assert step.token(on_host(1), 0).recorded != step.token(on_host(1), 1).recorded
