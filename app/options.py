@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dslite.app import console
+from dslite.app.logfile import keep_log
 from dslite.runtime.errors import UsageError
 
 
@@ -77,6 +78,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*, debug: bool, quiet: bool, verbose: bool, **arguments: Any) -> Any:
         console.configure(debug=debug, quiet=quiet, verbose=verbose)
+        keep_log(verbose=console.settings.verbose)
         try:
             try:
                 return function(**arguments)

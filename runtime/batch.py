@@ -125,7 +125,9 @@ class Batch:
         ended: list[Happening] = []
         for sequence in list(self._running.values()):
             sequence.draft.interrupt()
-            ended.append((sequence.key, sequence.draft.done()))
+            done = sequence.draft.done()
+            self._engine.log_answer(done)
+            ended.append((sequence.key, done))
             self._see_off(sequence)
         return ended
 
@@ -264,7 +266,9 @@ class Batch:
         if draft.finish_reason is None:
             events += draft.push(logits)
         if draft.finish_reason is not None:
-            events.append(draft.done())
+            done = draft.done()
+            self._engine.log_answer(done)
+            events.append(done)
             self._see_off(sequence)
         return [(sequence.key, event) for event in events]
 

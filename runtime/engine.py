@@ -17,6 +17,7 @@ from torch import Tensor
 from dslite.model.attention import Span
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
+from dslite.runtime.answer_log import AnswerLog
 from dslite.runtime.branches import Shelf, common_prefix
 from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.draft import Draft, Request
@@ -61,6 +62,7 @@ class Engine:
         self.prefill_chunk = prefill_chunk
         self.memory_left = memory_left
         self.experts = expert_cache(model)
+        self.log_answer = AnswerLog(None if self.experts is None else self.experts.stats)
         self.cache = with_room(
             lambda: LatentKVCache(model.config, context, dtype=model.dtype, device=model.device),
             self.experts,
@@ -227,7 +229,9 @@ class Engine:
                 draft.interrupt()
             if draft.finish_reason is None:
                 hidden = self.forward([draft.token_ids[-1]])
-        yield draft.done()
+        done = draft.done()
+        self.log_answer(done)
+        yield done
 
     def _prefill(self, draft: Draft, cancel: Flag) -> Generator[Event, None, Tensor | None]:
         """Read what is not cached of the prompt; return the last hidden state (1, D), or None when cancelled."""

@@ -1,0 +1,48 @@
+"""dslite.log: what happened, for when somebody asks later. Nothing of it is needed, so nothing breaks without it."""
+
+import logging
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from dslite.runtime.places import log_dir
+
+_MOST_BYTES = 2_000_000
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _File(logging.Handler):
+    """Appends to the log; a file that has grown large becomes dslite.log.1."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            file = _path()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_file() and file.stat().st_size > _MOST_BYTES:
+                file.replace(file.with_name(file.name + ".1"))
+            with file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+                stream.write(self.format(record) + "\n")
+
+
+class _Stderr(logging.Handler):
+    """Shows records where stderr goes at that moment: a terminal application puts its own in that place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError, ValueError):
+            print(f"dslite: {self.format(record)}", file=sys.stderr)
+
+
+def _path() -> Path:
+    return log_dir() / "dslite.log"
+
+
+def keep_log(*, verbose: bool) -> None:
+    """Write what the package logs into its file, warnings also to stderr; with `verbose` all of it."""
+    logger = logging.getLogger("dslite")
+    for handler in [handler for handler in logger.handlers if isinstance(handler, _File | _Stderr)]:
+        logger.removeHandler(handler)
+    logger.setLevel(logging.INFO)
+    file, stderr = _File(), _Stderr(logging.INFO if verbose else logging.WARNING)
+    file.setFormatter(logging.Formatter(_FORMAT))
+    logger.addHandler(file)
+    logger.addHandler(stderr)

@@ -1,0 +1,86 @@
+"""The line behind every answer: its figures are those of the answer, and add up to the engine's."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from support.checkpoints import load_engine, tiny_config, write_checkpoint
+from support.forward import random_ids
+from support.machines import machine
+
+from dslite.runtime.batch import Batch
+from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.device_plan import PlanRequest
+from dslite.runtime.draft import Request
+from dslite.runtime.engine import Engine
+from dslite.runtime.events import Done
+from dslite.runtime.loader import load
+from dslite.runtime.placement import plan
+from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.tokenizer import Tokenizer
+
+LINE = re.compile(
+    r"length: read (\d+) tokens in [\d.]+ s \((\d+) more were cached\), made (\d+) in [\d.]+ s; experts: 4 slots a "
+    r"layer, (\d+) hits, (\d+) misses \((\d+)% hit\), 0 computed in host memory, [\d.]+ GB moved, [\d.]+ s waited for"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"), tiny_config())
+
+
+@pytest.fixture
+def engine(folder: Path) -> Engine:
+    checkpoint = Checkpoint.open(folder)
+    made = plan(machine(0, 64), checkpoint.config, PlanRequest(dtype="float32", expert_slots=4))
+    model = load(checkpoint, device=torch.device("cpu"), dtype=torch.float32, plan=made)
+    return Engine(model, Tokenizer.from_folder(folder), context=256, eos_token_ids=[])
+
+
+def request(engine: Engine, count: int, made: int) -> Request:
+    ids = random_ids(count, engine.model.config.vocab_size, seed=count)
+    return Request(ids, SamplingParams(temperature=0, max_tokens=made))
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, ...]]:
+    found = [LINE.fullmatch(record.getMessage()) for record in caplog.records if "made" in record.getMessage()]
+    assert all(found)
+    return [tuple(map(int, match.groups())) for match in found if match is not None]
+
+
+def test_every_answer_leaves_its_hits_and_misses_in_the_log(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    assert engine.experts is not None
+    stats = engine.experts.stats
+    with caplog.at_level(logging.INFO, logger="dslite.runtime"):
+        for _ in range(2):
+            list(engine.generate(request(engine, 20, 6)))
+    first, second = lines(caplog)
+    assert first[:3] == (20, 0, 6)
+    assert second[:3] == (1, 19, 6), "the second finds the prompt in the cache, but for its last token"
+    assert first[3] + second[3] == stats.hits
+    assert first[4] + second[4] == stats.misses
+    assert first[5] == round(100 * first[3] / (first[3] + first[4]))
+
+
+def test_answers_of_a_batch_are_logged_as_they_end(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    assert engine.experts is not None
+    batch = Batch(engine)
+    batch.join("short", request(engine, 12, 2))
+    batch.join("long", request(engine, 15, 7))
+    with caplog.at_level(logging.INFO, logger="dslite.runtime"):
+        assert sum(isinstance(event, Done) for _, event in batch.run()) == 2
+    told = lines(caplog)
+    assert [line[2] for line in told] == [2, 7]
+    assert sum(line[3] for line in told) == engine.experts.stats.hits
+
+
+def test_a_resident_network_has_no_experts_to_tell_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    running = load_engine(folder, eos_token_ids=[])
+    with caplog.at_level(logging.INFO, logger="dslite.runtime"):
+        list(running.generate(request(running, 9, 3)))
+    message = caplog.records[-1].getMessage()
+    assert "made 3 in" in message
+    assert "experts" not in message
