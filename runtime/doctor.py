@@ -61,16 +61,18 @@ def examine(*, refresh: bool = False) -> Examination:
     import torch
 
     from dslite.model.kernels import native
+    from dslite.runtime.products import choose_products
 
     seen = Examination()
     here = machine(refresh=refresh)
+    choose_products(refresh=refresh)
     seen.facts["versions"] = _versions()
     seen.facts["processor"] = {
         "name": cpu_name(),
         "physical cores": physical_cores(),
         "features": " ".join(cpu_features()) or "none that matter",
         "threads of torch": torch.get_num_threads(),
-        "few tokens": native.describe(),
+        "products": native.describe(),
     }
     seen.facts["memory"] = {"total": Bytes(here.ram_total), "free": Bytes(here.ram_free)}
     _devices(torch, seen)

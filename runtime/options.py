@@ -21,6 +21,7 @@ from dslite.runtime.layout import read_json
 from dslite.runtime.loader import load
 from dslite.runtime.placement import DEFAULT_CONTEXT
 from dslite.runtime.places import latents_dir
+from dslite.runtime.products import choose_products
 from dslite.runtime.tokenizer import Tokenizer
 
 _TINY_BYTES = 256 * 2**20
@@ -53,6 +54,8 @@ def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading]
         options.dtype, options.ctx_size, options.vram, options.ram, options.expert_slots, options.miss
     )
     plan = fit(checkpoint.config, device.type, request)
+    if device.type == "cpu" and checkpoint.nbytes >= _TINY_BYTES:
+        choose_products()
     tokenizer = Tokenizer.from_folder(folder)
     model = load(checkpoint, device=device, dtype=dtype, plan=plan, report=report)
     ends = _end_tokens(folder, checkpoint.config)

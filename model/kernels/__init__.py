@@ -29,7 +29,9 @@ def head(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor | N
 def weighted_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, table: ExpertTable) -> Tensor | None:
     """hidden (T, D), ids (T, K), float32 weights (T, K): the weighted sum of the experts, (T, D) in float32."""
     products = native.products()
-    if products is not None and table.suits and hidden.is_contiguous() and native.suits_many_rows(hidden):
+    tokens, chosen = expert_ids.shape
+    ours = tokens <= native.MOST_TOKENS or native.choice.ours(tokens * chosen / max(len(table.addresses), 1))
+    if products is not None and ours and table.suits and hidden.is_contiguous() and native.suits_many_rows(hidden):
         return products.experts(hidden, expert_ids.contiguous(), weights.contiguous(), table)
     return None
 
@@ -47,7 +49,8 @@ def mlp(hidden: Tensor, table: ExpertTable) -> Tensor | None:
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x (T, k), its rows as far apart as they are, times weight (n, k): (T, n)."""
     products = native.products()
-    if products is not None and native.suits_weight(weight) and native.suits_many_rows(x):
+    suits = native.suits_weight(weight) and native.suits_many_rows(x) and native.choice.ours(x.shape[0])
+    if products is not None and suits:
         return products.linear(x, weight)
     return F.linear(x, weight)
 

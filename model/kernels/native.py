@@ -12,6 +12,7 @@ the processor can do.
 import ctypes
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,20 @@ _SIGNATURES: dict[str, list[Any]] = {
     "layers": [_POINTER, _SIZE, _POINTER, _INT],
     "prefill": [_POINTER, _INT],
 }
+
+
+@dataclass
+class Choice:
+    """Whose products multiply many rows. Torch's can only win with matrix units, or over our plain C++."""
+
+    torch_from: int | None = None  # rows of a weight from which torch's are faster, as measured; None: from none on
+
+    def ours(self, rows: float) -> bool:
+        """Whether to take our own for a weight that meets so many rows."""
+        return rows <= MOST_TOKENS or self.torch_from is None or rows < self.torch_from
+
+
+choice = Choice()
 
 
 class _Prefill(ctypes.Structure):
@@ -296,9 +311,10 @@ def products(level: str | None = None) -> NativeProducts | None:
 
 
 def describe() -> str:
-    """One line for `doctor`: which products a CPU uses."""
+    """One line for `doctor`: whose products a CPU uses."""
     if _library() is None:
         return "torch's products (the compiled ones are not there: install dslite where a C++ compiler is)"
     if (native := products()) is None:
         return "torch's products (DSLITE_KERNELS=torch)"
-    return f"compiled products ({native.level})"
+    later = "" if choice.torch_from is None else f"; torch's where a weight meets {choice.torch_from} rows or more"
+    return f"compiled products ({native.level}){later}"

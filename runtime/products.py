@@ -1,0 +1,84 @@
+"""Whose products a CPU multiplies many rows with, our own or torch's: measured the first time, and kept.
+
+Where a weight meets few rows our own win, because torch reads and packs it before it multiplies; where it meets many,
+both come close to what vector units can do, but torch also knows units for whole matrices (AMX).
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dslite.model.kernels import native
+from dslite.model.moe import MLP
+from dslite.runtime.hardware import cpu_name
+from dslite.runtime.places import cache_dir, write_json
+
+_NAME = "products.json"
+_ROWS = (32, 128, 256)
+_RUNS = 3
+_HIDDEN, _WIDTH, _EXPERTS = 2048, 1408, 4  # experts of Lite's size, more of them than a cache holds
+_WIN = 1.05  # a smaller gain may be chance
+
+
+def choose_products(*, refresh: bool = False) -> None:
+    """Set native.choice to what was measured of this machine, or is now: in a fifth of a second."""
+    if (products := native.products()) is None:
+        return
+    file = cache_dir() / _NAME
+    machine = f"{cpu_name()} | {products.level} | {torch.get_num_threads()} threads | torch {torch.__version__}"
+    kept = None if refresh else _read(file, machine)
+    if kept is None:
+        kept = native.Choice(torch_from(_measure(products)))
+        with suppress(OSError):  # where it cannot be kept it is measured each time
+            write_json(file, {"machine": machine, "torch_from": kept.torch_from})
+    native.choice.torch_from = kept.torch_from
+
+
+def _read(file: Path, machine: str) -> native.Choice | None:
+    try:
+        raw = json.loads(file.read_bytes())
+        rows = raw["torch_from"]
+        return native.Choice(None if rows is None else int(rows)) if raw["machine"] == machine else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def torch_from(seconds: dict[int, tuple[float, float]]) -> int | None:
+    """For each number of rows the time of our own products and of torch's: the rows from which torch's win."""
+    least = None
+    for rows in sorted(seconds, reverse=True):
+        ours, theirs = seconds[rows]
+        if ours < theirs * _WIN:
+            return least
+        least = rows
+    return native.MOST_TOKENS + 1
+
+
+@torch.inference_mode()
+def _measure(products: native.NativeProducts) -> dict[int, tuple[float, float]]:
+    """Seconds of our own products and of torch's, the best of some runs in turns, for each number of rows."""
+    shapes = (_WIDTH, _HIDDEN), (_WIDTH, _HIDDEN), (_HIDDEN, _WIDTH)
+    experts = [MLP(*(torch.full(shape, 0.01, dtype=torch.bfloat16) for shape in shapes)) for _ in range(_EXPERTS)]
+    found = {}
+    for rows in _ROWS:
+        hidden = torch.ones(rows, _HIDDEN, dtype=torch.bfloat16)
+        some = experts[: max(1, _EXPERTS * _ROWS[0] // rows)]
+
+        expert_ids, weights = torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1)
+        ours = [partial(products.experts, hidden, expert_ids, weights, expert.table) for expert in some]
+        theirs = [partial(expert.reference, hidden) for expert in some]
+        turns = [(_seconds(ours), _seconds(theirs)) for _ in range(_RUNS)]
+        found[rows] = min(turn[0] for turn in turns), min(turn[1] for turn in turns)
+    return found
+
+
+def _seconds(works: Sequence[Callable[[], object]]) -> float:
+    start = time.perf_counter()
+    for work in works:
+        work()
+    return time.perf_counter() - start
