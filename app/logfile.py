@@ -36,13 +36,13 @@ def _path() -> Path:
     return log_dir() / "dslite.log"
 
 
-def keep_log(*, verbose: bool) -> None:
-    """Write what the package logs into its file, warnings also to stderr; with `verbose` all of it."""
+def keep_log() -> None:
+    """Write what the package logs into its file, and its warnings also to stderr."""
     logger = logging.getLogger("dslite")
     for handler in [handler for handler in logger.handlers if isinstance(handler, _File | _Stderr)]:
         logger.removeHandler(handler)
     logger.setLevel(logging.INFO)
-    file, stderr = _File(), _Stderr(logging.INFO if verbose else logging.WARNING)
+    file, stderr = _File(), _Stderr(logging.WARNING)
     file.setFormatter(logging.Formatter(_FORMAT))
     logger.addHandler(file)
     logger.addHandler(stderr)

@@ -26,8 +26,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_log_has_what_happened_and_stderr_only_warnings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    keep_log(verbose=False)
-    keep_log(verbose=False)  # a second time changes nothing
+    keep_log()
+    keep_log()  # a second time changes nothing
     log = logging.getLogger("dslite.runtime.some")
     log.info("an answer")
     log.warning("memory is short")
@@ -39,22 +39,16 @@ def test_the_log_has_what_happened_and_stderr_only_warnings(folder: Path, capsys
     assert capsys.readouterr().err == "dslite: memory is short\n"
 
 
-def test_verbose_shows_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    keep_log(verbose=True)
-    logging.getLogger("dslite.runtime.some").info("an answer")
-    assert capsys.readouterr().err == "dslite: an answer\n"
-
-
 def test_a_log_that_cannot_be_written_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DSLITE_DATA_DIR", str(tmp_path / "file" / "below"))
-    keep_log(verbose=False)
+    keep_log()
     logging.getLogger("dslite.runtime.some").info("an answer")
 
 
 def test_a_large_log_begins_anew_and_keeps_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logfile, "_MOST_BYTES", 100)
-    keep_log(verbose=False)
+    keep_log()
     for number in range(5):
         logging.getLogger("dslite.runtime.some").info("line %d of forty characters or so, in all", number)
     assert (folder / "dslite.log").stat().st_size < 300
