@@ -2,24 +2,27 @@
 
 One token reads every weight that is not a routed expert, and K experts per layer. Each byte is read once, where it
 lies, at a share of that memory's bandwidth; the slowest part is the bound. Experts are taken as equally likely, which
-is the worst case for a cache: real text is kinder.
+is the worst case for a cache: real text is kinder. On CUDA the kernels of one token are taken to run (model.one_token),
+which no GPU has shown yet: their share and what a launch costs are assumptions until one is measured.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from dslite.model import launches
 from dslite.runtime.footprint import Footprint
 from dslite.runtime.hardware import MachineSpec
 
 Bound = Literal["gpu-bandwidth", "pcie", "ram-bandwidth", "disk", "compute"]
 
-GPU_SHARE = (
-    0.65  # of a GPU's bandwidth that decoding reaches with captured graphs: an aim, 62 % is published for Mixtral
-)
+GPU_SHARE = 0.85  # of a GPU's bandwidth that long products reach while they run
+EAGER_SHARE = 0.65  # the same, expert by expert in torch's kernels
 CPU_SHARE = 0.8  # of the measured read bandwidth that decoding reaches on the CPU
 UNPINNED_SHARE = 0.5  # of PCIe, when memory is not pinned and the driver copies twice
-STEP_S = 1e-4  # per token: launches, sampling
+LAUNCH_S = 4e-6  # a launch beyond its bytes: the way from one kernel to the next, and until all of the GPU is reading
+STEP_S = 1e-4  # per token: sampling, the token's way to the host and back
 TURN_S = 6e-5  # per layer with experts elsewhere: the router's choice to the host, results back
+_EXPERT_LAUNCHES = 2  # of a layer's, where its routed experts are resident
 
 
 @dataclass(frozen=True)
@@ -32,26 +35,40 @@ class Traffic:
     pinned: bool
     computed: bool  # misses are computed in host memory rather than moved
 
+    @property
+    def resident(self) -> bool:
+        return not self.in_ram and not self.on_disk
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """Tokens per second at a short context. `prefill_tps` is what moving experts allows, None where none move."""
+    """Tokens per second at a short context. `prefill_tps` is what moving experts allows, None where none move.
+
+    `share` is decode's of the speed at which the bounding memory alone, at its whole bandwidth, would bring the bytes.
+    `launches` are a token's kernels on a GPU, 0 on the CPU.
+    """
 
     decode_tps: float
     prefill_tps: float | None
     bound: Bound
+    share: float
+    launches: int
 
 
 def predict(machine: MachineSpec, size: Footprint, traffic: Traffic, chunk: int) -> Prediction:
     """Decode speed, what bounds it, and the bound that moving experts sets to prefill."""
     on_cpu = machine.device == "cpu"
-    seconds = _cpu_seconds(machine, size, traffic) if on_cpu else _gpu_seconds(machine, size, traffic)
+    count = 0 if on_cpu else _launches(machine, size, traffic)
+    seconds = _cpu_seconds(machine, size, traffic) if on_cpu else _gpu_seconds(machine, size, traffic, count)
     total = _sum_overlapping(seconds, size, traffic, on_cpu=on_cpu)
     moved = _moving_seconds(machine, size, traffic, on_cpu=on_cpu)
+    bound = max(seconds, key=lambda part: seconds[part])
     return Prediction(
         decode_tps=1 / total if total else 0.0,
         prefill_tps=chunk / moved if moved else None,
-        bound=max(seconds, key=lambda part: seconds[part]),
+        bound=bound,
+        share=_least_seconds(machine, size, traffic, bound) / total if total else 0.0,
+        launches=count,
     )
 
 
@@ -64,6 +81,13 @@ def _seconds(count: float, bandwidth: float) -> float:
     return count / bandwidth if count and bandwidth else 0.0
 
 
+def _launches(machine: MachineSpec, size: Footprint, traffic: Traffic) -> int:
+    """Kernels of a token on a GPU that are launched whatever the experts do."""
+    if machine.device != "cuda":
+        return size.config.num_hidden_layers * launches.EAGER_LAYER
+    return launches.per_token(size.config) - (0 if traffic.resident else size.moe_layers * _EXPERT_LAUNCHES)
+
+
 def _cpu_seconds(machine: MachineSpec, size: Footprint, traffic: Traffic) -> dict[Bound, float]:
     missed = _share(traffic.on_disk, size) * size.routed_per_token
     return {
@@ -73,18 +97,34 @@ def _cpu_seconds(machine: MachineSpec, size: Footprint, traffic: Traffic) -> dic
     }
 
 
-def _gpu_seconds(machine: MachineSpec, size: Footprint, traffic: Traffic) -> dict[Bound, float]:
+def _gpu_seconds(machine: MachineSpec, size: Footprint, traffic: Traffic, count: int) -> dict[Bound, float]:
     hits = _share(traffic.slots, size) * size.routed_per_token
-    in_ram = _share(traffic.in_ram, size) * size.routed_per_token
+    elsewhere = size.routed_per_token - hits
     on_disk = _share(traffic.on_disk, size) * size.routed_per_token
-    turns = size.moe_layers if traffic.in_ram or traffic.on_disk else 0
+    own = GPU_SHARE if machine.device == "cuda" else EAGER_SHARE
+    for_experts = own if traffic.resident else EAGER_SHARE
     return {
-        "gpu-bandwidth": _seconds(size.always + hits, machine.gpu_bandwidth * GPU_SHARE),
-        "pcie": 0.0 if traffic.computed else _seconds(in_ram + on_disk, _pcie(machine, traffic)),
-        "ram-bandwidth": _seconds(in_ram + on_disk, machine.ram_bandwidth * CPU_SHARE) if traffic.computed else 0.0,
+        "gpu-bandwidth": _seconds(size.always, machine.gpu_bandwidth * own)
+        + _seconds(hits, machine.gpu_bandwidth * for_experts),
+        "pcie": 0.0 if traffic.computed else _seconds(elsewhere, _pcie(machine, traffic)),
+        "ram-bandwidth": _seconds(elsewhere, machine.ram_bandwidth * CPU_SHARE) if traffic.computed else 0.0,
         "disk": _seconds(on_disk, machine.disk_bandwidth),
-        "compute": STEP_S + turns * TURN_S,
+        "compute": STEP_S + count * LAUNCH_S + (0 if traffic.resident else size.moe_layers * TURN_S),
     }
+
+
+def _least_seconds(machine: MachineSpec, size: Footprint, traffic: Traffic, bound: Bound) -> float:
+    """The bounding memory at its whole bandwidth, all else for nothing; where launches bound, the memory of the GPU."""
+    elsewhere = (1 - _share(traffic.slots, size)) * size.routed_per_token
+    if bound == "pcie":
+        return _seconds(elsewhere, machine.pcie_bandwidth)
+    if bound == "disk":
+        return _seconds(_share(traffic.on_disk, size) * size.routed_per_token, machine.disk_bandwidth)
+    if machine.device == "cpu":
+        return _seconds(size.read_per_token, machine.ram_bandwidth)
+    if bound == "ram-bandwidth":
+        return _seconds(elsewhere, machine.ram_bandwidth)
+    return _seconds(size.always + size.routed_per_token - elsewhere, machine.gpu_bandwidth)
 
 
 def _pcie(machine: MachineSpec, traffic: Traffic) -> float:

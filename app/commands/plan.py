@@ -129,6 +129,8 @@ def plan_object(model: str, made: "DevicePlan") -> dict[str, Any]:
         "bytes_read_per_token": made.bytes_read_per_token,
         "predicted_decode_tps": round(made.prediction.decode_tps, 2),
         "bound": made.prediction.bound,
+        "predicted_share_of_bound": round(made.prediction.share, 3),
+        "launches_per_token": made.prediction.launches,
         "miss": made.miss,
         "prefill_chunk": made.prefill_chunk,
         "predicted_prefill_tps": None if prefill is None else round(prefill, 1),
@@ -163,8 +165,13 @@ def _lines(model: str, made: "DevicePlan") -> list[str]:
     if made.vram_bytes:
         rows.append(f"  GPU memory in all   {_gb(made.vram_bytes)}")
     rows.append(f"  host memory in all  {_gb(made.ram_bytes)}")
-    bound = _BOUNDS[made.prediction.bound]
-    rows.append(f"  predicted           {made.prediction.decode_tps:.1f} tok/s, bound by {bound}")
+    expected = made.prediction
+    launched = f"  {expected.launches} kernel launches" if expected.launches else ""
+    rows.append(f"  a token reads       {_gb(made.bytes_read_per_token)}{launched}")
+    rows.append(
+        f"  predicted           {expected.decode_tps:.1f} tok/s, bound by {_BOUNDS[expected.bound]}: "
+        f"{expected.share:.0%} of what that alone would allow"
+    )
     if made.prediction.prefill_tps is not None:
         rows.append(f"                      reading prompts: at most {made.prediction.prefill_tps:,.0f} tok/s")
     return rows

@@ -97,6 +97,19 @@ def test_the_table_says_what_lives_where(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_a_token_is_told_in_bytes_launches_and_a_share_of_the_bound(folder: Path) -> None:
+    base = ["-m", folder, "--device", "cuda", "--vram", "40GiB", "--gpu-bandwidth", 1555]
+    shown = plan_json(*base)
+    assert shown["launches_per_token"] == 223
+    bound = 1555e9 / (4902874112 - 2 * 2048)  # without the row of the embedding
+    assert shown["predicted_share_of_bound"] == pytest.approx(shown["predicted_decode_tps"] / bound, abs=1e-3)
+    text = run(*base).stdout
+    assert "4.90 GB  223 kernel launches" in text
+    assert "predicted           212.7 tok/s, bound by the GPU's memory: 67% of what that alone would allow" in text
+    assert plan_json("-m", folder, "--device", "cpu")["launches_per_token"] == 0
+
+
+@pytest.mark.usefixtures("here")
 def test_a_gpu_that_is_not_here_must_be_described(folder: Path) -> None:
     result = run("-m", folder, "--device", "cuda")
     assert result.exception is not None

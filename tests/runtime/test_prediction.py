@@ -11,6 +11,7 @@ ALWAYS = 2_203_835_392  # bytes of every weight that is neither embedding nor ro
 ROUTED = 2_699_034_624  # 6 experts × 26 layers × 17,301,504 bytes
 EXPERT_LAYER = 26 * 17_301_504
 TURNS = 26 * 60e-6 + 1e-4
+BEFORE_EXPERTS = (223 - 2 * 26) * 4e-6  # launches of all else
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +23,9 @@ def test_a_24_gb_card_decodes_at_40_or_more(lite: ModelConfig) -> None:
     """936 GB/s of GPU memory, DDR5 at 70 GB/s: 44 slots on the card, the misses computed by the CPU meanwhile."""
     made = plan(machine(24), lite)
     hits, misses = 44 / 64 * ROUTED, 20 / 64 * ROUTED
-    on_gpu, on_cpu = (ALWAYS + hits) / (936e9 * 0.65), misses / (70e9 * 0.8)
-    beside = 26 * 2 * 17_301_504 / (936e9 * 0.65)
-    expected = 1 / (on_gpu + on_cpu - min(on_cpu, beside) + TURNS)
+    on_gpu, on_cpu = ALWAYS / (936e9 * 0.85) + hits / (936e9 * 0.65), misses / (70e9 * 0.8)
+    beside = on_gpu * 26 * 2 * 17_301_504 / (ALWAYS + hits)
+    expected = 1 / (on_gpu + on_cpu - min(on_cpu, beside) + BEFORE_EXPERTS + TURNS)
     assert made.prediction.decode_tps == pytest.approx(expected, rel=1e-6)
     assert expected >= 40
 
@@ -33,9 +34,9 @@ def test_an_8_gb_card_with_ddr5_decodes_at_20_or_more(lite: ModelConfig) -> None
     """448 GB/s of GPU memory, DDR5 at 70 GB/s: 8 slots, so that seven of eight experts are computed by the CPU."""
     made = plan(machine(8, gpu=448), lite)
     hits, misses = 8 / 64 * ROUTED, 56 / 64 * ROUTED
-    on_gpu, on_cpu = (ALWAYS + hits) / (448e9 * 0.65), misses / (70e9 * 0.8)
-    beside = 26 * 2 * 17_301_504 / (448e9 * 0.65)
-    expected = 1 / (on_gpu + on_cpu - min(on_cpu, beside) + TURNS)
+    on_gpu, on_cpu = ALWAYS / (448e9 * 0.85) + hits / (448e9 * 0.65), misses / (70e9 * 0.8)
+    beside = on_gpu * 26 * 2 * 17_301_504 / (ALWAYS + hits)
+    expected = 1 / (on_gpu + on_cpu - min(on_cpu, beside) + BEFORE_EXPERTS + TURNS)
     assert made.prediction.decode_tps == pytest.approx(expected, rel=1e-6)
     assert expected >= 20
     assert made.prediction.bound == "ram-bandwidth"
@@ -50,11 +51,32 @@ def test_prefill_moves_experts_fast_enough_for_2000_tokens_a_second(lite: ModelC
     assert 2048 / seconds >= 2000
 
 
-def test_a_card_that_holds_everything_is_bound_by_its_memory(lite: ModelConfig) -> None:
-    made = plan(machine(40, gpu=1555), lite)
-    expected = 1 / ((ALWAYS + ROUTED) / (1555e9 * 0.65) + 1e-4)
+@pytest.mark.parametrize(
+    ("card", "vram", "bandwidth", "aim"), [("A100 40GB", 40, 1555, 200), ("H100 SXM", 80, 3350, 350)]
+)
+def test_a_card_that_holds_everything_is_bound_by_its_memory(
+    lite: ModelConfig, card: str, vram: int, bandwidth: int, aim: int
+) -> None:
+    """Bandwidths are the data sheets'. 85 % of it, and 223 launches of 4 µs."""
+    made = plan(machine(vram, gpu=bandwidth), lite)
+    expected = 1 / ((ALWAYS + ROUTED) / (bandwidth * 0.85e9) + 223 * 4e-6 + 1e-4)
+    assert made.slots == 64
+    assert made.prediction.launches == 223
     assert made.prediction.decode_tps == pytest.approx(expected, rel=1e-6)
     assert made.prediction.bound == "gpu-bandwidth"
+    assert made.prediction.share == pytest.approx(expected * (ALWAYS + ROUTED) / (bandwidth * 1e9), rel=1e-6)
+    assert expected >= aim, card
+
+
+def test_the_share_is_of_the_memory_that_bounds(lite: ModelConfig) -> None:
+    eight = plan(machine(8, gpu=448), lite)
+    assert eight.prediction.share == pytest.approx(56 / 64 * ROUTED / 70e9 * eight.prediction.decode_tps, rel=1e-6)
+    cpu = plan(machine(0, 64, host=30), lite)
+    assert cpu.prediction.launches == 0
+    assert 0.78 < cpu.prediction.share < 0.8  # a little less than what decoding reaches of the bandwidth
+    slow = plan(machine(8, host=10, pcie=12), lite).prediction
+    misses = (64 - plan(machine(8, host=10, pcie=12), lite).slots) / 64 * ROUTED
+    assert slow.share == pytest.approx(misses / 12e9 * slow.decode_tps, rel=1e-6)
 
 
 def test_the_disk_bounds_a_cpu_without_the_memory(lite: ModelConfig) -> None:
