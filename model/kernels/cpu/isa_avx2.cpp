@@ -13,7 +13,7 @@ struct Isa {
     using Sum = __m256;
     using Pairs = __m256i;
     static constexpr int64_t kLanes = 8, kFold = 4;
-    static constexpr int kHeadTile = 2, kQueryTile = 2;
+    static constexpr int kTokenTile = 2, kHeadTile = 2, kQueryTile = 2;
 
     static inline Sum zero() { return _mm256_setzero_ps(); }
     static inline Pairs load(const bf16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }

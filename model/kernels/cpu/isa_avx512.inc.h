@@ -7,7 +7,7 @@ struct Wide {
     using Sum = __m512;
     using Pairs = __m512i;
     static constexpr int64_t kLanes = 16, kFold = 4;
-    static constexpr int kHeadTile = 4, kQueryTile = 6;
+    static constexpr int kTokenTile = 6, kHeadTile = 4, kQueryTile = 6;
 
     static inline Sum zero() { return _mm512_setzero_ps(); }
     static inline Pairs load(const bf16* p) { return _mm512_loadu_si512(p); }

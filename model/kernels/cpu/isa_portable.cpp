@@ -7,7 +7,7 @@ namespace {
 
 struct Isa {
     static constexpr int64_t kLanes = 8, kFold = 8;
-    static constexpr int kHeadTile = 2, kQueryTile = 2;
+    static constexpr int kTokenTile = 2, kHeadTile = 2, kQueryTile = 2;
 
     struct Sum {
         float lane[kLanes];

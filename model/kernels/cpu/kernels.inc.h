@@ -70,43 +70,49 @@ inline float dot(const bf16* w, const bf16* x, int64_t k) {
     return Isa::total(Isa::add(Isa::add(sums[0], sums[1]), Isa::add(sums[2], sums[3])));
 }
 
-// Four weight rows and `T` token rows at given places: out[r][t].
+// Four weight rows and `T` token rows at given places: out[t][r].
 template <int T>
 inline void tile_dots(const bf16* w, int64_t w_stride, const bf16* const* x, int64_t k, float (*out)[4]) {
-    Isa::Sum sums[4][T];
-    for (int r = 0; r < 4; ++r)
-        for (int t = 0; t < T; ++t) sums[r][t] = Isa::zero();
+    Isa::Sum sums[T][4];
+    for (int t = 0; t < T; ++t)
+        for (int r = 0; r < 4; ++r) sums[t][r] = Isa::zero();
     for (int64_t i = 0; i < k; i += kPairs) {
-        Isa::Pairs tokens[T];
-        for (int t = 0; t < T; ++t) tokens[t] = Isa::load(x[t] + i);
+        Isa::Pairs weights[4];
         for (int r = 0; r < 4; ++r) {
-            Isa::prefetch(w + (r + 4) * w_stride + i);
-            const Isa::Pairs weights = Isa::load(w + r * w_stride + i);
-            for (int t = 0; t < T; ++t) sums[r][t] = Isa::dot(sums[r][t], weights, tokens[t]);
+            Isa::prefetch_far(w + (r + 4) * w_stride + i);  // not nearer: rows of 4 KB share few lines of L1
+            weights[r] = Isa::load(w + r * w_stride + i);
+        }
+        for (int t = 0; t < T; ++t) {
+            const Isa::Pairs token = Isa::load(x[t] + i);
+            for (int r = 0; r < 4; ++r) sums[t][r] = Isa::dot(sums[t][r], weights[r], token);
         }
     }
-    for (int r = 0; r < 4; ++r)
-        for (int t = 0; t < T; ++t) out[r][t] = Isa::total(sums[r][t]);
+    for (int t = 0; t < T; ++t) Isa::totals(sums[t], out[t]);
+}
+
+// tile_dots of `count` tokens, at most `T`.
+template <int T>
+inline void dots_of(const bf16* w, int64_t w_stride, const bf16* const* x, int64_t count, int64_t k, float (*out)[4]) {
+    if (count == T) return tile_dots<T>(w, w_stride, x, k, out);
+    if constexpr (T > 1) dots_of<T - 1>(w, w_stride, x, count, k, out);
 }
 
 // products(r, t, w[r] · x[t]) of `n` weight rows and `count` token rows, each weight read from memory once.
 template <class Take>
 inline void products(const bf16* w, int64_t n, int64_t k, const bf16* const* x, int64_t count, Take take) {
-    float out[4][4];
+    constexpr int kTokens = Isa::kTokenTile;
     if (count == 1) {
         for (int64_t r = 0; r < n; ++r) take(r, 0, dot(w + r * k, x[0], k));
         return;
     }
+    float out[kTokens][4];
     int64_t r = 0;
     for (; r + 4 <= n; r += 4) {
-        for (int64_t t = 0; t < count; t += 4) {
-            const int64_t some = least(4, count - t);
-            if (some == 4) tile_dots<4>(w + r * k, k, x + t, k, out);
-            else if (some == 3) tile_dots<3>(w + r * k, k, x + t, k, out);
-            else if (some == 2) tile_dots<2>(w + r * k, k, x + t, k, out);
-            else tile_dots<1>(w + r * k, k, x + t, k, out);
+        for (int64_t t = 0; t < count; t += kTokens) {
+            const int64_t some = least(kTokens, count - t);
+            dots_of<kTokens>(w + r * k, k, x + t, some, k, out);
             for (int64_t i = 0; i < 4; ++i)
-                for (int64_t j = 0; j < some; ++j) take(r + i, t + j, out[i][j]);
+                for (int64_t j = 0; j < some; ++j) take(r + i, t + j, out[j][i]);
         }
     }
     for (; r < n; ++r)
