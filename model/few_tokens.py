@@ -76,4 +76,5 @@ def layer_tensors(layer: "DecoderLayer") -> LayerTensors:
         gate=None if moe is None else moe.gate.weight,
         experts=moe.experts.table if moe is not None and isinstance(moe.experts, ResidentExperts) else None,
         always=None if always is None else always.table,
+        uses=None if moe is None else moe.uses,
     )

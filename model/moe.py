@@ -126,8 +126,17 @@ class MoE:
     experts: ExpertBank
     shared_experts: MLP | None
 
+    @cached_property
+    def uses(self) -> Tensor:
+        """How often tokens chose each expert, (E,) int64. Counted where it costs nothing: on the CPU."""
+        with torch.inference_mode(False):  # else it could only be written in inference mode
+            return torch.zeros(self.gate.config.n_routed_experts, dtype=torch.int64)
+
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self.mix(hidden, *self.gate(hidden))
+        expert_ids, weights = self.gate(hidden)
+        if expert_ids.device.type == "cpu":
+            self.uses.add_(torch.bincount(expert_ids.flatten(), minlength=len(self.uses)))
+        return self.mix(hidden, expert_ids, weights)
 
     def mix(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """The chosen and the shared experts of hidden (T, D)."""

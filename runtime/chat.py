@@ -75,8 +75,14 @@ class ChatSession:
             del kept[first : later[0]]
         return kept
 
+    def count_anew(self) -> None:
+        """Another conversation begins."""
+        self.engine.count_anew()
+
     def _uses(self) -> list[list[int]] | None:
-        """How often each expert of each MoE layer was wanted; None where all are resident and nothing looks them up."""
+        """How often each expert of each MoE layer was chosen; on a GPU, where only slots count, wanted by a pass."""
+        if (uses := self.engine.expert_uses()) is not None:
+            return uses
         cache = self.engine.experts
         if cache is None or not cache.stats.layers:
             return None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dslite.model.attention import Span
+from dslite.model.moe import MoE
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.answer_log import AnswerLog
@@ -114,6 +115,18 @@ class Engine:
         if self.experts is not None:
             return self.experts.stats.summary()
         return {"slots": self.model.config.n_routed_experts, "hits": 0, "misses": 0, "bytes_moved": 0}
+
+    def expert_uses(self) -> list[list[int]] | None:
+        """How often tokens chose each expert of each MoE layer since `count_anew`; None on a GPU: it is not counted."""
+        if self.model.device.type != "cpu":
+            return None
+        return [layer.mlp.uses.tolist() for layer in self.model.layers if isinstance(layer.mlp, MoE)]
+
+    def count_anew(self) -> None:
+        """Begin to count the uses of experts from nothing."""
+        for layer in self.model.layers:
+            if isinstance(layer.mlp, MoE):
+                layer.mlp.uses.zero_()
 
     @property
     def cached_ids(self) -> Sequence[int]:

@@ -51,6 +51,15 @@ class Responder(Protocol):
 
 
 @runtime_checkable
+class Counts(Protocol):
+    """A responder that counts for each conversation how often its experts are used."""
+
+    def count_anew(self) -> None:
+        """Another conversation begins."""
+        ...
+
+
+@runtime_checkable
 class Remembers(Protocol):
     """A responder that keeps on disk what it computed of a saved conversation."""
 

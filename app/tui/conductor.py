@@ -278,5 +278,7 @@ class Conductor:
             self.settings.system = summary.without(self.settings.system)
         self.dialogue = dialogue or self._new_dialogue()
         self.status.used = 0
+        self.listener.rates.clear()
+        self.worker.count_anew()
         self.show()
         self.screen.call_after_refresh(self.screen.app.collect)

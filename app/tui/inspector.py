@@ -86,7 +86,7 @@ def expert_grid(facts: Facts, width: int, palette: Palette) -> list[Text]:
     """Rows are layers, columns experts; the darker, the more often an expert was chosen."""
     uses = facts.uses
     if not uses:
-        return [Text("counted once experts are looked up in slots", palette.muted)]
+        return [Text("not counted on this device", palette.muted)]
     per_cell = max(1, -(-len(uses[0]) // max(width - _LABEL, 1)))
     cells = [_sums(row, per_cell) for row in uses]
     most = max((value for row in cells for value in row), default=0)

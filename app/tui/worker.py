@@ -17,7 +17,7 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
 from dslite.runtime.hub import ModelRef
-from dslite.runtime.responder import Facts, Remembers
+from dslite.runtime.responder import Counts, Facts, Remembers
 
 if TYPE_CHECKING:
     from dslite.runtime.chat_template import Message
@@ -97,7 +97,14 @@ class Counted:
 
 
 WorkerEvent = Opening | Loading | Ready | Unavailable | Began | Told | Failed | Counted
-_Job = ModelRef | Answering | None
+
+
+@dataclass(frozen=True)
+class Anew:
+    """Another conversation is on screen: what is counted for each begins at nothing."""
+
+
+_Job = ModelRef | Answering | Anew | None
 
 
 class EngineWorker:
@@ -124,6 +131,10 @@ class EngineWorker:
     def answer(self, job: Answering) -> None:
         """Make a reply, once the model is there."""
         self._jobs.put(job)
+
+    def count_anew(self) -> None:
+        """Another conversation is on screen."""
+        self._jobs.put(Anew())
 
     def close(self, timeout: float = 2.0) -> None:
         """Stop what is being made, and end. A thread in the middle of loading is left behind: it is a daemon."""
@@ -153,6 +164,8 @@ class EngineWorker:
                 self._answer(job)
                 self._current = None
                 self._unkept = job
+            elif isinstance(job, Anew):
+                self._count_anew()
             else:
                 self._keep()
                 self._open(job)
@@ -194,6 +207,11 @@ class EngineWorker:
             self._tell(Unavailable(ref, error, absent))
         except Exception as error:  # the screen must hear of it, whatever it is
             self._tell(Unavailable(ref, _unexpected(error), absent=False))
+
+    def _count_anew(self) -> None:
+        if self._opened is not None and isinstance(self._opened.responder, Counts):
+            self._opened.responder.count_anew()
+            self._tell(Counted(self._opened.responder.facts()))
 
     def _answer(self, job: Answering) -> None:
         if self._opened is None:

@@ -31,7 +31,7 @@ class _Layer(ctypes.Structure):
         *((name, _POINTER) for name in ("post_norm", "gate")),
         *((name, _SIZE) for name in ("n_experts", "chosen")),
         ("scaling", _FLOAT),
-        *((name, _POINTER) for name in ("experts", "always")),
+        *((name, _POINTER) for name in ("experts", "always", "uses")),
     ]
 
 
@@ -50,6 +50,7 @@ class LayerTensors:
     """What a layer computes with. Names are the Hub's; None where a model has no such tensor.
 
     `experts` None: the routed experts are computed by someone else. `always`: shared experts, or a dense layer's MLP.
+    `uses` (experts,) int64 counts how often each was chosen.
     """
 
     input_layernorm: Tensor
@@ -64,6 +65,7 @@ class LayerTensors:
     gate: Tensor | None
     experts: ExpertTable | None
     always: ExpertTable | None
+    uses: Tensor | None = None
 
     @property
     def whole(self) -> bool:
@@ -189,6 +191,7 @@ def _layer(config: ModelConfig, tensors: LayerTensors, latent_eps: float) -> _La
         scaling=config.routed_scaling_factor,
         experts=None if experts is None else experts.addresses.data_ptr(),
         always=None if tensors.always is None else tensors.always.addresses.data_ptr(),
+        uses=_address(tensors.uses),
     )
 
 
@@ -198,7 +201,7 @@ def _address(tensor: Tensor | None) -> int | None:
 
 def _suits(config: ModelConfig, tensors: LayerTensors) -> bool:
     """Whether the kernel reads all of a layer as it lies."""
-    given = [value for value in vars(tensors).values() if isinstance(value, Tensor)]
+    given = [value for name, value in vars(tensors).items() if isinstance(value, Tensor) and name != "uses"]
     tables = [table for table in (tensors.experts, tensors.always) if table is not None]
     return (
         all(native.suits_weight(tensor) for tensor in given)

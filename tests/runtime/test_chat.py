@@ -96,7 +96,17 @@ def test_facts_compare_the_cache_with_plain_attention(engine: Engine) -> None:
     assert facts.kv_bytes_per_token == 3 * 40 * 4
     assert facts.plain_kv_bytes_per_token == 3 * 4 * (24 + 16) * 4
     assert facts.context == 200
-    assert facts.uses is None
+
+
+def test_experts_are_counted_until_another_conversation_begins(engine: Engine) -> None:
+    session = ChatSession(engine, "tiny")
+    done = run(session, [Message("user", "in the house")])
+    uses = session.facts().uses
+    assert uses is not None
+    seen = done.prompt_tokens + len(done.token_ids) - 1  # nobody reads the last token
+    assert [sum(layer) for layer in uses] == [seen * engine.model.config.num_experts_per_tok] * 2
+    session.count_anew()
+    assert session.facts().uses == [[0] * 8] * 2
 
 
 def test_a_conversation_goes_on_from_disk_in_another_process(tmp_path: Path) -> None:

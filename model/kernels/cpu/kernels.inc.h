@@ -621,6 +621,7 @@ void choose_experts(const Layer& layer, const Step& step, const Scratch& scratch
     queues.scored.wait(workers);
     if (worker == 0) {
         if (layer.gate != nullptr) choose(layer, scratch.logits, tokens, scratch.ids, scratch.weights);
+        for (int64_t i = 0; layer.uses != nullptr && i < tokens * layer.chosen; ++i) ++layer.uses[scratch.ids[i]];
         queues.used = group(layer, scratch, tokens);
     }
     queues.chosen.wait(workers);

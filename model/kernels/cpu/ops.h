@@ -52,6 +52,7 @@ struct Layer {
     float scaling;
     const Address* experts; // null: someone else computes the routed experts, and the layer ends behind the choice
     const Address* always;  // the shared experts or the dense layer's MLP; may be null
+    int64_t* uses;          // how often each expert was chosen so far: counted on; may be null
 };
 
 struct Step {

@@ -1,0 +1,48 @@
+"""F2 over the demo model, all of whose experts are in memory."""
+
+from pathlib import Path
+from typing import Any
+
+from support.chat import Chat, drive, open_chat
+
+from dslite.app.chat_settings import ChatSettings
+from dslite.app.opening import opener
+
+
+def demo() -> dict[str, Any]:
+    options = {"device": "cpu", "dtype": "bfloat16"}
+    return {"opener": opener(options), "settings": ChatSettings("demo", chosen={"temperature": 0.0, "max_tokens": 20})}
+
+
+async def ask(chat: Chat, text: str) -> int:
+    """Ask; return how many tokens the layers have seen of it and its answer."""
+    count = len(chat.contents)
+    await chat.say(text)
+    await chat.until(lambda: len(chat.contents) == count + 2 and chat.conductor.reply is None)
+    info = chat.conductor.dialogue.leaf.info
+    return int(info["prompt_tokens"] - info["cached_tokens"] + info["completion_tokens"] - 1)
+
+
+def times(chat: Chat) -> int:
+    return sum(map(sum, chat.conductor.status.facts.uses))
+
+
+@drive
+async def test_experts_are_counted_for_each_conversation_though_all_are_in_memory(home: Path) -> None:
+    async with open_chat(home, size=(130, 50), **demo()) as chat:
+        await chat.ready()
+        await chat.press("f2")
+        await chat.until("0 of")
+        config = chat.app.worker._opened.responder.engine.model.config
+        a_token = config.num_experts_per_tok * (config.num_hidden_layers - config.first_k_dense_replace)
+        first = await ask(chat, "How do I save a profile?")
+        await chat.until(lambda: times(chat) == first * a_token)
+        await chat.until(f"experts used, {first * a_token:,} times")
+        assert any(shade in chat.text for shade in "░▒▓█")
+        second = await ask(chat, "And how do I stop?")
+        await chat.until(lambda: times(chat) == (first + second) * a_token)
+        await chat.press("ctrl+n")
+        await chat.until(lambda: times(chat) == 0)
+        await chat.until(" experts used, 0 times")
+        third = await ask(chat, "How do I save a profile?")
+        await chat.until(lambda: times(chat) == third * a_token)
