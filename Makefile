@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint gpu-check clean
 
 demo: .venv/.installed
 	$(BIN)/dslite complete -m demo "How do I save a profile?"
@@ -15,6 +15,11 @@ lint: .venv/.dev build/typing/dslite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# On a machine with an NVIDIA GPU. GPU_PYTHON: a Python that has a CUDA build of torch and what dslite needs.
+GPU_PYTHON ?= $(BIN)/python
+gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.tests) build/typing/dslite
+	PYTHONPATH=build/typing:tests $(GPU_PYTHON) tests/gpu/check.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
