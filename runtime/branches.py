@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dslite.runtime.device import is_out_of_memory
+
 _WORTH_KEEPING = 16  # tokens; fewer are computed again in no time
 
 
@@ -44,7 +46,12 @@ class Shelf:
         count = min(rows.shape[1], self._most // max(per_token, 1))
         if count < _WORTH_KEEPING:
             return
-        copy = rows[:, :count].to("cpu", copy=True)
+        try:
+            copy = rows[:, :count].to("cpu", copy=True)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return  # they can be computed again
         self._suffixes.append(Suffix(tuple(ids[: start + count]), start, copy))
         while self.nbytes > self._most:
             del self._suffixes[0]

@@ -22,7 +22,7 @@ from dslite.runtime.answer_log import AnswerLog
 from dslite.runtime.branches import Shelf, common_prefix
 from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.draft import Draft, Request
-from dslite.runtime.errors import ContextFullError, OutOfMemoryError, UsageError
+from dslite.runtime.errors import ContextFullError, NumericsError, OutOfMemoryError, UsageError
 from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.experts import with_room
 from dslite.runtime.hardware import peak_rss
@@ -188,7 +188,7 @@ class Engine:
             self.prefill_chunk = max(1, min(self.prefill_chunk, half))
             first = yield from self.steps(token_ids[:half])
             second = yield from self.steps(token_ids[half:])
-            return torch.cat([first, second])
+            return with_room(lambda: torch.cat([first, second]), self.experts, f"{len(token_ids):,} tokens at once")
         if not given_back:
             raise told
         return (yield from self.steps(token_ids))
@@ -223,8 +223,8 @@ class Engine:
         with torch.inference_mode():
             logits = with_room(lambda: self.model.logits(hidden), self.experts, f"the logits of {len(hidden)} tokens")
         try:
-            check_finite(logits)
-        except Exception:
+            with_room(lambda: check_finite(logits), self.experts, f"the logits of {len(hidden)} tokens")
+        except NumericsError:
             self.forget()
             raise
         return logits
