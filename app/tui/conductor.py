@@ -55,6 +55,7 @@ class Conductor:
         self.editing: Node | None = None
         self.queue: list[str] = []  # messages typed while an answer was made
         self.early: list[Answering] = []  # asked for without a model so far
+        self._unsaid: list[Entry] = []
         self.listener = Listener(self)
         self.full = FullContext(self, when_full)
 
@@ -73,14 +74,22 @@ class Conductor:
         self.screen.transcript.show(entries_of(self.dialogue, self.model_name) or [greeting(self)])
         self.screen.refresh_lines()
 
-    def say(self, text: str, *, warning: bool = False) -> None:
-        """A line of ours below the conversation."""
+    def say(self, text: str, *, warning: bool = False, above: bool = False) -> None:
+        """A line of ours below the conversation: of an answer that grows, `above` it or once it is whole."""
         transcript = self.screen.transcript
         entry = Entry(-1, "notice", "", ("! " if warning else "") + text)
-        if transcript.entries and transcript.entries[-1].growing:
+        grows = bool(transcript.entries) and transcript.entries[-1].growing
+        if grows and above:
             transcript.add_before_last(entry)
+        elif grows:
+            self._unsaid.append(entry)
         else:
             transcript.add(entry)
+
+    def say_what_waited(self) -> None:
+        """The answer is whole: what was to be said meanwhile."""
+        while self._unsaid:
+            self.screen.transcript.add(self._unsaid.pop(0))
 
     def say_error(self, error: DsliteError) -> None:
         self.say(f"{error.message}\n{error.remedy}" if error.remedy else error.message, warning=True)
@@ -272,6 +281,7 @@ class Conductor:
         """Go over to a new or an opened conversation; the one on screen stays saved."""
         self.stop()
         self.reply, self.editing = None, None
+        self._unsaid.clear()
         self.full.begin()
         self.queue.clear()
         if dialogue is None:

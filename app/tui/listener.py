@@ -63,10 +63,13 @@ class Listener:
         """Messages were too old for the context."""
         dialogue = self._conductor.dialogue
         if reply.then is not None:
-            self._conductor.say(f"the summary leaves out the first {count} messages: they do not fit with the others")
+            self._conductor.say(
+                f"the summary leaves out the first {count} messages: they do not fit with the others",
+                above=True,
+            )
         elif reply.end is not None:
             count = dialogue.forget(reply.end, count)
-            self._conductor.say(f"the model no longer sees the first {count} messages of this chat")
+            self._conductor.say(f"the model no longer sees the first {count} messages of this chat", above=True)
 
     def _on_told(self, reply: Reply, event: Prefilling | Token | Done, text: list[str]) -> None:
         status = self._conductor.status
@@ -143,6 +146,7 @@ class Listener:
         reply.node.growing = False
         reply.entry.note = note_of(reply.node.finish_reason)
         self._conductor.screen.transcript.finish(reply.entry)
+        self._conductor.say_what_waited()
 
     def _on_failed(self, reply: Reply, error: DsliteError) -> None:
         conductor = self._conductor

@@ -1,5 +1,6 @@
 """A terminal to run a program in: what it writes is kept as a screen, keys are what a keyboard sends."""
 
+import json
 import os
 import re
 import signal
@@ -146,3 +147,10 @@ def dslite(*arguments: str, home: Path, size: tuple[int, int] = (100, 30), **env
     places = {f"DSLITE_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")}
     command = [str(Path(sys.executable).parent / "dslite"), *arguments]
     return Terminal(command, size=size, environment={**places, "HF_HOME": str(home / "hf"), **environment})
+
+
+def fake_chat(home: Path, *, size: tuple[int, int] = (100, 30), **options: object) -> Terminal:
+    """The chat with a fake model (support/fake_chat.py), its conversations in `home`."""
+    places = {f"DSLITE_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")}
+    command = [sys.executable, "-m", "support.fake_chat", json.dumps({"data": str(home), **options})]
+    return Terminal(command, size=size, environment={**places, "PYTHONPATH": str(Path(__file__).parents[1])})
