@@ -123,3 +123,25 @@ def test_a_gpu_that_is_not_here_must_be_described(folder: Path) -> None:
 def test_what_is_out_of_range_is_a_usage_error(folder: Path, wrong: tuple[str, str]) -> None:
     result = run("-m", folder, *wrong)
     assert getattr(result.exception, "exit_code", None) == 2
+
+
+def test_a_gpu_that_is_not_here_is_in_a_usual_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one is small and slow: nothing of that is said of the other, unless the flags say it."""
+    small = machine(0, 20, pcie=0, gpu=0, host=12)
+    monkeypatch.setattr(hardware, "machine", lambda *_, **__: small, raising=False)
+    base = ["-m", folder, "--vram", "24GiB"]
+    shown = plan_json(*base)
+    assert shown["machine"]["ram_free"] == 64 * 2**30
+    assert shown["machine"]["ram_bandwidth"] == 70_000_000_000
+    assert shown["machine"]["pcie_bandwidth"] == 25_000_000_000
+    assert (shown["miss"], shown["bound"]) == ("compute", "ram-bandwidth")
+    assert shown["predicted_decode_tps"] >= 40
+    assert shown["predicted_prefill_tps"] >= 2000
+    told = run(*base).stdout
+    assert (
+        "for a machine with  69 GB of host memory at 70 GB/s, disk 2.3 GB/s, GPU memory 936 GB/s, PCIe 25 GB/s" in told
+    )
+    slow = plan_json(*base, "--ram-bandwidth", 12)
+    assert (slow["miss"], slow["bound"]) == ("fetch", "pcie")
+    own = plan_json("-m", folder, "--device", "cpu")
+    assert own["machine"]["ram_bandwidth"] == 12_000_000_000

@@ -42,6 +42,24 @@ def test_an_8_gb_card_with_ddr5_decodes_at_20_or_more(lite: ModelConfig) -> None
     assert made.prediction.bound == "ram-bandwidth"
 
 
+@pytest.mark.parametrize(("host", "at_least", "below"), [(60, 16, 18), (70, 19, 20), (80, 21, 22)])
+def test_an_8_gb_card_of_272_gb_is_bound_by_the_host_memory_beside_it(
+    lite: ModelConfig, host: int, at_least: int, below: int
+) -> None:
+    """Seven of eight experts, 2.36 GB a token, are read of host memory: 42 of 52 ms at 70 GB/s. 20 tok/s take 73 GB/s,
+    which DDR5-5600 gives in two channels (89.6 by its data sheet) and DDR5-4800 (76.8) hardly.
+    """
+    made = plan(machine(8, gpu=272, host=host), lite)
+    hits, misses = 8 / 64 * ROUTED, 56 / 64 * ROUTED
+    on_gpu, on_cpu = ALWAYS / (272e9 * 0.85) + hits / (272e9 * 0.65), misses / (host * 1e9 * 0.8)
+    beside = on_gpu * 26 * 2 * 17_301_504 / (ALWAYS + hits)
+    expected = 1 / (on_gpu + on_cpu - beside + BEFORE_EXPERTS + TURNS)
+    assert made.slots == 8
+    assert made.prediction.decode_tps == pytest.approx(expected, rel=1e-6)
+    assert made.prediction.bound == "ram-bandwidth"
+    assert at_least <= expected < below
+
+
 @pytest.mark.parametrize("card", [8, 12, 16, 24])
 def test_prefill_moves_experts_fast_enough_for_2000_tokens_a_second(lite: ModelConfig, card: int) -> None:
     """PCIe 4 x16 at 25 GB/s: a chunk of 2,048 tokens brings each layer's missing experts once."""
