@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dslite.model import kernels
 from dslite.model.config import ModelConfig
-from dslite.model.kernels import ExpertTable
+from dslite.model.kernels import ExpertTable, grouped
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,20 @@ class ResidentExperts:
     def table(self) -> ExpertTable:
         return ExpertTable([expert.matrices for expert in self.experts])
 
+    @cached_property
+    def stacks(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Gate, up and down of all experts as views (E, …), where they lie so that there are such."""
+        gate, up, down = (
+            grouped.stack(matrices) for matrices in zip(*(one.matrices for one in self.experts), strict=True)
+        )
+        return None if gate is None or up is None or down is None else (gate, up, down)
+
     def expect(self, hidden: Tensor, expert_ids: Tensor) -> None:
         """Everything is there."""
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        if grouped.usable(hidden) and self.stacks is not None:
+            return grouped.experts(hidden, expert_ids, weights, self.stacks)
         out = kernels.weighted_experts(hidden, expert_ids, weights, self.table)
         return self.reference(hidden, expert_ids, weights) if out is None else out
 

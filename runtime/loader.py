@@ -15,6 +15,7 @@ from dslite.runtime.device_plan import DevicePlan, Source
 from dslite.runtime.disk import DiskSource, Reader
 from dslite.runtime.errors import OutOfMemoryError
 from dslite.runtime.events import Loading
+from dslite.runtime.expert_blocks import ExpertBlocks
 from dslite.runtime.experts import ExpertCache, with_room
 from dslite.runtime.footprint import is_embedding, is_routed
 from dslite.runtime.slot_bank import SlotExperts
@@ -85,6 +86,7 @@ class _Copying:
         left = plan is not None and plan.source in ("disk", "mapped")
         routed = sum(entry.nbytes for entry in checkpoint.entries.values() if is_routed(entry.name)) if left else 0
         self._staging = Staging(self._reader, device, _Progress(checkpoint.nbytes - routed, report).add)
+        self._blocks = ExpertBlocks(checkpoint.config, dtype.itemsize, device.allocate)
         self._cache: ExpertCache | None = None
         self._arena: HostArena | None = None
 
@@ -131,10 +133,11 @@ class _Copying:
         """Memory for a tensor, of its own: mapped pages would be the first to go where memory is short."""
         entry = self._checkpoint.entries[name]
         stays = self._plan is not None and not self._plan.embedding_on_device and is_embedding(name)
-        allocate = anonymous_memory if stays else self._device.allocate
         count = math.prod(entry.shape) * self._dtype.itemsize
         what = f"weights of {self._checkpoint.nbytes / 1e9:.1f} GB"
-        memory = with_room(lambda: allocate(count), self._cache, what)
+        memory = with_room(
+            lambda: anonymous_memory(count) if stays else self._blocks.allocate(name, count), self._cache, what
+        )
         target = memory.view(self._dtype).view(entry.shape)
         self._staging.want(entry, target)
         return target

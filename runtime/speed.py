@@ -16,6 +16,7 @@ from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.bandwidth import measure_ram
 from dslite.runtime.device import compute_device
+from dslite.runtime.expert_blocks import ExpertBlocks
 from dslite.runtime.footprint import Footprint
 from dslite.runtime.hardware import machine
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
@@ -161,6 +162,8 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
     """A network of a config with random weights (std 0.02; norms 1): for speed alone."""
     noise = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
     shapes = parameter_shapes(config)
+    seam = compute_device(device)
+    blocks = ExpertBlocks(config, dtype.itemsize, seam.allocate)
     place = 0
 
     def take(name: str) -> Tensor:
@@ -172,6 +175,7 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
         flat = tensor.view(-1)
         for part in flat.split(_BLOCK // 2):
             part.copy_(noise[place : place + len(part)])
-        return tensor.to(device)
+        target = blocks.allocate(name, tensor.nbytes).view(dtype).view(tensor.shape)
+        return target.copy_(tensor)
 
-    return Transformer.build(config, take, recorder=compute_device(device))
+    return Transformer.build(config, take, recorder=seam)

@@ -18,7 +18,7 @@ from torch import Tensor
 from dslite.model import launches
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
-from dslite.model.kernels import gpu
+from dslite.model.kernels import gpu, grouped
 from dslite.model.transformer import Transformer
 from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.device import PlainDevice, compute_device
@@ -26,6 +26,7 @@ from dslite.runtime.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.hardware import unmeasured
 from dslite.runtime.loader import load
 from dslite.runtime.placement import plan
+from dslite.runtime.speed import random_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -155,6 +156,16 @@ def test_the_demo_model_says_the_same_on_gpu_and_cpu() -> None:
         token = int(expected[-1].argmax())
         expected, ours = read(here, caches[0], [token]), read(there, caches[1], [token]).cpu()
         torch.testing.assert_close(ours, expected, rtol=0, atol=FLOAT32)
+
+
+def test_a_prompt_by_the_grouped_product_is_near_experts_one_by_one() -> None:
+    """Where torch has a grouped product that does not wait; elsewhere both are the same."""
+    model = random_model(ModelConfig.from_dict(lite_layers(2)), CUDA, torch.bfloat16)
+    prompt = random_ids(600, 102_400)
+    ours = read(model, new_cache(model, 600), prompt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouped, "usable", lambda hidden: False)
+        assert relative(ours, read(model, new_cache(model, 600), prompt)) <= BFLOAT16
 
 
 def with_slots(config: ModelConfig, miss: str, dtype: str) -> DevicePlan:
