@@ -1,5 +1,6 @@
 """What `dslite complete` keeps: conversations, profiles, and what had come when it was stopped."""
 
+import io
 import json
 import os
 import resource
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import in_process
 from support.outside import Dslite
 
+from dslite.app import session_database
 from dslite.app.sessions import SessionStore, StoredMessage
 
 
@@ -180,6 +183,33 @@ def test_a_disk_that_fills_up_costs_a_warning_and_not_the_answer(dslite: Dslite,
     assert (result.code, last["finish_reason"], last["session"]) == (130, "interrupted", None)
     assert last["tokens"] == tokens
     assert result.err.count(b"\n") == 1
+
+
+def test_a_database_that_only_reads_is_gone_on_from_with_a_warning(
+    tmp_path: Path, greeter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("CONFIG", "DATA", "CACHE"):
+        monkeypatch.setenv(f"DSLITE_{kind}_DIR", str(tmp_path / kind.lower()))
+    run = in_process.Dslite(monkeypatch, capsys)
+    command = ("complete", "-m", str(greeter), "--json")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    session = json.loads(run(*command, "Say hello")[1])["session"]
+    path = tmp_path / "data" / "sessions.db"
+    before, really = path.read_bytes(), os.open
+
+    def opened(name: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if Path(name) == path and flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", str(name))  # as it is for everybody but root
+        return really(name, flags, *rest, **more)
+
+    monkeypatch.setattr(session_database.os, "open", opened)
+    code, out, err = run(*command, "-c", "Again")
+    assert (code, json.loads(out)["text"], json.loads(out)["session"]) == (0, "hi", None)
+    assert "the conversation is not saved" in err
+    assert "readonly" in err
+    assert json.loads(out)["prompt_tokens"] > 6  # the first turn was read
+    assert run("session", "show", session)[0] == 0
+    assert path.read_bytes() == before
 
 
 def test_a_newer_database_is_left_alone_and_the_answer_comes(dslite: Dslite, greeter: Path) -> None:
