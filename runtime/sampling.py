@@ -56,18 +56,24 @@ class Sampler:
         params = self._params
         size = len(probabilities)
         if params.top_k:
-            best, ids = probabilities.topk(min(params.top_k, size))
+            best, ids = _on_host(probabilities.topk(min(params.top_k, size)))
             best = best / best.sum()
         elif params.top_p < 1:
-            best, ids = probabilities.topk(min(_FEW, size))
+            best, ids = _on_host(probabilities.topk(min(_FEW, size)))
             if best.sum() < params.top_p:
-                best, ids = probabilities.sort(descending=True)
+                best, ids = _on_host(probabilities.sort(descending=True))
         else:
             return probabilities.sort(descending=True) if params.min_p else (probabilities, torch.arange(size))
         if params.top_p < 1:
             before = best.cumsum(-1) - best
             best = best * (before < params.top_p)
         return best, ids
+
+
+def _on_host(best: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """A few candidates from where the logits are: what comes behind would make a GPU wait for each small step."""
+    values, ids = best
+    return values.cpu(), ids.cpu()
 
 
 @dataclass(frozen=True)
