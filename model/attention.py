@@ -149,10 +149,10 @@ class MultiHeadLatentAttention:
     def _expanded(self, queries: Tensor, rows: Tensor) -> Tensor:
         """queries (T, H, N+R), rows (S, C+R): values (T, H, V)."""
         config = self.config
+        if (out := kernels.expanded_attention(queries, rows, self.kv_b_proj, config.softmax_scale)) is not None:
+            return out
         latents, k_pe = rows.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
         expanded = kernels.linear(latents, self.kv_b_proj).unflatten(-1, (config.num_attention_heads, -1))
-        if (out := kernels.expanded_attention(queries, expanded, k_pe, config.softmax_scale)) is not None:
-            return out
         k_nope, values = expanded.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)  # (S, H, N), (S, H, V)
         keys = torch.cat([k_nope, k_pe[:, None].expand(-1, config.num_attention_heads, -1)], dim=-1)
         out = self._attend(queries.transpose(0, 1), keys.transpose(0, 1), values.transpose(0, 1))

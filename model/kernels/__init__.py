@@ -4,7 +4,8 @@ A new token is a chain of matrix-vector products, and what torch has for them is
 expert gets some fifty rows: too few for torch to hide what it does beside multiplying.
 """
 
-# T tokens  S cached and new tokens  D hidden  E experts  K experts per token  H heads  N nope  R rope  V value
+# T tokens  S cached and new tokens  D hidden  E experts  K experts per token
+# H heads  N nope  R rope  C latent  V value
 
 import torch
 import torch.nn.functional as F
@@ -55,14 +56,14 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-def expanded_attention(queries: Tensor, expanded: Tensor, rotary: Tensor, scale: float) -> Tensor | None:
-    """Rotated queries (T, H, N+R) of the last T of S tokens, their keys and values (S, H, N+V), shared keys (S, R):
-    causal values (T, H, V).
+def expanded_attention(queries: Tensor, rows: Tensor, kv_b: Tensor, scale: float) -> Tensor | None:
+    """Rotated queries (T, H, N+R) of the last T of S tokens over their cached rows (S, C+R), of which kv_b (H·(N+V), C)
+    makes keys and values: causal values (T, H, V).
     """
     products = native.products()
-    if products is None or not native.suits_prefill(queries, expanded, rotary):
+    if products is None or not native.suits_prefill(queries, rows, kv_b):
         return None
-    return products.prefill(queries, expanded, rotary, scale)
+    return products.prefill(queries, rows, kv_b, scale)
 
 
 def absorbed_attention(queries: Tensor, rows: Tensor, latent: int, scale: float) -> Tensor | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 MOST_TOKENS = 16  # of the kernels that are made for few rows
 LEVELS = ("portable", "avx2", "avx512", "avx512-bf16")  # in the library's order
-_ABI = 4
+_ABI = 5
 STEP = 32  # the kernels read this many values at once: every width must be a multiple
 MOST_EXPERTS, MOST_HEADS, MOST_LATENT = 512, 256, 1024  # ops.h
 
@@ -54,9 +54,9 @@ class _Prefill(ctypes.Structure):
     """ops.h"""
 
     _fields_ = [
-        *((name, _POINTER) for name in ("queries", "keys", "values", "rotary", "out")),
-        *((name, _SIZE) for name in ("n_queries", "sharing", "length", "heads", "nope", "rope", "value")),
-        *((name, _SIZE) for name in ("stride", "head_stride", "rotary_stride")),
+        *((name, _POINTER) for name in ("queries", "kv_b", "keys", "values", "rotary", "out")),
+        *((name, _SIZE) for name in ("n_queries", "sharing", "length", "heads", "nope", "rope", "value", "latent")),
+        *((name, _SIZE) for name in ("stride", "rotary_stride")),
         ("scale", _FLOAT),
     ]
 
@@ -129,43 +129,53 @@ class NativeProducts:
         )
         return out
 
-    def prefill(self, queries: Tensor, expanded: Tensor, rotary: Tensor, scale: float) -> Tensor:
+    def prefill(self, queries: Tensor, rows: Tensor, kv_b: Tensor, scale: float) -> Tensor:
         """Causal attention of the last T of S tokens.
 
-        Rotated queries (T, H, N+R), keys and values of every head (S, H, N+V), shared keys (S, R): values (T, H, V).
+        Rotated queries (T, H, N+R), cached rows (S, C+R), and kv_b (H·(N+V), C), which makes keys and values of them:
+        values (T, H, V).
         """
-        nope = queries.shape[2] - rotary.shape[1]
-        keys, values = expanded.split([nope, expanded.shape[2] - nope], dim=2)
-        return self._attend(queries, keys, values, rotary, scale, sharing=1)
+        heads, latent = queries.shape[1], kv_b.shape[1]
+        value = kv_b.shape[0] // heads - queries.shape[2] + rows.shape[1] - latent
+        return self._attend(queries, rows, latent, value, scale, sharing=1, kv_b=kv_b)
 
     def absorbed(self, queries: Tensor, rows: Tensor, latent: int, scale: float) -> Tensor:
-        """The same with absorbed queries (T, H, C+R) over cached rows (S, C+R): latents (T, H, C)."""
-        kept, rotary = rows[:, None].split([latent, rows.shape[1] - latent], dim=2)
-        out = self._attend(queries.flatten(0, 1)[:, None], kept, kept, rotary[:, 0], scale, sharing=queries.shape[1])
+        """The same with absorbed queries (T, H, C+R): latents (T, H, C)."""
+        out = self._attend(queries.flatten(0, 1)[:, None], rows, latent, latent, scale, sharing=queries.shape[1])
         return out.view(*queries.shape[:2], latent)
 
     def _attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, rotary: Tensor, scale: float, sharing: int
+        self,
+        queries: Tensor,
+        rows: Tensor,
+        latent: int,
+        value: int,
+        scale: float,
+        *,
+        sharing: int,
+        kv_b: Tensor | None = None,
     ) -> Tensor:
-        """Queries (Q, H, N+R), keys (S, H, N), values (S, H, V), rotary (S, R); `sharing` queries to a token."""
-        count, heads, _ = queries.shape
-        out = torch.empty(count, heads, values.shape[2], dtype=torch.bfloat16)
+        """Queries (Q, H, width) of which `sharing` belong to a token, rows (S, C+R): (Q, H, value)."""
+        count, heads, width = queries.shape
+        rope = rows.shape[1] - latent
+        out = torch.empty(count, heads, value, dtype=torch.bfloat16)
         job = _Prefill(
             queries=queries.data_ptr(),
-            keys=keys.data_ptr(),
-            values=values.data_ptr(),
-            rotary=rotary.data_ptr(),
+            kv_b=None if kv_b is None else kv_b.data_ptr(),
+            keys=rows.data_ptr(),
+            values=rows.data_ptr(),
+            rotary=rows.data_ptr() + latent * rows.element_size(),
             out=out.data_ptr(),
             n_queries=count,
             sharing=sharing,
-            length=keys.shape[0],
+            length=rows.shape[0],
             heads=heads,
-            nope=keys.shape[2],
-            rope=rotary.shape[1],
-            value=values.shape[2],
-            stride=keys.stride(0),
-            head_stride=keys.stride(1),
-            rotary_stride=rotary.stride(0),
+            nope=width - rope,
+            rope=rope,
+            value=value,
+            latent=latent,
+            stride=rows.stride(0),
+            rotary_stride=rows.stride(0),
             scale=scale,
         )
         self._prefill(self._level, ctypes.addressof(job), torch.get_num_threads())
@@ -223,19 +233,21 @@ def suits_many_rows(x: Tensor) -> bool:
     )
 
 
-def suits_prefill(queries: Tensor, expanded: Tensor, rotary: Tensor) -> bool:
-    """Whether attention over expanded keys and values can read them as they lie."""
-    nope = queries.shape[2] - rotary.shape[1]
-    value = expanded.shape[2] - nope
+def suits_prefill(queries: Tensor, rows: Tensor, kv_b: Tensor) -> bool:
+    """Whether attention over keys and values made by kv_b can read all of it as it lies."""
+    heads, latent = queries.shape[1], kv_b.shape[1]
+    rope = rows.shape[1] - latent
+    nope = queries.shape[2] - rope
+    value = kv_b.shape[0] // heads - nope
     return (
-        all(tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu" for tensor in (queries, expanded, rotary))
+        all(tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu" for tensor in (queries, rows))
+        and suits_weight(kv_b)
         and queries.is_contiguous()
-        and expanded.is_contiguous()
-        and rotary.stride(1) == 1
-        and nope % 2 == rotary.shape[1] % 2 == 0
+        and rows.stride(1) == 1
+        and nope % 2 == rope % 2 == 0
         and value % STEP == 0
         and value <= MOST_LATENT
-        and not (queries.requires_grad or expanded.requires_grad)
+        and not (queries.requires_grad or rows.requires_grad)
     )
 
 

@@ -163,21 +163,23 @@ def test_head_norms_multiplies_and_rounds_as_the_reference(
     assert relative_error(out, exact) <= relative_error(reference, exact) * 1.01
 
 
-def expanded_in_float64(queries: Tensor, expanded: Tensor, rotary: Tensor, scale: float) -> Tensor:
-    tokens, heads, width = queries.shape
-    k_nope, values = expanded.double().split(
-        [width - rotary.shape[1], expanded.shape[2] - width + rotary.shape[1]], dim=-1
-    )
-    keys = torch.cat([k_nope, rotary.double()[:, None].expand(-1, heads, -1)], dim=-1)
+def expanded_in_float64(queries: Tensor, rows: Tensor, kv_b: Tensor, scale: float) -> Tensor:
+    """Keys and values are rounded to BF16, as they are wherever they are kept."""
+    (tokens, heads, width), latent = queries.shape, kv_b.shape[1]
+    made = (rows[:, :latent].double() @ kv_b.double().T).bfloat16().double().unflatten(1, (heads, -1))
+    nope = width - (rows.shape[1] - latent)
+    keys = torch.cat([made[..., :nope], rows[:, None, latent:].double().expand(-1, heads, -1)], dim=-1)
     scores = torch.einsum("thk,shk->hts", queries.double(), keys) * scale
     seen = torch.ones(tokens, len(keys), dtype=torch.bool).tril(len(keys) - tokens)
-    return torch.einsum("hts,shv->thv", scores.masked_fill(~seen, float("-inf")).softmax(-1), values)
+    return torch.einsum("hts,shv->thv", scores.masked_fill(~seen, float("-inf")).softmax(-1), made[..., nope:])
 
 
 @pytest.mark.parametrize(
-    ("tokens", "length"), [(1, 1), (2, 2), (5, 69), (64, 64), (65, 65), (7, 128), (191, 200), (193, 260), (400, 400)]
+    ("tokens", "length"), [(1, 1), (2, 2), (5, 69), (64, 64), (65, 65), (7, 128), (97, 300), (193, 260), (400, 400)]
 )
-@pytest.mark.parametrize(("heads", "nope", "rope", "value"), [(2, 128, 64, 128), (3, 10, 6, 32), (1, 32, 32, 96)])
+@pytest.mark.parametrize(
+    ("heads", "nope", "rope", "value", "latent"), [(2, 128, 64, 128, 512), (3, 10, 6, 32, 32), (9, 32, 32, 96, 64)]
+)
 def test_attention_of_a_prompt_equals_float64(
     products: native.NativeProducts,
     random: Callable[..., Tensor],
@@ -187,15 +189,31 @@ def test_attention_of_a_prompt_equals_float64(
     nope: int,
     rope: int,
     value: int,
+    latent: int,
 ) -> None:
     if products.level == "portable" and tokens > 100:
         pytest.skip("slow there, and the same code")
-    queries, expanded = random(tokens, heads, nope + rope), random(length, heads, nope + value)
-    rotary = random(length, 40 + rope)[:, 40:]  # as the rows of a cache hold it
-    exact = expanded_in_float64(queries, expanded, rotary, 0.2)
-    out = products.prefill(queries, expanded, rotary, 0.2)
+    queries, kept = random(tokens, heads, nope + rope), random(2, length, latent + rope)
+    kept[0] = float("nan")  # another layer's
+    kv_b = random(heads * (nope + value), latent, scale=latent**-0.5)
+    exact = expanded_in_float64(queries, kept[1], kv_b, 0.2)
+    out = products.prefill(queries, kept[1], kv_b, 0.2)
     # Exponentials are rounded to BF16 before they weigh the values, as torch's fused kernel does.
     assert relative_error(out, exact) <= 1.5 * ROUNDED_NORM
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_attention_does_not_depend_on_threads(
+    products: native.NativeProducts, random: Callable[..., Tensor], threads: int
+) -> None:
+    queries, rows, kv_b = random(150, 5, 48), random(330, 80), random(5 * 64, 64, scale=0.1)
+    expected = products.prefill(queries, rows, kv_b, 0.2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(products.prefill(queries, rows, kv_b, 0.2), expected)
+    finally:
+        torch.set_num_threads(before)
 
 
 def absorbed_in_float64(queries: Tensor, rows: Tensor, latent: int, scale: float) -> Tensor:

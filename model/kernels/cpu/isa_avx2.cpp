@@ -21,6 +21,7 @@ struct Isa {
     static inline void store_pairs(bf16* p, Pairs pairs) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pairs); }
     static inline void store(float* p, Sum sum) { _mm256_storeu_ps(p, sum); }
     static inline Sum add(Sum a, Sum b) { return _mm256_add_ps(a, b); }
+    static inline Sum greater(Sum a, Sum b) { return _mm256_max_ps(a, b); }
     static inline Sum scale_add(Sum a, float factor, Sum b) { return _mm256_fmadd_ps(a, _mm256_set1_ps(factor), b); }
     static inline void prefetch(const bf16* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
     static inline void prefetch_far(const bf16* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
@@ -65,6 +66,12 @@ struct Isa {
     static inline void totals(const Sum* sums, float* out) {
         const Sum all = quarter_totals(sums);
         _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+    }
+
+    static inline float greatest(Sum sum) {
+        const __m128 four = _mm_max_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+        const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
     }
 
     static inline float total(Sum sum) {

@@ -19,6 +19,8 @@ struct Wide {
     static inline void prefetch(const bf16* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
     static inline void prefetch_far(const bf16* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
     static inline float total(Sum sum) { return _mm512_reduce_add_ps(sum); }
+    static inline Sum greater(Sum a, Sum b) { return _mm512_max_ps(a, b); }
+    static inline float greatest(Sum sum) { return _mm512_reduce_max_ps(sum); }
 
     static inline Pairs broadcast_pair(const bf16* p) {
         int pair;

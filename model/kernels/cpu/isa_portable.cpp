@@ -44,6 +44,15 @@ struct Isa {
         for (int64_t i = 0; i < kLanes; ++i) a.lane[i] = a.lane[i] * factor + b.lane[i];
         return a;
     }
+    static inline Sum greater(Sum a, const Sum& b) {
+        for (int64_t i = 0; i < kLanes; ++i) a.lane[i] = b.lane[i] > a.lane[i] ? b.lane[i] : a.lane[i];
+        return a;
+    }
+    static inline float greatest(const Sum& sum) {
+        float most = sum.lane[0];
+        for (int64_t i = 1; i < kLanes; ++i) most = sum.lane[i] > most ? sum.lane[i] : most;
+        return most;
+    }
     static inline void prefetch(const bf16* p) { __builtin_prefetch(p); }
     static inline void prefetch_far(const bf16* p) { __builtin_prefetch(p, 0, 2); }
     static inline Sum dot(Sum sum, const Pairs& a, const Pairs& b) {

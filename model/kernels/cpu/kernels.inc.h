@@ -399,33 +399,16 @@ void score_block(const Layer& layer, const Scratch& scratch, const bf16* queries
 
 // Scores of a head into factors of its rows: the running softmax of Milakov and Gimelshein (arXiv 1805.02867).
 // Returns what earlier sums are to be multiplied by.
-float soften(const float* scores, int64_t count, float scale, bf16* factors, float* most, float* sum) {
-    // Sixteen at a time: taken in their order, floats would keep the compiler from using vectors.
-    float best[16], partial[16] = {0};
-    for (int i = 0; i < 16; ++i) best[i] = *most;
-    const int64_t even = count / 16 * 16;
-    for (int64_t s = 0; s < even; s += 16)
-        for (int64_t i = 0; i < 16; ++i) best[i] = scores[s + i] * scale > best[i] ? scores[s + i] * scale : best[i];
-    for (int64_t s = even; s < count; ++s) best[0] = scores[s] * scale > best[0] ? scores[s] * scale : best[0];
-    float greatest = best[0], total = 0;
-    for (int i = 1; i < 16; ++i) greatest = best[i] > greatest ? best[i] : greatest;
-
-    for (int64_t s = 0; s < even; s += 16) {
-        for (int64_t i = 0; i < 16; ++i) {
-            const float factor = exp_negative(scores[s + i] * scale - greatest);
-            partial[i] += factor;
-            factors[s + i] = to_bf16_finite(factor);
-        }
-    }
-    for (int64_t s = even; s < count; ++s) {
-        const float factor = exp_negative(scores[s] * scale - greatest);
-        partial[0] += factor;
-        factors[s] = to_bf16_finite(factor);
-    }
-    for (int i = 0; i < 16; ++i) total += partial[i];
-    if (count % 2) factors[count] = 0;
+float soften(float* scores, int64_t count, float scale, bf16* factors, float* most, float* sum) {
+    for (int64_t s = count; s < kKeys; ++s) scores[s] = -__builtin_inff();
+    Isa::Sum best = Isa::load_sum(scores), total = Isa::zero();
+    for (int64_t s = Isa::kLanes; s < kKeys; s += Isa::kLanes) best = Isa::greater(best, Isa::load_sum(scores + s));
+    const float seen = Isa::greatest(best) * scale, greatest = seen > *most ? seen : *most;
+    for (int64_t s = 0; s < kKeys; ++s) scores[s] = exp_negative(scores[s] * scale - greatest);
+    for (int64_t s = 0; s < kKeys; s += Isa::kLanes) total = Isa::add(total, Isa::load_sum(scores + s));
+    for (int64_t s = 0; s < kKeys; ++s) factors[s] = to_bf16_finite(scores[s]);
     const float keep = exp_negative(*most - greatest);
-    *sum = *sum * keep + total;
+    *sum = *sum * keep + Isa::total(total);
     *most = greatest;
     return keep;
 }
@@ -670,8 +653,8 @@ void layers(const Layer* layers, int64_t n_layers, const Step& step, char* memor
 }  // namespace
 }  // namespace dslite
 
-#include "prefill.inc.h"
 #include "products.inc.h"
+#include "prefill.inc.h"
 
 namespace dslite {
 namespace {

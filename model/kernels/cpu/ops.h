@@ -67,14 +67,17 @@ struct Step {
     float* weights;         //   and how much of each
 };
 
-// Causal attention of many queries, the last of `length` tokens. Expanded: one query per token and head, keys and values
-// made from the latents. Absorbed: one head, whose key and value is the cached row, and all of a token's queries read it.
+// Causal attention of many queries, the last of `length` tokens. Expanded: one query per token and head; keys and values
+// of every head are made from the latents. Absorbed: one head, whose key and value is the cached row, and all of a token's
+// queries read it.
 struct Prefill {
     const bf16* queries;    // (queries, heads, nope + rope), rotated; `sharing` neighbours belong to one token
-    const bf16 *keys, *values; // (length, heads, nope) and (.., value): rows `stride` values apart, heads `head_stride`
+    const bf16* kv_b;       // expanded: (heads, nope + value, latent); absorbed: null
+    const bf16 *keys, *values;  // expanded: the latents, and null; absorbed: (length, nope) and (length, value)
     const bf16* rotary;     // (length, rope): the key that all heads share, rows `rotary_stride` values apart
     bf16* out;              // (queries, heads, value)
-    int64_t n_queries, sharing, length, heads, nope, rope, value, stride, head_stride, rotary_stride;
+    int64_t n_queries, sharing, length, heads, nope, rope, value, latent;
+    int64_t stride, rotary_stride;  // values between rows of keys and of values, and of `rotary`
     float scale;
 };
 
@@ -89,7 +92,7 @@ struct Ops {
     // Layers one behind the other: step.x and step.out belong to the first and the last, step.rows has `tokens` entries
     // for each layer, and scratch is the greatest of the layers' and two times (tokens, hidden).
     void (*layers)(const Layer* layers, int64_t n_layers, const Step& step, char* scratch, int threads);
-    int64_t (*prefill_scratch)(const Prefill& job);  // for one thread
+    int64_t (*prefill_scratch)(const Prefill& job, int threads);
     void (*prefill)(const Prefill& job, char* scratch, int threads);
     int64_t (*panel_bytes)(int64_t depth);  // scratch of what follows, for one thread; depth: hidden, or k
     // As experts and linear, for any number of rows and without a residual.

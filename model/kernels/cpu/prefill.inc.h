@@ -1,59 +1,81 @@
-// Attention of many queries, part of kernels.inc.h.
+// Attention of many queries, the end of kernels.inc.h.
+//
+// Expanded, keys and values of some heads at a time are made from the latents and packed as they will be multiplied,
+// before any query asks for them. Absorbed, the queries of all heads read the cached rows themselves: those are packed
+// block by block beside a unit of queries, which needs no more memory than a block has.
 
 namespace dslite {
 namespace {
 
-constexpr int64_t kQueries = 192;  // the most of a unit of work: enough that packing its keys costs little; whole tiles
+constexpr int64_t kQueries = 192;     // the most of a unit that packs its keys: whole tiles, and enough to pay for it
+constexpr int64_t kFewQueries = 96;   // of a unit that finds its keys packed; whole tiles
+constexpr int64_t kSpan = 4 * kKeys;  // keys that a worker makes at once
 
-// A worker's memory: a block of keys and values in the order in which they are multiplied, and a unit's running sums.
+// A block of keys and values in the order in which they are multiplied.
+struct KeyBlock {
+    uint32_t* keys;  // ((nope + rope) / 2, kKeys): pairs of neighbouring values, key by key
+    bf16* values;    // (kKeys / 2, value) pairs of neighbouring keys, interleaved
+
+    static int64_t bytes(const Prefill& job) {
+        return (job.nope + job.rope + job.value) * kKeys * static_cast<int64_t>(sizeof(bf16));
+    }
+    KeyBlock(const Prefill& job, char* base)
+        : keys(reinterpret_cast<uint32_t*>(base)),
+          values(reinterpret_cast<bf16*>(base) + (job.nope + job.rope) * kKeys) {}
+};
+
+// A worker's memory: a block, or what blocks are made with, and the running sums of a unit.
 struct PrefillScratch {
-    uint32_t* keys;   // ((nope + rope) / 2, kKeys): pairs of neighbouring values, key by key
-    bf16* values;     // (kKeys / 2, value) pairs of neighbouring keys, interleaved
-    float* sums;      // (kQueries, value), in interleaved order
+    char* block;
+    bf16* made;           // (kSpan, nope + value)
+    bf16* panel;          // of products.inc.h
+    float* sums;          // (kQueries, value), in interleaved order
     float *most, *total;  // (kQueries)
-    float* scores;    // (query tile, kKeys)
-    bf16* factors;    // (query tile, kKeys)
+    float* scores;        // (query tile, kKeys)
+    bf16* factors;        // (query tile, kKeys)
     int64_t bytes;
 
     PrefillScratch(const Prefill& job, char* base) : bytes(0) {
+        const bool expand = job.kv_b != nullptr;
         auto place = [&](auto** at, int64_t count) {
             *at = reinterpret_cast<__typeof__(*at)>(base + bytes);
             bytes += (count * static_cast<int64_t>(sizeof(**at)) + 63) / 64 * 64;
         };
-        place(&keys, (job.nope + job.rope) / 2 * kKeys);
-        place(&values, kKeys * job.value);
+        place(&block, expand ? 0 : KeyBlock::bytes(job));
+        place(&made, expand ? kSpan * (job.nope + job.value) : 0);
+        place(&panel, expand ? panel_bytes(job.latent) / static_cast<int64_t>(sizeof(bf16)) : 0);
         place(&sums, kQueries * job.value);
         place(&most, kQueries);
         place(&total, kQueries);
-        place(&scores, Isa::kQueryTile * kKeys);
-        place(&factors, Isa::kQueryTile * kKeys);
+        place(&scores, kTile * kKeys);
+        place(&factors, kTile * kKeys);
     }
 };
 
-// Keys first to first + kKeys of a head; zeros behind the last.
-void pack(const Prefill& job, const PrefillScratch& scratch, int64_t head, int64_t first) {
+// Keys first to first + kKeys of a head into a block, zeros behind the last. `keys` and `values` are those of `first`,
+// rows `stride` values apart.
+void pack(const Prefill& job, const bf16* keys, const bf16* values, int64_t stride, int64_t first,
+          const KeyBlock& block) {
     const int64_t count = least(kKeys, job.length - first);
-    const bf16* keys = job.keys + first * job.stride + head * job.head_stride;
-    const bf16* values = job.values + first * job.stride + head * job.head_stride;
-    const bf16* rotary = job.rotary + first * job.rotary_stride;
-    for (int64_t pair = 0; pair < (job.nope + job.rope) / 2; ++pair) {
-        const bool shared = pair >= job.nope / 2;
-        const bf16* from = shared ? rotary + 2 * pair - job.nope : keys + 2 * pair;
-        const int64_t step = shared ? job.rotary_stride : job.stride;
-        uint32_t* to = scratch.keys + pair * kKeys;
-        for (int64_t key = 0; key < count; ++key) __builtin_memcpy(to + key, from + key * step, 4);
-        for (int64_t key = count; key < kKeys; ++key) to[key] = 0;
+    const auto scatter = [&](const bf16* from, int64_t pairs, uint32_t* to) {
+        for (int64_t pair = 0; pair < pairs; ++pair) __builtin_memcpy(to + pair * kKeys, from + 2 * pair, 4);
+    };
+    for (int64_t key = 0; key < count; ++key) {
+        scatter(keys + key * stride, job.nope / 2, block.keys + key);
+        scatter(job.rotary + (first + key) * job.rotary_stride, job.rope / 2, block.keys + job.nope / 2 * kKeys + key);
     }
+    for (int64_t key = count; key < kKeys; ++key)
+        for (int64_t pair = 0; pair < (job.nope + job.rope) / 2; ++pair) block.keys[pair * kKeys + key] = 0;
     const bf16 zeros[kPairs] = {0};
     for (int64_t key = 0; key < kKeys; key += 2) {
         for (int64_t column = 0; column < job.value; column += kPairs) {
-            const bf16* from = values + key * job.stride + column;
+            const bf16* from = values + key * stride + column;
             Isa::Pairs low, high;
-            Isa::interleave(Isa::load(key < count ? from : zeros), Isa::load(key + 1 < count ? from + job.stride : zeros),
+            Isa::interleave(Isa::load(key < count ? from : zeros), Isa::load(key + 1 < count ? from + stride : zeros),
                             &low, &high);
-            bf16* to = scratch.values + key * job.value + 2 * column;
-            __builtin_memcpy(to, &low, sizeof low);
-            __builtin_memcpy(to + kPairs, &high, sizeof high);
+            bf16* to = block.values + key * job.value + 2 * column;
+            Isa::store_pairs(to, low);
+            Isa::store_pairs(to + kPairs, high);
         }
     }
 }
@@ -79,13 +101,14 @@ inline void score_keys(const bf16* queries, int64_t query_stride, int64_t width,
     }
 }
 
-// sums[q] = sums[q] · keep[q] + factors[q] · values, for `Q` queries and the packed values.
+// sums[q] = sums[q] · keep[q] + factors[q] · values, for `Q` queries and the first `count` packed values.
 template <int Q>
-inline void weigh_values(const bf16* factors, const bf16* values, int64_t value, const float* keep, float* sums) {
+inline void weigh_values(const bf16* factors, const bf16* values, int64_t value, int64_t count, const float* keep,
+                         float* sums) {
     for (int64_t column = 0; column < value; column += kPairs) {
         Isa::Sum low[Q], high[Q];
         for (int q = 0; q < Q; ++q) low[q] = high[q] = Isa::zero();
-        for (int64_t key = 0; key < kKeys; key += 2) {
+        for (int64_t key = 0; key < count; key += 2) {
             const bf16* at = values + key * value + 2 * column;
             const Isa::Pairs both_low = Isa::load(at), both_high = Isa::load(at + kPairs);
             for (int q = 0; q < Q; ++q) {
@@ -107,13 +130,14 @@ inline int64_t position_of(const Prefill& job, int64_t query) {
     return job.length - job.n_queries / job.sharing + query / job.sharing;
 }
 
-// `Q` queries from `query` on, the `place`-th of a unit, against the packed keys from `first` on.
+// `Q` queries from `query` on, the `place`-th of a unit, against a block that begins with key `first`.
 template <int Q>
-inline void attend_keys(const Prefill& job, const PrefillScratch& scratch, const bf16* queries, int64_t query,
-                        int64_t place, int64_t first) {
+inline void attend_keys(const Prefill& job, const PrefillScratch& scratch, const KeyBlock& block, const bf16* queries,
+                        int64_t query, int64_t place, int64_t first) {
     const int64_t width = job.nope + job.rope;
-    score_keys<Q>(queries, job.heads * width, width, scratch.keys, scratch.scores);
+    score_keys<Q>(queries, job.heads * width, width, block.keys, scratch.scores);
     float keep[Q];
+    int64_t most_seen = 0;
     for (int q = 0; q < Q; ++q) {
         const int64_t seen = least(kKeys, position_of(job, query + q) + 1 - first);
         bf16* factors = scratch.factors + q * kKeys;
@@ -121,14 +145,16 @@ inline void attend_keys(const Prefill& job, const PrefillScratch& scratch, const
         if (seen > 0)
             keep[q] = soften(scratch.scores + q * kKeys, seen, job.scale, factors, scratch.most + place + q,
                              scratch.total + place + q);
-        for (int64_t key = seen > 0 ? seen : 0; key < kKeys; ++key) factors[key] = 0;
+        else __builtin_memset(factors, 0, kKeys * sizeof(bf16));
+        most_seen = seen;  // of the last query, which sees most
     }
-    weigh_values<Q>(scratch.factors, scratch.values, job.value, keep, scratch.sums + place * job.value);
+    weigh_values<Q>(scratch.factors, block.values, job.value, most_seen, keep, scratch.sums + place * job.value);
 }
 
-// One head of `count` queries from `query` on.
-void prefill_unit(const Prefill& job, const PrefillScratch& scratch, int64_t head, int64_t query, int64_t count) {
-    constexpr int kTile = Isa::kQueryTile;
+// One head of `count` queries from `query` on. block_at(first) gives the block that begins with a key.
+template <class BlockAt>
+void prefill_unit(const Prefill& job, const PrefillScratch& scratch, int64_t head, int64_t query, int64_t count,
+                  BlockAt block_at) {
     const int64_t width = job.nope + job.rope;
     const bf16* queries = job.queries + (query * job.heads + head) * width;
     for (int64_t i = 0; i < count * job.value; ++i) scratch.sums[i] = 0;
@@ -137,45 +163,129 @@ void prefill_unit(const Prefill& job, const PrefillScratch& scratch, int64_t hea
         scratch.total[q] = 0;
     }
     for (int64_t first = 0; first <= position_of(job, query + count - 1); first += kKeys) {
-        pack(job, scratch, head, first);
+        const KeyBlock block = block_at(first);
         int64_t q = 0;
         for (; q + kTile <= count; q += kTile)
             if (position_of(job, query + q + kTile - 1) >= first)
-                attend_keys<kTile>(job, scratch, queries + q * job.heads * width, query + q, q, first);
+                attend_keys<kTile>(job, scratch, block, queries + q * job.heads * width, query + q, q, first);
         for (; q < count; ++q)
             if (position_of(job, query + q) >= first)
-                attend_keys<1>(job, scratch, queries + q * job.heads * width, query + q, q, first);
+                attend_keys<1>(job, scratch, block, queries + q * job.heads * width, query + q, q, first);
     }
     float values[kMostLatent];
     for (int64_t q = 0; q < count; ++q) {
         unfold(scratch.sums + q * job.value, values, job.value);
         bf16* out = job.out + ((query + q) * job.heads + head) * job.value;
-        for (int64_t i = 0; i < job.value; ++i) out[i] = to_bf16(values[i] / scratch.total[q]);
+        const float share = 1 / scratch.total[q];
+        for (int64_t i = 0; i < job.value; ++i) out[i] = to_bf16(values[i] * share);
     }
 }
 
-// Queries of a unit: kQueries, or fewer where heads are too few to keep all threads at work.
+// ---- absorbed ----
+
+// Queries of a unit: kQueries, or fewer where there are too few units to keep all threads at work.
 int64_t unit_queries(const Prefill& job, int threads) {
     if (job.heads >= threads) return kQueries;
     const int64_t turns = ((job.n_queries + kQueries - 1) / kQueries + threads - 1) / threads;
     const int64_t share = (job.n_queries + turns * threads - 1) / (turns * threads);
-    return (share + Isa::kQueryTile - 1) / Isa::kQueryTile * Isa::kQueryTile;
+    return (share + kTile - 1) / kTile * kTile;
 }
 
-int64_t prefill_scratch(const Prefill& job) { return PrefillScratch(job, nullptr).bytes; }
-
-void prefill(const Prefill& job, char* memory, int threads) {
-    const int64_t size = unit_queries(job, threads), blocks = (job.n_queries + size - 1) / size;
+void prefill_absorbed(const Prefill& job, char* memory, int threads) {
+    const int64_t size = unit_queries(job, threads), units = (job.n_queries + size - 1) / size;
     Blocks queue;
     auto body = [&](int worker, int) {
-        const PrefillScratch scratch(job, memory + worker * prefill_scratch(job));
+        const PrefillScratch scratch(job, memory + worker * PrefillScratch(job, nullptr).bytes);
+        const KeyBlock block(job, scratch.block);
         // The last queries see most: they come first, and the short units fill what is left.
-        for (int64_t unit; queue.take(blocks * job.heads, &unit);) {
-            const int64_t query = (blocks - 1 - unit / job.heads) * size;
-            prefill_unit(job, scratch, unit % job.heads, query, least(size, job.n_queries - query));
+        for (int64_t unit; queue.take(units * job.heads, &unit);) {
+            const int64_t query = (units - 1 - unit / job.heads) * size, head = unit % job.heads;
+            prefill_unit(job, scratch, head, query, least(size, job.n_queries - query), [&](int64_t first) {
+                pack(job, job.keys + first * job.stride, job.values + first * job.stride, job.stride, first, block);
+                return block;
+            });
         }
     };
     parallel(threads, body);
+}
+
+// ---- expanded ----
+
+// The products of a head's rows of kv_b, panel by panel.
+struct HeadWalk {
+    const bf16* w;
+    int64_t rows, latent, first;
+
+    int64_t columns() const { return least(kColumns, rows - first); }
+    bool step() { return (first += kColumns) < rows; }
+    Panel panel() const { return panel_of(w + first * latent, columns(), latent, latent); }
+};
+
+// Keys and values of a head from latent row `first` on, packed into the blocks behind `blocks`.
+void make_span(const Prefill& job, const PrefillScratch& scratch, int64_t head, int64_t first, char* blocks) {
+    const int64_t width = job.nope + job.value, count = least(kSpan, job.length - first);
+    const HeadWalk start{job.kv_b + head * width * job.latent, width, job.latent, -kColumns};
+    each_panel(start, scratch.panel, [&](const HeadWalk& at, const Turn& turn) {
+        const auto row = [&](int64_t i) { return job.keys + (first + i) * job.stride; };
+        multiply_rows(turn, count, row, [&](int64_t i, const float* sums) {
+            bf16 values[kColumns];
+            for (int64_t c = 0; c < kColumns; ++c) values[c] = to_bf16(sums[c]);
+            __builtin_memcpy(scratch.made + i * width + at.first, values, at.columns() * sizeof(bf16));
+        });
+    });
+    for (int64_t key = 0; key < count; key += kKeys) {
+        const bf16* made = scratch.made + key * width;
+        const KeyBlock block(job, blocks + (first + key) / kKeys * KeyBlock::bytes(job));
+        pack(job, made, made + job.nope, width, first + key, block);
+    }
+}
+
+// Heads whose keys and values are made at a time.
+inline int64_t heads_at_once(const Prefill& job, int threads) { return least(job.heads, 2 * threads); }
+
+inline int64_t head_bytes(const Prefill& job) { return (job.length + kKeys - 1) / kKeys * KeyBlock::bytes(job); }
+
+struct HeadQueues {
+    Blocks make, attend;
+    Barrier made, attended;
+};
+
+void prefill_expanded(const Prefill& job, char* memory, int threads) {
+    const int64_t at_once = heads_at_once(job, threads), groups = (job.heads + at_once - 1) / at_once;
+    const int64_t spans = (job.length + kSpan - 1) / kSpan, units = (job.n_queries + kFewQueries - 1) / kFewQueries;
+    char* own = memory + at_once * head_bytes(job);
+    HeadQueues* queues = new HeadQueues[groups];
+    auto body = [&](int worker, int workers) {
+        const PrefillScratch scratch(job, own + worker * PrefillScratch(job, nullptr).bytes);
+        for (int64_t group = 0; group < groups; ++group) {
+            HeadQueues& queue = queues[group];
+            const int64_t first_head = group * at_once, heads = least(at_once, job.heads - first_head);
+            for (int64_t unit; queue.make.take(heads * spans, &unit);)
+                make_span(job, scratch, first_head + unit / spans, unit % spans * kSpan,
+                          memory + unit / spans * head_bytes(job));
+            queue.made.wait(workers);
+            // The last queries see most: they come first, and the short units fill what is left.
+            for (int64_t unit; queue.attend.take(heads * units, &unit);) {
+                const int64_t query = (units - 1 - unit / heads) * kFewQueries, head = unit % heads;
+                char* blocks = memory + head * head_bytes(job);
+                prefill_unit(job, scratch, first_head + head, query, least(kFewQueries, job.n_queries - query),
+                             [&](int64_t key) { return KeyBlock(job, blocks + key / kKeys * KeyBlock::bytes(job)); });
+            }
+            queue.attended.wait(workers);
+        }
+    };
+    parallel(threads, body);
+    delete[] queues;
+}
+
+int64_t prefill_scratch(const Prefill& job, int threads) {
+    const int64_t shared = job.kv_b == nullptr ? 0 : heads_at_once(job, threads) * head_bytes(job);
+    return shared + threads * PrefillScratch(job, nullptr).bytes;
+}
+
+void prefill(const Prefill& job, char* memory, int threads) {
+    if (job.kv_b == nullptr) prefill_absorbed(job, memory, threads);
+    else prefill_expanded(job, memory, threads);
 }
 
 }  // namespace
