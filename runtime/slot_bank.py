@@ -68,8 +68,9 @@ class SlotExperts:
             return
         cache.begin(self.layer, wanted)
         cache.want(self.layer, wanted)
-        if 2 * len(wanted) > cache.config.n_routed_experts and self.layer + 1 in cache.layers:
+        if 4 * len(wanted) > 3 * cache.config.n_routed_experts and self.layer + 1 in cache.layers:
             # A chunk that uses most experts here will do so in the next layer: they come while this one is computed.
+            # One that uses half of them, such as eight answers at once, would wait for as many that it does not want.
             cache.want(self.layer + 1, range(cache.config.n_routed_experts))
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
