@@ -20,7 +20,7 @@ from textual.screen import Screen
 from dslite.app.chat_start import ChatStart
 from dslite.app.errors import SessionsError
 from dslite.app.tui import keys
-from dslite.app.tui.chat_screen import ChatScreen
+from dslite.app.tui.chat_screen import LOW, ChatScreen
 from dslite.app.tui.conductor import Conductor
 from dslite.app.tui.inspector import Inspector
 from dslite.app.tui.textual_memory import let_go
@@ -44,6 +44,7 @@ class ChatApp(App[int]):
     TITLE = "dslite"
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-few-lines"), (LOW, "-enough-lines")]
     BINDINGS: ClassVar[list[BindingType]] = []
 
     def __init__(self, start: ChatStart, *, driver_class: type[Driver] | None = None) -> None:

@@ -287,7 +287,8 @@ class Conductor:
         if dialogue is None:
             self.settings.system = summary.without(self.settings.system)
         self.dialogue = dialogue or self._new_dialogue()
-        self.status.used = 0
+        info = self.dialogue.leaf.info if self.dialogue.leaf else {}
+        self.status.used = info.get("prompt_tokens", 0) + info.get("completion_tokens", 0)
         self.listener.rates.clear()
         self.worker.count_anew()
         self.show()
