@@ -47,6 +47,14 @@ def mlp(hidden: Tensor, table: ExpertTable) -> Tensor | None:
     return None if out is None else out.to(hidden.dtype)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
+    """x (T, D), its rows as far apart as they are, normed and scaled by weight (D,): (T, D)."""
+    products = native.products()
+    if products is None or not (x.dim() == 2 and native.suits_many_rows(x) and native.suits_weight(weight)):
+        return None
+    return products.norms(x, weight, eps)
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x (T, k), its rows as far apart as they are, times weight (n, k): (T, n)."""
     products = native.products()

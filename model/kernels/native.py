@@ -22,7 +22,7 @@ from torch import Tensor
 
 MOST_TOKENS = 16  # of the kernels that are made for few rows
 LEVELS = ("portable", "avx2", "avx512", "avx512-bf16")  # in the library's order
-_ABI = 5
+_ABI = 6
 STEP = 32  # the kernels read this many values at once: every width must be a multiple
 MOST_EXPERTS, MOST_HEADS, MOST_LATENT = 512, 256, 1024  # ops.h
 
@@ -33,6 +33,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "head": [_POINTER, _POINTER, _FLOAT] + [_POINTER] * 2 + [_SIZE] * 3 + [_INT],
     "layers": [_POINTER, _SIZE, _POINTER, _INT],
     "prefill": [_POINTER, _INT],
+    "norms": [_POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT, _INT],
 }
 
 
@@ -73,7 +74,7 @@ class NativeProducts:
             function.restype = None
         self._linear, self._experts = library.dslite_linear, library.dslite_experts
         self._head, self._layers = library.dslite_head, library.dslite_layers
-        self._prefill = library.dslite_prefill
+        self._prefill, self._norms = library.dslite_prefill, library.dslite_norms
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x (T, k), its rows as far apart as they are, and weight (n, k): (T, n)."""
@@ -106,6 +107,23 @@ class NativeProducts:
             out.data_ptr(),
             *expert_ids.shape,
             hidden.shape[1],
+            torch.get_num_threads(),
+        )
+        return out
+
+    def norms(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x (T, D), its rows as far apart as they are, normed by root mean square and scaled: (T, D)."""
+        tokens, width = x.shape
+        out = torch.empty(tokens, width, dtype=torch.bfloat16)
+        self._norms(
+            self._level,
+            x.data_ptr(),
+            x.stride(0),
+            weight.data_ptr(),
+            out.data_ptr(),
+            width,
+            tokens,
+            eps,
             torch.get_num_threads(),
         )
         return out

@@ -152,6 +152,17 @@ def test_experts_that_nobody_chose_are_not_read(products: native.NativeProducts,
     assert torch.isfinite(out).all()
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_norms_equal_float64_but_for_two_roundings(
+    products: native.NativeProducts, random: Callable[..., Tensor], tokens: int
+) -> None:
+    x, weight = random(tokens, 160, scale=30.0)[:, :96], random(96)
+    exact = x.double() * (x.double().square().mean(1, keepdim=True) + 1e-6).rsqrt() * weight.double()
+    out = products.norms(x, weight, 1e-6)
+    assert ((out.double() - exact).abs() <= exact.abs() * 2 * ROUNDED).all()
+    assert relative_error(products.norms(x * 0, weight, 1e-6), exact) == 1  # zeros, and no division by zero
+
+
 def test_head_norms_multiplies_and_rounds_as_the_reference(
     products: native.NativeProducts, random: Callable[..., Tensor]
 ) -> None:

@@ -153,6 +153,18 @@ void each_product(const bf16* w, const bf16* x, int64_t x_stride, int64_t n, int
     parallel(threads, body);
 }
 
+void norms(const bf16* x, int64_t x_stride, const bf16* weight, bf16* y, int64_t width, int64_t tokens, float eps,
+           int threads) {
+    constexpr int64_t kSome = 16;
+    Blocks queue;
+    auto body = [&](int, int) {
+        for (int64_t block; queue.take((tokens + kSome - 1) / kSome, &block);)
+            for (int64_t t = block * kSome; t < least((block + 1) * kSome, tokens); ++t)
+                rms_norm(x + t * x_stride, weight, y + t * width, width, eps);
+    };
+    parallel(tokens <= kSome ? 1 : threads, body);
+}
+
 void linear(const Linear& job, int threads) {
     each_product(job.w, job.x, job.x_stride, job.n, job.k, job.tokens, threads,
                  [&](int64_t t, int64_t r, float value) { job.y[t * job.n + r] = to_bf16(value); });
@@ -660,7 +672,7 @@ namespace dslite {
 namespace {
 
 const Ops kOps = {linear,          head,    experts,     layer_scratch, layers,
-                  prefill_scratch, prefill, panel_bytes, many_experts,  many_linear};
+                  prefill_scratch, prefill, panel_bytes, many_experts,  many_linear, norms};
 
 }  // namespace
 }  // namespace dslite

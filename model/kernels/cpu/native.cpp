@@ -51,7 +51,7 @@ char* aligned_workspace(int64_t bytes) {
 extern "C" {
 
 // Increased with every change of what follows or of the structs in ops.h.
-int dslite_abi() { return 5; }
+int dslite_abi() { return 6; }
 
 // To be called first: see team.h.
 void dslite_use_openmp(OpenMp functions) { openmp = functions; }
@@ -71,6 +71,11 @@ void dslite_linear(int level, const bf16* w, const bf16* x, bf16* y, int64_t n, 
 void dslite_prefill(int level, const Prefill* job, int threads) {
     const Ops* ops = ops_of(level);
     ops->prefill(*job, aligned_workspace(ops->prefill_scratch(*job, threads)), threads);
+}
+
+void dslite_norms(int level, const bf16* x, int64_t x_stride, const bf16* weight, bf16* y, int64_t width, int64_t tokens,
+                  float eps, int threads) {
+    ops_of(level)->norms(x, x_stride, weight, y, width, tokens, eps, threads);
 }
 
 void dslite_head(int level, const bf16* w, const bf16* norm, float eps, const bf16* x, float* y, int64_t n, int64_t k,

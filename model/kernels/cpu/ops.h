@@ -98,6 +98,9 @@ struct Ops {
     // As experts and linear, for any number of rows and without a residual.
     void (*many_experts)(const Experts& job, char* scratch, int threads);
     void (*many_linear)(const Linear& job, char* scratch, int threads);
+    // y (tokens, width) = x / rms(x), rounded, times weight (width), rounded; rows of x lie x_stride values apart.
+    void (*norms)(const bf16* x, int64_t x_stride, const bf16* weight, bf16* y, int64_t width, int64_t tokens, float eps,
+                  int threads);
 };
 
 // The most that a call may ask for: its small arrays lie on the stack.
