@@ -1,5 +1,7 @@
 """Loading through the ring of staging buffers: the right bytes, in the order of the files, and never too early."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -254,3 +256,37 @@ def test_a_gpu_without_room_for_all_weights_is_given_back_slots_at_load(checkpoi
     model = load(checkpoint, device=CPU, dtype=torch.bfloat16, plan=made, seam=Tight(CPU))
     bank: Any = model.layers[1].mlp
     assert bank.experts.cache.slots == 4
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import torch
+from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.device import PlainDevice
+from dslite.runtime.hardware import peak_rss
+from dslite.runtime.loader import load
+
+class Far(PlainDevice):
+    def copy(self, copies, after=None):
+        for _, source in copies:
+            source.view(torch.uint8).sum()  # as a copy reads it
+
+checkpoint, meta = Checkpoint.open(Path(sys.argv[1])), torch.device("meta")
+before = peak_rss()
+load(checkpoint, device=meta, dtype=torch.bfloat16, seam=Far(meta))
+print(checkpoint.nbytes, peak_rss() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_resident_load_takes_little_host_memory_beside_the_file(tmp_path: Path) -> None:
+    """Half a gigabyte to a device that is not the host: what the process grows by is the ring, and small things."""
+    config = tiny_config(
+        hidden_size=1024, moe_intermediate_size=512, n_routed_experts=32, num_hidden_layers=6, intermediate_size=1024
+    )
+    write_checkpoint(tmp_path, config, dtype=torch.bfloat16)
+    run = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
+    size, grown = map(int, run.stdout.split())
+    assert size > 500e6
+    assert grown < 1.5 * staging.BUFFERS * staging.BUFFER_BYTES
