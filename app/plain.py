@@ -176,7 +176,11 @@ class PlainChat:
             responder.keep(self.dialogue.id)
 
     def _forget(self, error: ContextFullError, fit: Callable[[], list[T]]) -> list[T]:
-        """Ask whether the oldest turns may go. Raises the error where not."""
+        """Ask whether the oldest turns may go, unless config.toml says so. Raises the error where not."""
+        if self.start.looks.when_full == "forget":
+            kept = fit()
+            console.warn("the context is full: the model no longer sees the oldest messages of this chat")
+            return kept
         console.show_error(error)
         if not sys.stdin.isatty() or not input("Forget the oldest turns and answer? [y/N] ").lower().startswith("y"):
             raise error

@@ -40,9 +40,9 @@ class ChatSession:
     ) -> Iterator[Event]:
         """Answer, or go on with the last message. The space that the template leaves before an answer is left out."""
         request = Request(self.prompt_ids(messages, go_on=go_on), params)
+        events = self.engine.generate(request, cancel)  # here, not when the first event is asked for: it may not fit
         spacing = AnswerSpacing(not go_on)
-        for event in self.engine.generate(request, cancel):
-            yield event if isinstance(event, Prefilling) else spacing.strip(event)
+        return (event if isinstance(event, Prefilling) else spacing.strip(event) for event in events)
 
     def recall(self, key: str, messages: Sequence[Message], *, go_on: bool = False) -> None:
         """Read the conversation's rows from disk, once; later replies find them in the cache."""

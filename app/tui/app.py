@@ -44,7 +44,7 @@ class ChatApp(App[int]):
     TITLE = "dslite"
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-few-lines"), (LOW, "-enough-lines")]
+    VERTICAL_BREAKPOINTS = [(0, "-few-lines"), (LOW, "-enough-lines")]  # noqa: RUF012 - Textual declares it so
     BINDINGS: ClassVar[list[BindingType]] = []
 
     def __init__(self, start: ChatStart, *, driver_class: type[Driver] | None = None) -> None:
