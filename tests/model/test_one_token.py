@@ -97,7 +97,7 @@ def torch_read(model: Transformer, cache: Any, ids: list[int]) -> Tensor:
     "config",
     [
         {},
-        {"q_lora_rank": 24},
+        {"q_lora_rank": 24, "rms_norm_eps": 0.2},
         {"n_shared_experts": None, "num_experts_per_tok": 1},
         {"first_k_dense_replace": 3},
         {"first_k_dense_replace": 0, "routed_scaling_factor": 2.5, "n_routed_experts": 5},

@@ -24,7 +24,7 @@ from dslite.runtime.kv_cache import LatentKVCache
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles here")
 
-EPS = 1e-6
+EPS = 0.3  # so large that its absence shows
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -220,7 +220,8 @@ def test_a_dense_layer_equals_the_networks(hidden: int, width: int) -> None:
     table = triton_experts.address_table([], dense.matrices)
     assert table.shape == (1, 4)
     out, _, weights = run_experts(x, norm, poisoned(1), table, width, 0, 1)
-    torch.testing.assert_close(out, x + dense.reference(rms_norm(x, norm, EPS)), rtol=1e-5, atol=3e-5)
+    expected = x + dense.reference(rms_norm(x, norm, EPS))
+    assert (out - expected).norm() <= 1e-6 * expected.norm()
     assert weights.tolist() == [1.0]
 
 
