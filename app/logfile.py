@@ -36,12 +36,12 @@ def _path() -> Path:
     return log_dir() / "dslite.log"
 
 
-def keep_log() -> None:
-    """Write what the package logs into its file, and its warnings also to stderr."""
+def keep_log(*, answers: bool = True) -> None:
+    """Write what the package logs into its file, and its warnings also to stderr. Without `answers`, warnings alone."""
     logger = logging.getLogger("dslite")
     for handler in [handler for handler in logger.handlers if isinstance(handler, _File | _Stderr)]:
         logger.removeHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if answers else logging.WARNING)
     file, stderr = _File(), _Stderr(logging.WARNING)
     file.setFormatter(logging.Formatter(_FORMAT))
     logger.addHandler(file)

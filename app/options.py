@@ -78,7 +78,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*, debug: bool, quiet: bool, verbose: bool, **arguments: Any) -> Any:
         console.configure(debug=debug, quiet=quiet, verbose=verbose)
-        keep_log()
+        keep_log(answers=not arguments.get("no_save", False))
         try:
             try:
                 return function(**arguments)

@@ -50,16 +50,16 @@ def test_with_no_conversation_yet_continue_begins_one(dslite: Dslite, greeter: P
     assert len(saved(dslite)) == 1
 
 
-def test_raw_batch_and_no_save_keep_nothing(dslite: Dslite, greeter: Path) -> None:
-    for args, stdin in (
-        (["--raw", "x", "-n", "1"], b""),
-        (["--no-save", "x"], b""),
-        (["--batch", "-"], b'{"prompt": "x"}'),
+def test_raw_batch_and_no_save_keep_no_conversation(dslite: Dslite, greeter: Path) -> None:
+    for args, stdin, files in (
+        (["--no-save", "x"], b"", []),  # not even how fast it was
+        (["--raw", "x", "-n", "1"], b"", ["dslite.log"]),
+        (["--batch", "-"], b'{"prompt": "x"}', ["dslite.log"]),
     ):
         result = ask(dslite, greeter, *args, "--json", stdin=stdin)
         assert result.code == 0
         assert result.json["session"] is None
-    assert not (dslite.folder / "data").exists()
+        assert [file.name for file in (dslite.folder / "data").glob("*")] == files
 
 
 def test_no_save_with_continue_reads_and_adds_nothing(dslite: Dslite, greeter: Path) -> None:
