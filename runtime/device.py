@@ -147,12 +147,17 @@ class CudaDevice:
         target.copy_(values.pin_memory(), non_blocking=True)
 
     def record(self, launch: Launch) -> Launch:
-        launch()  # compiles what is compiled at its first use, which a recording would not survive
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile: only what this one does is recorded, and must be fit for it.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            launch()
-        replay: Launch = graph.replay
+        with torch.cuda.device(self.device):  # Triton launches on the current one
+            launch()  # compiles what is compiled at its first use, which a recording would not survive
+            # Other threads may use the GPU meanwhile: only what this one does is recorded, and must be fit for it.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                launch()
+
+        def replay() -> None:
+            with torch.cuda.device(self.device):
+                graph.replay()
+
         return replay
 
     def copy(self, copies: Copies, after: Event = None) -> Event:

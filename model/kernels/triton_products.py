@@ -91,37 +91,40 @@ def launch_norm_product(x: Tensor, norm: Tensor, first: Tensor, second: Tensor |
     """rms_norm(x) (D,) times first (A, D) and second (B, D): out (A+B,). One launch."""
     more = 0 if second is None else second.shape[0]
     rows_tile, step = tile(first.shape[0], x.shape[0])
-    norm_product[(triton.cdiv(first.shape[0], rows_tile) + triton.cdiv(more, rows_tile),)](
-        x,
-        norm,
-        first,
-        first if second is None else second,
-        out,
-        eps,
-        width=x.shape[0],
-        first_rows=first.shape[0],
-        second_rows=more,
-        rows_tile=rows_tile,
-        step=step,
-        num_warps=WARPS,
-    )
+    blocks = triton.cdiv(first.shape[0], rows_tile) + triton.cdiv(more, rows_tile)
+    with torch.cuda.device_of(x):  # outside of a recording, too: Triton launches on the current device
+        norm_product[(blocks,)](
+            x,
+            norm,
+            first,
+            first if second is None else second,
+            out,
+            eps,
+            width=x.shape[0],
+            first_rows=first.shape[0],
+            second_rows=more,
+            rows_tile=rows_tile,
+            step=step,
+            num_warps=WARPS,
+        )
 
 
 @torch.library.custom_op("dslite::add_product", mutates_args=("out",))
 def launch_add_product(x: Tensor, weight: Tensor, residual: Tensor, out: Tensor) -> None:
     """residual (A,) + weight (A, D) · x (D,): out (A,). One launch."""
     rows_tile, step = tile(weight.shape[0], x.shape[0])
-    add_product[(triton.cdiv(weight.shape[0], rows_tile),)](
-        x,
-        weight,
-        residual,
-        out,
-        width=x.shape[0],
-        rows=weight.shape[0],
-        rows_tile=rows_tile,
-        step=step,
-        num_warps=WARPS,
-    )
+    with torch.cuda.device_of(x):
+        add_product[(triton.cdiv(weight.shape[0], rows_tile),)](
+            x,
+            weight,
+            residual,
+            out,
+            width=x.shape[0],
+            rows=weight.shape[0],
+            rows_tile=rows_tile,
+            step=step,
+            num_warps=WARPS,
+        )
 
 
 @launch_norm_product.register_fake
