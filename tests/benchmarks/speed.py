@@ -36,6 +36,7 @@ from dslite.runtime.hardware import cpu_name
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
 
 DECODED = 8  # tokens of a turn
+WARMING = 2048  # tokens read before anything is timed
 
 
 class Runner(Protocol):
@@ -208,7 +209,7 @@ def main() -> None:
     parser.add_argument("--experts", default="eager", help="transformers' experts_implementation")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    context = max([*args.prompts, *args.depths, *args.alone, 0]) + DECODED * args.repeat + 64
+    context = max([*args.prompts, *args.depths, *args.alone, WARMING]) + DECODED * args.repeat + 64
     ours = Ours(args.folder, context, args.chunk)
     per_token = Footprint(ours.config, "bfloat16").read_per_token
     print(f"{cpu_name()}, {args.threads} threads, {sys.platform}, torch {torch.__version__}, {native.describe()}")
@@ -217,7 +218,7 @@ def main() -> None:
     def read(depth: int) -> int:
         return per_token + depth * kv_bytes_per_token(ours.config)
 
-    ours.prefill(torch.randint(0, 1000, (2048,)))  # every page of the files has been touched
+    ours.prefill(torch.randint(0, 1000, (WARMING,)))  # every page of the files has been touched
     for depth in args.alone:
         show(measure_decode([ours], depth, args.repeat, read(depth)))
     runners: list[Runner] = [ours]
