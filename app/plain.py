@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from dslite.app import console
 from dslite.app.chat_start import ChatStart
@@ -17,6 +17,7 @@ from dslite.app.dialogue_export import export
 from dslite.app.interruption import Interruption
 from dslite.app.markdown_blocks import code_blocks
 from dslite.app.opening import Opened
+from dslite.app.plain_full_context import FullContext, NewChatWanted
 from dslite.app.profiles import all_profiles, get_profile
 from dslite.app.slash import COMMANDS, Command, parse, split_setting
 from dslite.model.errors import DsliteError
@@ -28,7 +29,6 @@ from dslite.runtime.responder import Remembers
 if TYPE_CHECKING:
     from dslite.app.sessions import SessionStore
 
-T = TypeVar("T")
 _BLOCK = '"""'
 _SHORT_LIST = 20
 
@@ -53,6 +53,7 @@ class PlainChat:
         self.ref = start.ref
         self.opened: Opened | None = None
         self.dialogue = self._new_dialogue()
+        self.full_context = FullContext(self)
         self._leaving: int | None = None
 
     def _new_dialogue(self) -> Dialogue:
@@ -97,11 +98,15 @@ class PlainChat:
             if command is not None:
                 self._run(*command)
                 return
-            question = self.dialogue.add("user", text, parent=self.dialogue.leaf)
-            self.recorder.append(self.dialogue, question)
-            self._ask(question)
+            self.say(text)
         except DsliteError as error:
             console.show_error(error)
+
+    def say(self, text: str) -> None:
+        """Put a message to the model. Raises DsliteError."""
+        question = self.dialogue.add("user", text, parent=self.dialogue.leaf)
+        self.recorder.append(self.dialogue, question)
+        self._ask(question)
 
     def _run(self, command: Command, argument: str) -> None:
         deed: Callable[[str], None] = getattr(self, f"do_{command.name}")
@@ -135,9 +140,12 @@ class PlainChat:
         node = self.dialogue.add("assistant", "", parent=question, growing=True)
         try:
             self._answer(node, question)
+        except NewChatWanted:
+            self.dialogue.remove(node)
+            self.full_context.go_over(question)
         finally:
             node.growing = False
-            if not node.content:
+            if not node.content and node in question.children:
                 self.dialogue.remove(node)
 
     def _answer(self, node: Node, end: Node, *, go_on: bool = False) -> None:
@@ -152,7 +160,9 @@ class PlainChat:
             try:
                 events = responder.reply(messages, params, interruption.flag, go_on=go_on)
             except ContextFullError as error:
-                kept = self._forget(error, lambda: responder.fit(messages, go_on=go_on))
+                self.full_context.make_room(error, messages)
+                kept = responder.fit(messages, go_on=go_on)
+                console.warn("the context is full: the model no longer sees the oldest messages of this chat")
                 events = responder.reply(kept, params, interruption.flag, go_on=go_on)
             try:
                 self._print(node, events, interruption.flag)
@@ -174,17 +184,6 @@ class PlainChat:
         responder = self.opened.responder if self.opened is not None else None
         if self.dialogue.id is not None and isinstance(responder, Remembers):
             responder.keep(self.dialogue.id)
-
-    def _forget(self, error: ContextFullError, fit: Callable[[], list[T]]) -> list[T]:
-        """Ask whether the oldest turns may go, unless config.toml says so. Raises the error where not."""
-        if self.start.looks.when_full == "forget":
-            kept = fit()
-            console.warn("the context is full: the model no longer sees the oldest messages of this chat")
-            return kept
-        console.show_error(error)
-        if not sys.stdin.isatty() or not input("Forget the oldest turns and answer? [y/N] ").lower().startswith("y"):
-            raise error
-        return fit()
 
     def _print(self, node: Node, events: object, cancel: threading.Event) -> None:
         status, last = console.StatusLine(), "\n"
@@ -235,7 +234,12 @@ class PlainChat:
     def do_go_on(self, _: str) -> None:
         node = self.dialogue.last_answer()
         node.growing = True
-        self._answer(node, node, go_on=True)
+        try:
+            self._answer(node, node, go_on=True)
+        except NewChatWanted:
+            self.full_context.go_over(None)
+        finally:
+            node.growing = False
 
     def do_edit(self, text: str) -> None:
         from dslite.app.editor import edit_text
@@ -262,6 +266,7 @@ class PlainChat:
     def do_new(self, _: str) -> None:
         self.keep()
         self.dialogue = self._new_dialogue()
+        self.full_context.begin()
         print("a new chat; the old one is saved" if self.recorder.saving else "a new chat", flush=True)
 
     def do_load(self, prefix: str) -> None:
@@ -281,6 +286,7 @@ class PlainChat:
         if dialogue is None:
             return
         self.dialogue = dialogue
+        self.full_context.begin()
         self.settings.system = dialogue.system or ""
         print(f"{console.visible(dialogue.title)}\n")
         for node in dialogue.path():
