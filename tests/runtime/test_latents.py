@@ -263,6 +263,24 @@ def test_a_kill_at_any_point_leaves_a_whole_file(tmp_path: Path, writer: "subpro
     assert torch.equal(loaded.rows(0, count), saved.rows(0, count))
 
 
+def test_two_processes_that_save_one_conversation_never_mix_their_rows(
+    tmp_path: Path, writer: "subprocess.Popen[str]"
+) -> None:
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "ready\n"
+    store, other = LatentStore(tmp_path, "model"), IDS[::-1]  # another branch of the same conversation
+    theirs, ours = filled(2500), empty()
+    ours.put(filled(2500).rows(0, 900).flip(1))
+    seen: set[int] = set()
+    while len(seen) < 15:
+        assert store.save("chat", other[:900], ours)
+        for ids, truth in ((IDS, theirs), (other, ours)):
+            loaded = empty()
+            count = store.load("chat", ids, loaded)
+            assert torch.equal(loaded.rows(0, count), truth.rows(0, count))
+            seen.add(count)
+
+
 def test_rows_are_written_once_for_one_state_of_a_conversation(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_config())
     store = LatentStore(tmp_path / "latents", "model")
