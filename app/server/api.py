@@ -31,9 +31,9 @@ Parse = Callable[[dict[str, Any], Served, Limits], Asking]
 class Api:
     """The API over one model. `asgi` is what a server runs."""
 
-    def __init__(self, served: Served, limits: Limits, *, key: str | None = None, tokens: int | None = None) -> None:
-        """`key`: what clients must send. `tokens`: the most that the caches of all answers take together."""
-        self.worker = Worker(served.engine, limits, tokens=tokens)
+    def __init__(self, served: Served, limits: Limits, *, key: str | None = None) -> None:
+        """`key`: what clients must send."""
+        self.worker = Worker(served.engine, limits)
         self._served = served
         self._limits = limits
         self._guard = Guard(limits, key=key)

@@ -70,11 +70,9 @@ class Answering:
 class Worker:
     """Drives a batch in a thread of its own. Its methods are called in the event loop."""
 
-    def __init__(self, engine: Engine, limits: Limits, *, tokens: int | None = None) -> None:
-        """`tokens`: see Batch."""
+    def __init__(self, engine: Engine, limits: Limits) -> None:
         self._limits = limits
         self._engine = engine
-        self._tokens = tokens
         self._commands: SimpleQueue[Command | None] = SimpleQueue()
         self._open: dict[int, Answering] = {}
         self._numbers = itertools.count(1)
@@ -140,7 +138,7 @@ class Worker:
         return lambda batch: batch.leave(key)
 
     def _new_batch(self) -> Batch:
-        return Batch(self._engine, most=self._limits.parallel, tokens=self._tokens)
+        return Batch(self._engine, most=self._limits.parallel)
 
     def _run(self) -> None:
         batch = self._new_batch()
