@@ -10,6 +10,7 @@ match exactly is as if it were not there: a lost file costs time, never an answe
 import hashlib
 import json
 import logging
+import mmap
 import os
 import re
 import time
@@ -19,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dslite.model.rope import ROPE_LAYOUT
@@ -33,8 +33,10 @@ _BLOCK = 1024
 _HASHERS = 2
 _ORPHAN_S = 600  # nobody writes one file for so long
 _NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _BLOB = re.compile(r"[0-9a-f]{64}")
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError)  # a header may say anything
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class LatentStore:
             os.utime(self._file(key))
         except FileNotFoundError:
             pass
-        except (OSError, SafetensorError, ValueError, TypeError, IndexError) as error:
+        except _DAMAGE as error:
             log.warning("the saved rows of %s are not used: %s", key, error)
         return cache.length
 
@@ -145,29 +147,28 @@ class LatentStore:
     def _verified(self, file: Path, token_ids: Sequence[int], cache: LatentKVCache) -> Iterator[Tensor]:
         """Rows (L, T, C+R) of the tokens behind those of the cache, up to the first block that is not right."""
         known, form = cache.length, cache.rows(0, 0)
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            if metadata.get("format") != _FORMAT or metadata.get("fingerprint") != self._fingerprint:
-                raise ValueError("they belong to another model, or to another version")
-            ids, checksums = opened.get_tensor("token_ids"), opened.get_tensor("checksums").tolist()
-            wanted = common_prefix(ids.tolist(), token_ids)
-            numbers = range(known // _BLOCK, -(-wanted // _BLOCK))
+        opened = _Opened(file)
+        if opened.metadata.get("format") != _FORMAT or opened.metadata.get("fingerprint") != self._fingerprint:
+            raise ValueError("they belong to another model, or to another version")
+        ids, checksums = opened.tensor("token_ids"), opened.tensor("checksums").tolist()
+        wanted = common_prefix(ids.tolist(), token_ids)
+        numbers = range(known // _BLOCK, -(-wanted // _BLOCK))
 
-            def verify(number: int) -> Tensor | None:
-                rows = opened.get_tensor(f"rows.{number}")
-                end = min((number + 1) * _BLOCK, len(ids))
-                shape = (form.shape[0], end - number * _BLOCK, form.shape[2])
-                if rows.dtype != form.dtype or rows.shape != shape:
-                    return None
-                return rows if self._checksum(ids[:end], _bytes(rows)) == bytes(checksums[number]) else None
+        def verify(number: int) -> Tensor | None:
+            rows = opened.tensor(f"rows.{number}")
+            end = min((number + 1) * _BLOCK, len(ids))
+            shape = (form.shape[0], end - number * _BLOCK, form.shape[2])
+            if rows.dtype != form.dtype or rows.shape != shape:
+                return None
+            return rows if self._checksum(ids[:end], _bytes(rows)) == bytes(checksums[number]) else None
 
-            with ThreadPoolExecutor(_HASHERS) as pool:  # hashing lets go of the interpreter
-                for number, rows in zip(numbers, pool.map(verify, numbers), strict=True):
-                    if rows is None:
-                        log.warning("%s: block %d is damaged and will be computed again", file, number)
-                        return
-                    start = number * _BLOCK
-                    yield rows[:, max(known - start, 0) : wanted - start]
+        with ThreadPoolExecutor(_HASHERS) as pool:  # hashing lets go of the interpreter
+            for number, rows in zip(numbers, pool.map(verify, numbers), strict=True):
+                if rows is None:
+                    log.warning("%s: block %d is damaged and will be computed again", file, number)
+                    return
+                start = number * _BLOCK
+                yield rows[:, max(known - start, 0) : wanted - start]
 
     def _files(self) -> list[tuple[float, Path, int]]:
         """Date, path and size of every conversation's file, the longest unused first."""
@@ -193,6 +194,25 @@ class LatentStore:
                 return
             _remove(file)
             total -= size
+
+
+class _Opened:
+    """A saved file, mapped by one opening: the package's reader opens a name twice, for the header and for the bytes,
+    and another process may put a new file in between."""
+
+    def __init__(self, file: Path) -> None:
+        with file.open("rb") as stream:
+            # a private mapping: nothing is written, but torch takes read-only memory with a warning alone
+            self._bytes = torch.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+        self._start = 8 + int.from_bytes(self._bytes[:8].numpy().tobytes(), "little")
+        self._entries = json.loads(self._bytes[8 : self._start].numpy().tobytes())
+        self.metadata = self._entries.get("__metadata__", {})
+
+    def tensor(self, name: str) -> Tensor:
+        """A view of the file. Raises one of _DAMAGE where the header does not describe one."""
+        entry = self._entries[name]
+        begin, end = (self._start + place for place in entry["data_offsets"])
+        return self._bytes[begin:end].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
 
 
 def _header(layout: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
