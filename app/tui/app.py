@@ -23,6 +23,7 @@ from dslite.app.tui import keys
 from dslite.app.tui.chat_screen import LOW, ChatScreen
 from dslite.app.tui.conductor import Conductor
 from dslite.app.tui.inspector import Inspector
+from dslite.app.tui.pace import BESIDE_A_CPU, BESIDE_ANOTHER, Pace
 from dslite.app.tui.textual_memory import let_go
 from dslite.app.tui.themes import DEFAULT, THEMES
 from dslite.app.tui.worker import EngineWorker
@@ -32,7 +33,6 @@ from dslite.runtime.places import log_dir
 
 T = TypeVar("T")
 _TICK_S = 1 / 12
-_SLOW_DRAW_S = 0.02
 _ESCAPE_DELAY_S = 0.025  # as vim and tmux users set it: Textual's 100 ms would be all the time that Esc may take
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
 
@@ -56,7 +56,7 @@ class ChatApp(App[int]):
         self.worker.open(start.ref)  # before any message: one that is sent early waits behind it
         self.inspector: Inspector | None = None
         self.crash: BaseException | None = None
-        self._resting = 0
+        self._pace = Pace()
         self._mouse_on = True
         for theme in THEMES:
             self.register_theme(theme)
@@ -100,14 +100,10 @@ class ChatApp(App[int]):
         self._timer = self.set_interval(_TICK_S, self._tick)
 
     def _tick(self) -> None:
-        """Draw what came. Where that takes long, the next ticks are left out, so that keys are still heard."""
-        if self._resting:
-            self._resting -= 1
-            return
-        started = time.thread_time()  # not the clock: what other programs take is no reason to draw less
-        self.conductor.listener.tick()
-        spent = time.thread_time() - started
-        self._resting = min(int(spent / _SLOW_DRAW_S), 5)
+        """Take what came. Text waits where drawing it now would cost the model or the keys too much."""
+        facts = self.conductor.status.facts
+        share = BESIDE_A_CPU if facts is not None and facts.device == "cpu" else BESIDE_ANOTHER
+        self.conductor.listener.tick(draw=self._pace.due(share))
 
     def settle(self) -> None:
         """What exists by now stays: the collector need not walk it in every pause, 80 ms with a model loaded."""

@@ -26,16 +26,15 @@ class Listener:
         self._conductor = conductor
         self.rates: deque[float] = deque(maxlen=600)  # tokens/s, one value a tick in which tokens came
 
-    def tick(self) -> None:
-        """Take what has happened since the last call, and draw it once."""
+    def tick(self, *, draw: bool = True) -> None:
+        """Take what has happened since the last call, and draw it once. Without `draw` text alone waits."""
         conductor, status = self._conductor, self._conductor.status
-        text: list[str] = []
         for event in conductor.worker.drain():
             match event:
                 case told.Told(job, inner) if conductor.reply is not None and self._is_current(job):
-                    self._on_told(conductor.reply, inner, text)
+                    self._on_told(conductor.reply, inner)
                 case told.Failed(job, error) if conductor.reply is not None and self._is_current(job):
-                    self._grow(text)
+                    self._grow(conductor.reply)
                     self._on_failed(conductor.reply, error)
                 case told.Began(job, left_out) if left_out and conductor.reply is not None and self._is_current(job):
                     self._on_left_out(conductor.reply, left_out)
@@ -49,9 +48,10 @@ class Listener:
                     status.facts = facts
                 case told.Unavailable(ref, error, absent):
                     self._on_unavailable(ref, error, absent)
-        self._grow(text)
-        if conductor.reply is not None and conductor.reply.then is None:
-            conductor.recorder.update_now_and_then(conductor.dialogue, conductor.reply.node, conductor.reply.ids)
+        if draw and (reply := conductor.reply) is not None:
+            self._grow(reply)
+            if reply.then is None:  # only now do its text and its ids tell the same
+                conductor.recorder.update_now_and_then(conductor.dialogue, reply.node, reply.ids)
         conductor.screen.refresh_lines()
 
     def _is_current(self, job: Answering) -> bool:
@@ -71,7 +71,7 @@ class Listener:
             count = dialogue.forget(reply.end, count)
             self._conductor.say(f"the model no longer sees the first {count} messages of this chat", above=True)
 
-    def _on_told(self, reply: Reply, event: Prefilling | Token | Done, text: list[str]) -> None:
+    def _on_told(self, reply: Reply, event: Prefilling | Token | Done) -> None:
         status = self._conductor.status
         if isinstance(event, Prefilling):
             status.reading, status.used = event, round(event.done)
@@ -88,19 +88,18 @@ class Listener:
                 reply.times.popleft()
             status.doing = status.doing if reply.stopped else "writing"
             status.used += 1
-            text.append(event.delta)
+            reply.undrawn.append(event.delta)
             return
-        text.append(event.delta)
-        self._grow(text)
+        reply.undrawn.append(event.delta)
+        self._grow(reply)
         self._on_done(reply, event)
 
-    def _grow(self, text: list[str]) -> None:
+    def _grow(self, reply: Reply) -> None:
         """Put new text on screen, and the speed it comes with."""
-        reply = self._conductor.reply
-        if reply is None or not any(text):
+        new = "".join(reply.undrawn)
+        if not new:
             return
-        new = "".join(text)
-        text.clear()
+        reply.undrawn.clear()
         reply.node.content += new
         self._conductor.screen.transcript.extend(reply.entry, new)
         (then, before), (now, after) = reply.times[0], reply.times[-1]

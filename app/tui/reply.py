@@ -24,6 +24,7 @@ class Reply:
     before: str = ""
     ids: list[int] = field(default_factory=list)
     count: int = 0  # tokens that came
+    undrawn: list[str] = field(default_factory=list)  # text that came since it was last drawn
     times: deque[tuple[float, int]] = field(default_factory=deque)
     stopped: bool = False
     then: Callable[[Node], None] | None = None

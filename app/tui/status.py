@@ -1,5 +1,6 @@
 """The line of facts: what the machine is doing, where the model lives, how full the context is."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ from dslite.runtime.sizes import size_text
 Doing = Literal["starting", "loading", "reading", "writing", "stopping", "idle", "nothing"]
 WARN_AT = 0.85
 _BAR = 8
+_COUNTING_S = 0.25  # while an answer is written, its numbers change with every token: nobody reads them so fast
 
 
 @dataclass
@@ -135,8 +137,15 @@ class StatusLine(Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._line = Text(end="")
+        self._shown_at = 0.0
+        self._shown: tuple[object, ...] = ()
 
     def show(self, status: Status) -> None:
+        state = (status.doing, status.notice, status.waiting, status.unsaved, self.size.width)
+        now = time.monotonic()
+        if status.doing == "writing" and state == self._shown and now - self._shown_at < _COUNTING_S:
+            return
+        self._shown, self._shown_at = state, now
         palette = Palette.of_theme(self.app.theme_variables, self.rich_style)
         width = max(self.size.width, 10)
         if status.notice:
@@ -150,6 +159,7 @@ class StatusLine(Widget):
     def restyle(self) -> None:
         """The theme has changed."""
         self._line = Text(end="")
+        self._shown = ()
 
     @property
     def text(self) -> str:

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -150,13 +150,15 @@ class Transcript(ScrollView, can_focus=True):
         changed = [olds.get(id(block)) or Piece(entry, block) for block in blocks[first:]]
         if entry.note:
             changed.append(Piece(entry, kind="note"))
+        before = _lines(self._pieces[base + len(kept) :])
         entry.pieces = kept + changed
         self._pieces[base:] = entry.pieces
         for piece in changed:
             self._draw(piece)
         top = self._tops[base + len(kept)]
         self._measure(base + len(kept))
-        self._place(to_end=follows, from_line=top)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, _lines(changed), strict=False)))
+        self._place(to_end=follows, from_line=top + same)
 
     # Layout.
 
@@ -225,15 +227,16 @@ class Transcript(ScrollView, can_focus=True):
             if not self._draw_lines(y, y + height):
                 break
         y = self._wanted_scroll(to_end, anchor)
-        before = self.virtual_size.height
-        # Not by assignment, which would lay out the whole screen anew: nothing but the scroll bar has changed.
-        self.set_reactive(Transcript.virtual_size, Size(self.size.width, self._tops[-1]))
-        self._scroll_update(self.virtual_size)
+        before, whole = self.virtual_size, Size(self.size.width, self._tops[-1])
+        if whole != before:  # else the scroll bar would be drawn again, which costs more than a line of text
+            # Not by assignment, which would lay out the whole screen anew: nothing but the scroll bar has changed.
+            self.set_reactive(Transcript.virtual_size, whole)
+            self._scroll_update(whole)
         self._follows_before_resize = to_end
         if y != self.scroll_offset.y:
             self.scroll_to(y=y, animate=False, force=True, immediate=True)
-        elif from_line is not None and before <= self._tops[-1]:
-            self.refresh(Region(0, from_line - y, self.size.width, max(self._tops[-1] - from_line, 1)))
+        elif from_line is not None and before.height <= whole.height:
+            self.refresh(Region(0, from_line - y, whole.width, max(whole.height - from_line, 1)))
         else:
             self.refresh()
 
@@ -408,3 +411,8 @@ class Transcript(ScrollView, can_focus=True):
     def iter_drawn(self) -> Iterable[Piece]:
         """Pieces whose lines are in memory."""
         return (piece for piece in self._pieces if piece.strips is not None)
+
+
+def _lines(pieces: Iterable[Piece]) -> list[Strip]:
+    """The lines of pieces, as they were last drawn."""
+    return [strip for piece in pieces for strip in piece.strips or ()]

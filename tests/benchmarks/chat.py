@@ -3,8 +3,8 @@
     python tests/benchmarks/chat.py            # all
     python tests/benchmarks/chat.py start keys # some
 
-The model is a fake that emits at a set rate, but for `cost`, which decodes with the real engine on eight layers of the
-real size (9 GB of memory). Keys are characters that occur nowhere else: one is on screen when its bytes come back.
+The model is a fake that emits at a set rate; what the screen costs the real engine is chat_cost.py's matter. Keys are
+characters that occur nowhere else: one is on screen when its bytes come back.
 """
 
 import json
@@ -278,44 +278,6 @@ def sessions() -> None:
     )
 
 
-def cost() -> None:
-    """Decoding in the chat against `dslite complete`, in turns, on the checkpoint that DSLITE_BENCH_MODEL names."""
-    model = os.environ.get("DSLITE_BENCH_MODEL")
-    if not model:
-        print("cost: set DSLITE_BENCH_MODEL to a folder with eight layers of the real size")
-        return
-    flags = ["-m", model, "-n", "64", "-t", "0", "--threads", str(os.cpu_count())]
-    alone, shown = [], []
-    for _ in range(4):
-        with tempfile.TemporaryDirectory() as folder:
-            home = Path(folder)
-            with dslite(
-                "complete", *flags, "-o", "json", "--output-file", str(home / "out"), "Count.", home=home
-            ) as run:
-                run.end()
-            alone.append(json.loads((home / "out").read_text())["timing"]["decode_tps"])
-            with dslite("chat", *flags, home=home, size=SIZE) as terminal:
-                terminal.wait("ready")
-                terminal.type("Count.\r")
-                terminal.wait("tok/s last", patience=300)
-                terminal.press("ctrl+d")
-                terminal.end()
-            info = _saved_info(home / "data")
-            shown.append(info["completion_tokens"] / info["decode_s"])
-    fast, slow = statistics.median(alone), statistics.median(shown)
-    value = f"{fast:.2f} alone, {slow:.2f} in the chat: {100 * (1 - slow / fast):+.1f} %"
-    row("cost to decoding speed, medians of 4 in turns", value, "≤ 3 %")
-
-
-def _saved_info(home: Path) -> dict[str, float]:
-    from dslite.app.sessions import SessionStore
-
-    with SessionStore.open(home / "sessions.db") as store:
-        talk = store.latest()
-        assert talk is not None
-        return dict(store.path(talk.leaf)[-1].info)
-
-
 MEASURES: dict[str, Callable[[], None]] = {
     "start": start,
     "keys": keys,
@@ -323,7 +285,6 @@ MEASURES: dict[str, Callable[[], None]] = {
     "stop": stop,
     "long": long,
     "sessions": sessions,
-    "cost": cost,
 }
 
 if __name__ == "__main__":
