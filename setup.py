@@ -26,8 +26,8 @@ setup(
             optional=True,
         ),
         Extension(
-            "dslite.runtime._mapped_pages",
-            sources=["runtime/mapped_pages.c"],
+            "dslite.runtime.weights._mapped_pages",
+            sources=["runtime/weights/mapped_pages.c"],
             extra_compile_args=["-O2", "-g0", "-std=gnu11", "-fvisibility=hidden"],
             optional=True,
         ),

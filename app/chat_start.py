@@ -10,7 +10,7 @@ from dslite.app.opening import Opener
 from dslite.app.recorder import Recorder
 from dslite.app.setup import FirstRun
 from dslite.model.errors import DsliteError
-from dslite.runtime.hub import ModelRef
+from dslite.runtime.downloads.hub import ModelRef
 
 if TYPE_CHECKING:
     from dslite.app.config import Config

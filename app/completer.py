@@ -12,10 +12,10 @@ from dslite.app.sampling import check_types, model_defaults
 from dslite.model.errors import DsliteError
 from dslite.runtime.batch import Batch
 from dslite.runtime.chat_template import AnswerSpacing, ChatTemplate, Message
+from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.engine import Engine, Request
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.hub import ModelRef, locate
 from dslite.runtime.options import EngineOptions, open_engine
 from dslite.runtime.sampling_params import SamplingParams
 

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ModelUnavailableError, UsageError
-from dslite.runtime.hub import ModelRef
 
 if TYPE_CHECKING:
     from dslite.runtime.endpoint import Endpoint

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from dslite.app import console
+from dslite.runtime.downloads.hub import DEMO, ModelRef, locate, parse_model
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
 from dslite.runtime.events import Found
-from dslite.runtime.hub import DEMO, ModelRef, locate, parse_model
 from dslite.runtime.sizes import size_text
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _say(text: str) -> None:
 
 def _ask(ref: ModelRef) -> ModelRef:
     """Name what a download would mean, and offer it beside the other ways."""
-    from dslite.runtime.download import pull
+    from dslite.runtime.downloads.download import pull
 
     events = pull(ref)
     with closing(events):
@@ -93,9 +93,9 @@ def _show_download(ref: ModelRef, events: "Generator[PullEvent, None, None]") ->
 
 def plan_line(ref: ModelRef) -> str:
     """How the model would run on this machine, in one line."""
-    from dslite.runtime.hardware import machine
-    from dslite.runtime.model_config import config_of
-    from dslite.runtime.placement import plan
+    from dslite.runtime.downloads.model_config import config_of
+    from dslite.runtime.planning.hardware import machine
+    from dslite.runtime.planning.placement import plan
 
     config = config_of(ref)
     made = plan(machine(), config)
@@ -116,7 +116,7 @@ def _read(prompt: str) -> str:
 
 
 def _other_folder() -> Path | None:
-    from dslite.runtime.layout import missing_files, read_config
+    from dslite.runtime.downloads.layout import missing_files, read_config
 
     text = _read("folder: ")
     folder = Path(text).expanduser()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dslite.app.endpoints import Served
-from dslite.runtime.hub import ModelRef, locate
+from dslite.runtime.downloads.hub import ModelRef, locate
 
 if TYPE_CHECKING:
     from dslite.runtime.events import Loading

@@ -21,9 +21,9 @@ from dslite.app.plain_full_context import FullContext, NewChatWanted
 from dslite.app.profiles import all_profiles, get_profile
 from dslite.app.slash import COMMANDS, Command, parse, split_setting
 from dslite.model.errors import DsliteError
+from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError, UsageError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.hub import ModelRef, parse_model
 from dslite.runtime.responder import Remembers
 
 if TYPE_CHECKING:

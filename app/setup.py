@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 from threading import Event as Flag
 from typing import TYPE_CHECKING
 
-from dslite.runtime.hub import ModelRef
+from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.sizes import size_text
 
 if TYPE_CHECKING:
-    from dslite.runtime.device_plan import DevicePlan
     from dslite.runtime.events import PullEvent
+    from dslite.runtime.planning.device_plan import DevicePlan
 
 Pull = Callable[[ModelRef, Flag], "Generator[PullEvent]"]
 
 
 def pull_from_hub(ref: ModelRef, cancel: Flag) -> "Generator[PullEvent]":
     """The real download; imported when it is wanted."""
-    from dslite.runtime.download import pull
+    from dslite.runtime.downloads.download import pull
 
     return pull(ref, cancel=cancel)
 
@@ -27,9 +27,9 @@ def describe_machine(ref: ModelRef) -> list[str]:
 
     Imports torch and, the first time, measures for seconds: call it in a thread. Raises DsliteError.
     """
-    from dslite.runtime.hardware import machine
-    from dslite.runtime.model_config import config_of
-    from dslite.runtime.placement import plan
+    from dslite.runtime.downloads.model_config import config_of
+    from dslite.runtime.planning.hardware import machine
+    from dslite.runtime.planning.placement import plan
 
     here = machine()
     gpu = f"{here.device_name}, {size_text(here.vram_free)} free of {size_text(here.vram_total)}"

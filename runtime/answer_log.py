@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from dslite.runtime.events import Done
-from dslite.runtime.expert_stats import ExpertStats
+from dslite.runtime.weights.expert_stats import ExpertStats
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from dslite.runtime.draft import Draft, Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import DsliteError, OutOfMemoryError
 from dslite.runtime.events import Event, Prefilling
-from dslite.runtime.experts import with_room
-from dslite.runtime.hardware import free_memory
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.planning.hardware import free_memory
 from dslite.runtime.sampling import check_finite
+from dslite.runtime.weights.experts import with_room
 
 DEFAULT_BATCH = 16  # what the compiled kernels of a CPU take at once
 _PIECE = 512  # prompt tokens read in one step: what the others wait for

@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from dslite.runtime.downloads.hub import cache_root
+from dslite.runtime.downloads.inventory import StoredModel, stored_models
 from dslite.runtime.errors import DsliteError
-from dslite.runtime.hardware import MachineSpec, cpu_features, cpu_name, machine, physical_cores
-from dslite.runtime.hub import cache_root
-from dslite.runtime.inventory import StoredModel, stored_models
 from dslite.runtime.places import cache_dir, config_dir, data_dir
+from dslite.runtime.planning.hardware import MachineSpec, cpu_features, cpu_name, machine, physical_cores
 
 _PACKAGES = "torch triton safetensors tokenizers huggingface_hub httpx2 numpy textual typer rich".split()
 _SPARE_BYTES = 1 << 30  # on the disks where dslite writes
@@ -61,7 +61,7 @@ def examine(*, refresh: bool = False) -> Examination:
     import torch
 
     from dslite.model.kernels import native
-    from dslite.runtime.products import choose_products
+    from dslite.runtime.planning.products import choose_products
 
     seen = Examination()
     here = machine(refresh=refresh)
@@ -139,7 +139,7 @@ def _speeds(here: MachineSpec) -> dict[str, Fact]:
 def _places() -> dict[str, Fact]:
     from huggingface_hub import constants
 
-    from dslite.runtime.download import free_bytes
+    from dslite.runtime.downloads.download import free_bytes
 
     return {
         "Hugging Face cache": str(cache_root()),
@@ -164,7 +164,7 @@ def _of_cpu() -> Iterator[Finding]:
 
 
 def _of_places() -> Iterator[Finding]:
-    from dslite.runtime.download import free_bytes
+    from dslite.runtime.downloads.download import free_bytes
 
     variables = {"DSLITE_CACHE_DIR": cache_dir(), "DSLITE_CONFIG_DIR": config_dir(), "DSLITE_DATA_DIR": data_dir()}
     for variable, place in (variables | {"HF_HOME": cache_root()}).items():

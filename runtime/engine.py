@@ -24,13 +24,13 @@ from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.draft import Draft, Request
 from dslite.runtime.errors import ContextFullError, NumericsError, OutOfMemoryError, UsageError
 from dslite.runtime.events import Event, Prefilling
-from dslite.runtime.experts import with_room
-from dslite.runtime.hardware import peak_rss
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.latents import LatentStore
-from dslite.runtime.loader import expert_cache
+from dslite.runtime.planning.hardware import peak_rss
 from dslite.runtime.sampling import check_finite
 from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.weights.experts import with_room
+from dslite.runtime.weights.loader import expert_cache
 
 PREFILL_CHUNK = 2048
 _LOGIT_ROWS = 64  # prompt positions scored at once: 64 × 102,400 × 4 bytes

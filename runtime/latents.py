@@ -24,8 +24,8 @@ from torch import Tensor
 
 from dslite.model.rope import ROPE_LAYOUT
 from dslite.runtime.branches import common_prefix
-from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.weights.checkpoint import Checkpoint
 
 DEFAULT_MOST_BYTES = 4_000_000_000
 _FORMAT = "dslite-latents-1"

@@ -9,20 +9,20 @@ from typing import Literal
 import torch
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.checkpoint import Checkpoint
-from dslite.runtime.device_plan import DevicePlan, PlanRequest
+from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
-from dslite.runtime.fitting import fit
-from dslite.runtime.hardware import physical_cores
 from dslite.runtime.latents import LatentStore, fingerprint
-from dslite.runtime.layout import read_json
-from dslite.runtime.loader import load
-from dslite.runtime.placement import DEFAULT_CONTEXT
 from dslite.runtime.places import latents_dir
-from dslite.runtime.products import choose_products
+from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
+from dslite.runtime.planning.fitting import fit
+from dslite.runtime.planning.hardware import physical_cores
+from dslite.runtime.planning.placement import DEFAULT_CONTEXT
+from dslite.runtime.planning.products import choose_products
 from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.loader import load
 
 _TINY_BYTES = 256 * 2**20
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

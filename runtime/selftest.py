@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.events import Token
-from dslite.runtime.layout import read_json
 
 if TYPE_CHECKING:
     from dslite.runtime.draft import Request

@@ -11,8 +11,8 @@ from typing import Any
 
 import tokenizers
 
+from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.errors import CheckpointError, UsageError
-from dslite.runtime.layout import read_json
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from dslite.app import options
 from dslite.app.options import flag
 from dslite.app.tables import print_table
+from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
+from dslite.runtime.downloads.model_config import config_of
 from dslite.runtime.errors import ModelUnavailableError, UsageError
-from dslite.runtime.hub import ModelRef, locate, parse_model
-from dslite.runtime.model_config import config_of
 
 if TYPE_CHECKING:
     from dslite.model.transformer import Transformer
     from dslite.runtime.options import EngineOptions
-    from dslite.runtime.speed import SpeedRow
+    from dslite.runtime.planning.speed import SpeedRow
 
 
 def bench(
@@ -57,7 +57,7 @@ def bench(
     ref = parse_model(model or "chat", revision)
 
     from dslite.runtime.options import EngineOptions
-    from dslite.runtime.speed import SpeedTest
+    from dslite.runtime.planning.speed import SpeedTest
 
     test = SpeedTest(prompts, gen_tokens, depths, repeat, batch_size)
     if ctx_size is not None and ctx_size < test.context:
@@ -111,10 +111,10 @@ def _random(ref: ModelRef, asked: "EngineOptions", layers: int | None) -> "tuple
     """Random weights, all of them resident."""
     import torch
 
-    from dslite.runtime.device_plan import PlanRequest
-    from dslite.runtime.fitting import fit
     from dslite.runtime.options import parse_dtype, pick_context, pick_device, pick_threads
-    from dslite.runtime.speed import random_model
+    from dslite.runtime.planning.device_plan import PlanRequest
+    from dslite.runtime.planning.fitting import fit
+    from dslite.runtime.planning.speed import random_model
 
     config = config_of(ref, offline=asked.offline)
     if layers is not None:

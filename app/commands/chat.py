@@ -10,8 +10,8 @@ import typer
 from dslite.app import options
 from dslite.app.options import flag, system_message
 from dslite.app.sampling import chosen
+from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError, UsageError
-from dslite.runtime.hub import locate, parse_model
 
 if TYPE_CHECKING:
     from dslite.app.chat_start import ChatStart

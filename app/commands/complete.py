@@ -14,8 +14,8 @@ from dslite.app.options import flag, system_message
 from dslite.app.output_file import Output, check_output
 from dslite.app.prompt import read_batch, read_prompt
 from dslite.app.sampling import chosen
+from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import UsageError
-from dslite.runtime.hub import ModelRef, parse_model
 
 if TYPE_CHECKING:
     from dslite.app.answer_settings import AnswerSettings

@@ -9,8 +9,8 @@ import typer
 
 from dslite.app import console, options
 from dslite.app.options import flag
+from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError
-from dslite.runtime.hub import locate, parse_model
 from dslite.runtime.sizes import size_text
 
 if TYPE_CHECKING:

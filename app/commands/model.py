@@ -8,12 +8,12 @@ import typer
 
 from dslite.app import options
 from dslite.app.options import command
-from dslite.runtime.hub import parse_model
+from dslite.runtime.downloads.hub import parse_model
 
 if TYPE_CHECKING:
-    from dslite.runtime.inventory import StoredModel
-    from dslite.runtime.model_info import ModelInfo
-    from dslite.runtime.verify import CheckedFile
+    from dslite.runtime.downloads.inventory import StoredModel
+    from dslite.runtime.downloads.verify import CheckedFile
+    from dslite.runtime.planning.model_info import ModelInfo
 
 app = typer.Typer(help="Download, check and remove models.", no_args_is_help=True)
 
@@ -34,7 +34,7 @@ _PART_NAMES = {
 def list_models(*, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
     """List the DeepSeek-V2 models on this machine."""
     from dslite.app.tables import print_table
-    from dslite.runtime.inventory import stored_models
+    from dslite.runtime.downloads.inventory import stored_models
     from dslite.runtime.sizes import size_text
 
     models = stored_models()
@@ -71,9 +71,9 @@ def pull(name: Name, *, revision: options.Revision = None, offline: options.Offl
     """Download a model, or go on with a download; its folder is printed at the end."""
     from dslite.app import console
     from dslite.app.pull_display import show_pull
-    from dslite.runtime import download
-    from dslite.runtime.hub import locate
-    from dslite.runtime.layout import read_config
+    from dslite.runtime.downloads import download
+    from dslite.runtime.downloads.hub import locate
+    from dslite.runtime.downloads.layout import read_config
 
     ref = parse_model(name, revision)
     if ref.repo_id is None:
@@ -103,9 +103,9 @@ def verify(
     from dslite.app import console
     from dslite.app.pull_display import PullDisplay
     from dslite.app.tables import print_table
-    from dslite.runtime.hub import locate
-    from dslite.runtime.verify import complaint
-    from dslite.runtime.verify import verify as check
+    from dslite.runtime.downloads.hub import locate
+    from dslite.runtime.downloads.verify import complaint
+    from dslite.runtime.downloads.verify import verify as check
 
     wants_json = options.wants_json(output, as_json)
     ref = parse_model(name, revision)
@@ -129,7 +129,7 @@ def verify(
 def rm(name: Name, *, revision: options.Revision = None) -> None:
     """Remove a model from the Hugging Face cache: all its revisions, or the one that is named."""
     from dslite.app import console
-    from dslite.runtime.inventory import remove
+    from dslite.runtime.downloads.inventory import remove
     from dslite.runtime.sizes import size_text
 
     freed = remove(parse_model(name, revision))
@@ -146,7 +146,7 @@ def info(
     as_json: options.AsJson = False,
 ) -> None:
     """Show what a model is made of, in bytes; it need not be here."""
-    from dslite.runtime.model_info import describe
+    from dslite.runtime.planning.model_info import describe
 
     wants_json = options.wants_json(output, as_json)
     found = describe(parse_model(name, revision), offline=offline)

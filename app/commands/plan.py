@@ -8,13 +8,13 @@ import typer
 
 from dslite.app import options
 from dslite.app.options import flag, parse_size
+from dslite.runtime.downloads.hub import parse_model
+from dslite.runtime.downloads.model_config import config_of
 from dslite.runtime.errors import ModelUnavailableError, UsageError
-from dslite.runtime.hub import parse_model
-from dslite.runtime.model_config import config_of
 
 if TYPE_CHECKING:
-    from dslite.runtime.device_plan import DevicePlan
-    from dslite.runtime.hardware import MachineSpec
+    from dslite.runtime.planning.device_plan import DevicePlan
+    from dslite.runtime.planning.hardware import MachineSpec
 
 # What a described GPU is taken for where the flags do not say.
 _PCIE = 25e9  # PCIe 4 x16, as measured on pinned memory
@@ -51,8 +51,8 @@ def plan(
     as_json: Annotated[bool, flag("--json", help="The same as -o json.")] = False,
 ) -> None:
     """Show what would live where, on this machine or a described one, and the speed to expect."""
-    from dslite.runtime.device_plan import PlanRequest
-    from dslite.runtime.placement import plan as place
+    from dslite.runtime.planning.device_plan import PlanRequest
+    from dslite.runtime.planning.placement import plan as place
 
     if output not in ("text", "json"):
         raise UsageError(f"--output is {output!r}; it must be text or json")
@@ -80,7 +80,7 @@ def plan(
 
 def _machine(device: str, vram: int | None, ram: int | None, speeds: dict[str, float | None]) -> "MachineSpec":
     """This machine, with what the flags say in place of what is here."""
-    from dslite.runtime.hardware import machine
+    from dslite.runtime.planning.hardware import machine
 
     here = machine()
     kind = here.device if device == "auto" else device.partition(":")[0]

@@ -11,8 +11,8 @@ import typer
 from dslite.app import options
 from dslite.app.first_model import ensure_model
 from dslite.app.options import flag
+from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef, parse_model
 from dslite.runtime.errors import DsliteError, UsageError
-from dslite.runtime.hub import SHORT_NAMES, ModelRef, parse_model
 
 ALIAS = "deepseek-chat"  # the name in the LangChain sample of the model's own README
 

@@ -6,9 +6,9 @@ from dslite.app.console import StatusLine
 from dslite.app.sampling import model_defaults
 from dslite.app.server.asking import Served
 from dslite.runtime.chat_template import ChatTemplate
+from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Loading
-from dslite.runtime.hub import ModelRef, locate
 from dslite.runtime.options import EngineOptions, open_engine
 
 

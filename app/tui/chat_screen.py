@@ -22,7 +22,7 @@ from dslite.app.tui.status import StatusLine, TitleLine
 from dslite.app.tui.text import one_line
 from dslite.app.tui.transcript import Transcript
 from dslite.model.errors import DsliteError
-from dslite.runtime.hub import ModelRef
+from dslite.runtime.downloads.hub import ModelRef
 
 if TYPE_CHECKING:
     from dslite.app.tui.app import ChatApp

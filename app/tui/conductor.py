@@ -22,8 +22,8 @@ from dslite.app.tui.reply import Reply
 from dslite.app.tui.status import Status
 from dslite.app.tui.worker import Answering, EngineWorker
 from dslite.model.errors import DsliteError
+from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import UsageError
-from dslite.runtime.hub import ModelRef, parse_model
 
 if TYPE_CHECKING:
     from dslite.app.sessions import SessionStore

@@ -18,8 +18,8 @@ from dslite.app.tui.dialogs import LineDialog
 from dslite.app.tui.status import size
 from dslite.app.tui.text import inert
 from dslite.model.errors import DsliteError
+from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.events import Downloading, Found, Present
-from dslite.runtime.hub import ModelRef
 from dslite.runtime.sizes import time_text
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class FirstRunScreen(ModalScreen[str | None]):
         def given(folder: str | None) -> None:
             if folder is None:
                 return
-            from dslite.runtime.hub import parse_model
-            from dslite.runtime.layout import read_config
+            from dslite.runtime.downloads.hub import parse_model
+            from dslite.runtime.downloads.layout import read_config
 
             try:
                 ref = parse_model(folder.strip())

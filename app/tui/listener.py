@@ -9,8 +9,8 @@ from dslite.app.tui.entries import note_of
 from dslite.app.tui.reply import Reply, ids_of
 from dslite.app.tui.worker import Answering
 from dslite.model.errors import DsliteError
+from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.hub import ModelRef
 from dslite.runtime.responder import Facts
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from dslite.app.chat_settings import ChatSettings
 from dslite.app.opening import Opened, Opener
 from dslite.model.errors import DsliteError
+from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.hub import ModelRef
 from dslite.runtime.responder import Counts, Facts, Remembers
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from support.in_process import Dslite
 
 from dslite.app.commands import doctor as command
 from dslite.runtime import doctor
-from dslite.runtime.bandwidth import Bandwidths
 from dslite.runtime.doctor import Examination, examine
-from dslite.runtime.hub import RepoCache
+from dslite.runtime.downloads.hub import RepoCache
+from dslite.runtime.planning.bandwidth import Bandwidths
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def dslite(
 ) -> Dslite:
     """The command on a machine whose bandwidths are known, with settings of its own."""
     speeds = Bandwidths(ram=50e9, disk=3e9, pcie=0.0, gpu=0.0)
-    monkeypatch.setattr("dslite.runtime.bandwidth.bandwidths", lambda *_, refresh: speeds)
+    monkeypatch.setattr("dslite.runtime.planning.bandwidth.bandwidths", lambda *_, refresh: speeds)
     monkeypatch.setenv("DSLITE_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("DSLITE_DATA_DIR", str(tmp_path / "data"))
     return Dslite(monkeypatch, capsys)
@@ -130,7 +130,7 @@ def test_refresh_measures_anew(dslite: Dslite, monkeypatch: pytest.MonkeyPatch) 
         asked.append(refresh)
         return Bandwidths(1.0, 1.0, 0.0, 0.0)
 
-    monkeypatch.setattr("dslite.runtime.bandwidth.bandwidths", measured)
+    monkeypatch.setattr("dslite.runtime.planning.bandwidth.bandwidths", measured)
     dslite("doctor")
     dslite("doctor", "--refresh")
     assert asked == [False, True]

@@ -10,8 +10,8 @@ from support.outside import Dslite
 
 from dslite.app import first_model
 from dslite.app.first_model import ensure_model
+from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import ModelUnavailableError
-from dslite.runtime.hub import locate, parse_model
 
 CHAT = parse_model("chat")
 
@@ -72,7 +72,7 @@ def test_a_download_that_has_no_room_is_not_offered(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answering(monkeypatch, "d", "q")
-    monkeypatch.setattr("dslite.runtime.download.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("dslite.runtime.downloads.download.free_bytes", lambda _: 1000)
     with pytest.raises(ModelUnavailableError, match="no model was chosen"):
         ensure_model(CHAT, offline=False)
     err = capsys.readouterr().err

@@ -9,7 +9,7 @@ from support.machines import GOLDEN, machine
 from typer.testing import CliRunner, Result
 
 from dslite.app.cli import app
-from dslite.runtime import hardware
+from dslite.runtime.planning import hardware
 
 
 @pytest.fixture

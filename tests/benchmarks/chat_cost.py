@@ -30,8 +30,8 @@ from dslite.app.opening import Opened, opener  # noqa: E402
 from dslite.app.recorder import Recorder  # noqa: E402
 from dslite.app.sessions import SessionStore  # noqa: E402
 from dslite.app.tui.app import ChatApp  # noqa: E402
+from dslite.runtime.downloads.hub import parse_model  # noqa: E402
 from dslite.runtime.events import Event, Token  # noqa: E402
-from dslite.runtime.hub import parse_model  # noqa: E402
 
 TOKENS, TURN, SKIPPED = 384, 16, 2
 ANSWERS = 5

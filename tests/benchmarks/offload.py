@@ -52,13 +52,13 @@ def enter_group(limit: int) -> None:
 def measure(args: argparse.Namespace, ram: int) -> dict[str, Any]:
     import torch
 
-    from dslite.runtime.checkpoint import Checkpoint
-    from dslite.runtime.device_plan import PlanRequest
     from dslite.runtime.engine import Engine
-    from dslite.runtime.fitting import fit
-    from dslite.runtime.hardware import peak_rss, physical_cores
-    from dslite.runtime.loader import load
+    from dslite.runtime.planning.device_plan import PlanRequest
+    from dslite.runtime.planning.fitting import fit
+    from dslite.runtime.planning.hardware import peak_rss, physical_cores
     from dslite.runtime.tokenizer import Tokenizer
+    from dslite.runtime.weights.checkpoint import Checkpoint
+    from dslite.runtime.weights.loader import load
 
     torch.set_num_threads(args.threads or physical_cores())
     checkpoint = Checkpoint.open(args.folder)
@@ -90,8 +90,8 @@ def disk_rate(checkpoint: Any, runs: int = 7, count: int = 12) -> float:
     of some runs.
     """
     from dslite.runtime.device import anonymous_memory
-    from dslite.runtime.disk import Extents, Reader, Reading
-    from dslite.runtime.sources import MATRICES, expert_name
+    from dslite.runtime.weights.disk import Extents, Reader, Reading
+    from dslite.runtime.weights.sources import MATRICES, expert_name
 
     config = checkpoint.config
     reader = Reader(checkpoint)
@@ -177,7 +177,7 @@ def against_bound(engine: Any, decoded: dict[str, float], rate: float) -> dict[s
 
 def beside_share(engine: Any, hit_rate: float) -> float:
     """The share of the computing, by bytes, that can go on while misses are read: hits and shared experts."""
-    from dslite.runtime.footprint import Footprint
+    from dslite.runtime.planning.footprint import Footprint
 
     size = Footprint(engine.model.config, "bfloat16")
     beside = hit_rate * size.routed_per_token + size.shared_per_layer * size.moe_layers

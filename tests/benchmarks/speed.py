@@ -29,11 +29,11 @@ from torch import Tensor
 from dslite.model.attention import Span
 from dslite.model.kernels import native
 from dslite.model.transformer import Transformer
-from dslite.runtime.bandwidth import measure_ram
-from dslite.runtime.checkpoint import Checkpoint
-from dslite.runtime.footprint import Footprint
-from dslite.runtime.hardware import cpu_name
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.planning.bandwidth import measure_ram
+from dslite.runtime.planning.footprint import Footprint
+from dslite.runtime.planning.hardware import cpu_name
+from dslite.runtime.weights.checkpoint import Checkpoint
 
 DECODED = 8  # tokens of a turn
 WARMING = 2048  # tokens read before anything is timed

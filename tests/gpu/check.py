@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dslite.model.config import ModelConfig
-    from dslite.runtime.hardware import MachineSpec
+    from dslite.runtime.planning.hardware import MachineSpec
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -116,8 +116,8 @@ def measurements(layers: int) -> Iterator[str]:
     """The report's second part, line by line."""
     import torch
 
-    from dslite.runtime.bandwidth import bandwidths
-    from dslite.runtime.hardware import unmeasured
+    from dslite.runtime.planning.bandwidth import bandwidths
+    from dslite.runtime.planning.hardware import unmeasured
 
     machine = unmeasured()
     with tempfile.TemporaryDirectory() as cache:
@@ -138,7 +138,7 @@ def _cut(layers: int, memory: int) -> "ModelConfig":
     """Lite with as many of its layers as are wanted and fit."""
     from support.machines import lite_config
 
-    from dslite.runtime.footprint import Footprint
+    from dslite.runtime.planning.footprint import Footprint
 
     config = lite_config()
     layer = Footprint(config, "bfloat16").routed // 26
@@ -150,8 +150,8 @@ def _speeds(config: "ModelConfig", here: "MachineSpec") -> Iterator[str]:
     import torch
 
     from dslite.model.kernels import gpu
-    from dslite.runtime.placement import PREFILL_CHUNKS, plan
-    from dslite.runtime.speed import SpeedTest, random_model
+    from dslite.runtime.planning.placement import PREFILL_CHUNKS, plan
+    from dslite.runtime.planning.speed import SpeedTest, random_model
 
     expected = plan(here, config).prediction
     model = random_model(config, torch.device("cuda", 0), torch.bfloat16)
@@ -199,8 +199,8 @@ def _loading(config: "ModelConfig") -> Iterator[str]:
     from support.checkpoints import write_checkpoint
     from support.reference import golden
 
-    from dslite.runtime.checkpoint import Checkpoint
-    from dslite.runtime.loader import load
+    from dslite.runtime.weights.checkpoint import Checkpoint
+    from dslite.runtime.weights.loader import load
 
     raw = {**golden("deepseek-v2-lite.config.json"), "num_hidden_layers": config.num_hidden_layers}
     with tempfile.TemporaryDirectory() as folder:

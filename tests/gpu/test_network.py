@@ -20,13 +20,13 @@ from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import gpu, grouped
 from dslite.model.transformer import Transformer
-from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.device import PlainDevice, compute_device
-from dslite.runtime.device_plan import DevicePlan, PlanRequest
-from dslite.runtime.hardware import unmeasured
-from dslite.runtime.loader import load
-from dslite.runtime.placement import plan
-from dslite.runtime.speed import random_model
+from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
+from dslite.runtime.planning.hardware import unmeasured
+from dslite.runtime.planning.placement import plan
+from dslite.runtime.planning.speed import random_model
+from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.loader import load
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,7 +18,7 @@ from support.oracle import Oracle
 from dslite.model.attention import Form
 from dslite.model.config import ModelConfig
 from dslite.model.transformer import Transformer
-from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.weights.checkpoint import Checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 2e-5  # of log-probabilities; float32 noise was seen at 4e-6

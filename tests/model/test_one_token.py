@@ -25,11 +25,11 @@ from dslite.model.config import ModelConfig
 from dslite.model.kernels import gpu, triton_attention, triton_experts, triton_products
 from dslite.model.moe import ResidentExperts
 from dslite.model.transformer import Transformer
-from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.device import Launch, PlainDevice
-from dslite.runtime.device_plan import PlanRequest
-from dslite.runtime.loader import load
-from dslite.runtime.placement import plan
+from dslite.runtime.planning.device_plan import PlanRequest
+from dslite.runtime.planning.placement import plan
+from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.loader import load
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles here")
 

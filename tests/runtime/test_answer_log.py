@@ -11,15 +11,15 @@ from support.forward import random_ids
 from support.machines import machine
 
 from dslite.runtime.batch import Batch
-from dslite.runtime.checkpoint import Checkpoint
-from dslite.runtime.device_plan import PlanRequest
 from dslite.runtime.draft import Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.events import Done
-from dslite.runtime.loader import load
-from dslite.runtime.placement import plan
+from dslite.runtime.planning.device_plan import PlanRequest
+from dslite.runtime.planning.placement import plan
 from dslite.runtime.sampling_params import SamplingParams
 from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.loader import load
 
 LINE = re.compile(
     r"length: read (\d+) tokens in [\d.]+ s \((\d+) more were cached\), made (\d+) in [\d.]+ s; experts: 4 slots a "

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.events import Loading
-from dslite.runtime.loader import load
+from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.loader import load
 
 CPU = torch.device("cpu")
 

@@ -17,12 +17,12 @@ from dslite.model.config import ModelConfig
 from dslite.model.moe import MLP
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.device_plan import PlanRequest
-from dslite.runtime.experts import ExpertCache
 from dslite.runtime.kv_cache import LatentKVCache
-from dslite.runtime.placement import plan
-from dslite.runtime.slot_bank import SlotExperts
-from dslite.runtime.sources import MATRICES, HostSource, expert_name
+from dslite.runtime.planning.device_plan import PlanRequest
+from dslite.runtime.planning.placement import plan
+from dslite.runtime.weights.experts import ExpertCache
+from dslite.runtime.weights.slot_bank import SlotExperts
+from dslite.runtime.weights.sources import MATRICES, HostSource, expert_name
 
 pytestmark = pytest.mark.skipif(not cuda_guard(), reason="no C++ compiler for the guard of fake CUDA tensors")
 

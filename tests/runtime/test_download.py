@@ -17,13 +17,13 @@ from support.hub_fixtures import BESIDE, LITE
 from support.hub_server import PIECE, HubServer, blob_name
 
 from dslite.model.errors import ConfigError
-from dslite.runtime import fetch
-from dslite.runtime.checkpoint import Checkpoint
-from dslite.runtime.download import pull
+from dslite.runtime.downloads import fetch
+from dslite.runtime.downloads.download import pull
+from dslite.runtime.downloads.hub import ModelRef, RepoCache, locate, parse_model
+from dslite.runtime.downloads.retry import Retry
 from dslite.runtime.errors import CheckpointError, DsliteError, ModelUnavailableError
 from dslite.runtime.events import Downloading, Found, Present, PullEvent
-from dslite.runtime.hub import ModelRef, RepoCache, locate, parse_model
-from dslite.runtime.retry import Retry
+from dslite.runtime.weights.checkpoint import Checkpoint
 
 AT_ONCE = Retry(first_s=0.0)
 SHARD = "model-00002-of-00003.safetensors"
@@ -136,7 +136,7 @@ def test_a_server_that_ends_every_answer_early_is_given_up(hub: HubServer) -> No
 
 def test_a_killed_process_loses_nothing(hub: HubServer, lite_files: Files) -> None:
     hub.on(SHARD).hold_at = 200_000
-    code = "from dslite.runtime.download import pull; from dslite.runtime.hub import parse_model;"
+    code = "from dslite.runtime.downloads.download import pull; from dslite.runtime.downloads.hub import parse_model;"
     child = subprocess.Popen([sys.executable, "-c", code + "list(pull(parse_model('chat')))"])
     try:
         assert hub.on(SHARD).held.wait(60)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dslite.runtime import bandwidth
-from dslite.runtime.bandwidth import Bandwidths, bandwidths, measure_disk, measure_ram
-from dslite.runtime.hardware import cpu_features, machine, memory, physical_cores
+from dslite.runtime.planning import bandwidth
+from dslite.runtime.planning.bandwidth import Bandwidths, bandwidths, measure_disk, measure_ram
+from dslite.runtime.planning.hardware import cpu_features, machine, memory, physical_cores
 
 GIB = 2**30
 
@@ -98,7 +98,7 @@ def test_measuring_the_disk_leaves_nothing_behind(small: list[str], tmp_path: Pa
 
 def test_a_machine_is_put_together_from_its_parts(monkeypatch: pytest.MonkeyPatch, hub_home: Path) -> None:
     speeds = Bandwidths(ram=50e9, disk=3e9, pcie=0.0, gpu=0.0)
-    monkeypatch.setattr("dslite.runtime.bandwidth.bandwidths", lambda *_, refresh: speeds)
+    monkeypatch.setattr("dslite.runtime.planning.bandwidth.bandwidths", lambda *_, refresh: speeds)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     here = machine()
@@ -114,7 +114,7 @@ def test_a_gpu_is_named_with_its_memory(monkeypatch: pytest.MonkeyPatch, hub_hom
         seen.append(name)
         return Bandwidths(1.0, 2.0, 3.0, 4.0)
 
-    monkeypatch.setattr("dslite.runtime.bandwidth.bandwidths", measured)
+    monkeypatch.setattr("dslite.runtime.planning.bandwidth.bandwidths", measured)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (20 * GIB, 24 * GIB))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "A card")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.hub_fixtures import LITE
 
+from dslite.runtime.downloads.hub import ModelRef, RepoCache, locate, parse_model
 from dslite.runtime.errors import ModelUnavailableError, UsageError
-from dslite.runtime.hub import ModelRef, RepoCache, locate, parse_model
 
 COMMIT = "1" * 40
 
@@ -99,7 +99,7 @@ def test_a_revision_is_found_by_branch_and_by_commit_and_no_other(hub_home: Path
 def test_finding_a_model_imports_neither_torch_nor_an_http_client(hub_home: Path) -> None:
     snapshot(WHOLE)
     code = (
-        "import sys; from dslite.runtime.hub import locate, parse_model; locate(parse_model('chat'));"
+        "import sys; from dslite.runtime.downloads.hub import locate, parse_model; locate(parse_model('chat'));"
         "sys.exit(any(name in sys.modules for name in ('torch', 'httpx2', 'tokenizers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

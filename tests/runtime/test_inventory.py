@@ -7,11 +7,11 @@ from huggingface_hub import snapshot_download
 from support.hub_fixtures import BESIDE, LITE
 from support.hub_server import HubServer
 
-from dslite.runtime.download import pull
+from dslite.runtime.downloads.download import pull
+from dslite.runtime.downloads.hub import RepoCache, cache_root, locate, parse_model
+from dslite.runtime.downloads.inventory import StoredModel, remove, stored_models
+from dslite.runtime.downloads.retry import Retry
 from dslite.runtime.errors import DsliteError, ModelUnavailableError, UsageError
-from dslite.runtime.hub import RepoCache, cache_root, locate, parse_model
-from dslite.runtime.inventory import StoredModel, remove, stored_models
-from dslite.runtime.retry import Retry
 
 SHARD = "model-00002-of-00003.safetensors"
 CHAT = parse_model("chat")

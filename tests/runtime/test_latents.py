@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.draft import Request
 from dslite.runtime.events import Done
 from dslite.runtime.kv_cache import LatentKVCache
 from dslite.runtime.latents import LatentStore, fingerprint
 from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.weights.checkpoint import Checkpoint
 
 CONFIG = ModelConfig.from_dict(tiny_config(kv_lora_rank=4, qk_rope_head_dim=2, num_hidden_layers=2))
 IDS = [(7 * place) % 251 for place in range(2500)]

@@ -10,14 +10,14 @@ import pytest
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.forward import random_ids
 
-from dslite.runtime import mapped_file
-from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.draft import Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Token
-from dslite.runtime.mapped_file import MappedFile
 from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.weights import mapped_file
+from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.mapped_file import MappedFile
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 guarded = pytest.mark.skipif(mapped_file._library() is None, reason="the guard of mapped files was not compiled")
@@ -87,10 +87,10 @@ import os, sys
 from pathlib import Path
 import torch
 from dslite.model.attention import Span
-from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.kv_cache import LatentKVCache
-from dslite.runtime.loader import load
+from dslite.runtime.weights.loader import load
 
 folder, file = Path(sys.argv[1]), Path(sys.argv[2])
 model = load(Checkpoint.open(folder), device=torch.device("cpu"), dtype=torch.float32)
@@ -123,7 +123,7 @@ def test_a_mapped_file_that_is_cut_within_a_pass_costs_the_pass_and_not_the_proc
 READ_ELSEWHERE = """
 import mmap, os, sys
 from pathlib import Path
-from dslite.runtime.mapped_file import MappedFile
+from dslite.runtime.weights.mapped_file import MappedFile
 
 guarded, other = Path(sys.argv[1]), Path(sys.argv[2])
 file = MappedFile(guarded, guarded.stat().st_size)

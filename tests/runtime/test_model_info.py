@@ -9,10 +9,10 @@ from support.hub_server import HubServer
 
 from dslite.model.config import ModelConfig
 from dslite.model.errors import ConfigError
-from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.errors import ModelUnavailableError
-from dslite.runtime.hub import parse_model
-from dslite.runtime.model_info import describe, part_bytes
+from dslite.runtime.planning.model_info import describe, part_bytes
+from dslite.runtime.weights.checkpoint import Checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # Sizes of the four weight files of deepseek-ai/DeepSeek-V2-Lite at revision 604d5664, as the Hub lists them.

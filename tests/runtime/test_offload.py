@@ -13,11 +13,11 @@ from support.forward import greedy, new_cache, random_ids, read, read_once
 from support.machines import machine
 
 from dslite.model.transformer import Transformer
-from dslite.runtime.checkpoint import Checkpoint
-from dslite.runtime.device_plan import DevicePlan, Miss, PlanRequest, Source
-from dslite.runtime.experts import ExpertCache
-from dslite.runtime.loader import expert_cache, load
-from dslite.runtime.placement import plan
+from dslite.runtime.planning.device_plan import DevicePlan, Miss, PlanRequest, Source
+from dslite.runtime.planning.placement import plan
+from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.experts import ExpertCache
+from dslite.runtime.weights.loader import expert_cache, load
 
 EXPERTS, PER_TOKEN, LAYERS = 16, 3, 4
 CPU = torch.device("cpu")

@@ -13,18 +13,19 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.forward import random_ids
 from support.machines import machine
 
-from dslite.runtime import disk, engine, loader
-from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime import engine
 from dslite.runtime.device import PlainDevice
-from dslite.runtime.device_plan import PlanRequest
 from dslite.runtime.draft import Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import CheckpointError, OutOfMemoryError
 from dslite.runtime.events import Token
-from dslite.runtime.loader import load
-from dslite.runtime.placement import plan
+from dslite.runtime.planning.device_plan import PlanRequest
+from dslite.runtime.planning.placement import plan
 from dslite.runtime.sampling_params import SamplingParams
 from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.weights import disk, loader
+from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.loader import load
 
 CPU = torch.device("cpu")
 EXPERTS, PER_TOKEN, LAYERS, TOKENS = 12, 3, 3, 12

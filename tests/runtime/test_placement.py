@@ -11,10 +11,10 @@ from support.machines import GIB, lite_config, machine
 
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
-from dslite.runtime.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.errors import UsageError
-from dslite.runtime.footprint import Footprint
-from dslite.runtime.placement import plan
+from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
+from dslite.runtime.planning.footprint import Footprint
+from dslite.runtime.planning.placement import plan
 
 
 @pytest.fixture(scope="module")

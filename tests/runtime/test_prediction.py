@@ -4,8 +4,8 @@ import pytest
 from support.machines import lite_config, machine
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.device_plan import PlanRequest
-from dslite.runtime.placement import plan
+from dslite.runtime.planning.device_plan import PlanRequest
+from dslite.runtime.planning.placement import plan
 
 ALWAYS = 2_203_835_392  # bytes of every weight that is neither embedding nor routed expert
 ROUTED = 2_699_034_624  # 6 experts × 26 layers × 17,301,504 bytes

@@ -7,8 +7,8 @@ import torch
 
 from dslite.model import kernels
 from dslite.model.kernels import ExpertTable, native
-from dslite.runtime import products
-from dslite.runtime.products import choose_products, torch_from
+from dslite.runtime.planning import products
+from dslite.runtime.planning.products import choose_products, torch_from
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the compiled products were not built")
 

@@ -16,16 +16,16 @@ from support.machines import lite_config, machine
 from torch import Tensor
 
 from dslite.model.parameters import parameter_shapes
-from dslite.runtime import staging
-from dslite.runtime.checkpoint import Checkpoint, TensorEntry
 from dslite.runtime.device import PlainDevice
-from dslite.runtime.device_plan import PlanRequest
-from dslite.runtime.disk import PAGE, Reader
 from dslite.runtime.errors import OutOfMemoryError
-from dslite.runtime.loader import load
-from dslite.runtime.page_cache import PageCache
-from dslite.runtime.placement import plan
-from dslite.runtime.staging import Staging
+from dslite.runtime.planning.device_plan import PlanRequest
+from dslite.runtime.planning.placement import plan
+from dslite.runtime.weights import staging
+from dslite.runtime.weights.checkpoint import Checkpoint, TensorEntry
+from dslite.runtime.weights.disk import PAGE, Reader
+from dslite.runtime.weights.loader import load
+from dslite.runtime.weights.page_cache import PageCache
+from dslite.runtime.weights.staging import Staging
 
 CPU = torch.device("cpu")
 
@@ -262,10 +262,10 @@ PEAK = """
 import sys
 from pathlib import Path
 import torch
-from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.device import PlainDevice
-from dslite.runtime.hardware import peak_rss
-from dslite.runtime.loader import load
+from dslite.runtime.planning.hardware import peak_rss
+from dslite.runtime.weights.loader import load
 
 class Far(PlainDevice):
     def copy(self, copies, after=None):

@@ -9,11 +9,11 @@ import pytest
 from support.checkpoints import write_checkpoint
 from support.hub_server import HubServer, blob_name
 
-from dslite.runtime.download import pull
+from dslite.runtime.downloads.download import pull
+from dslite.runtime.downloads.hub import locate, parse_model
+from dslite.runtime.downloads.retry import Retry
+from dslite.runtime.downloads.verify import CheckedFile, complaint, verify
 from dslite.runtime.events import Downloading
-from dslite.runtime.hub import locate, parse_model
-from dslite.runtime.retry import Retry
-from dslite.runtime.verify import CheckedFile, complaint, verify
 
 SHARD = "model-00002-of-00003.safetensors"
 CHAT = parse_model("chat")

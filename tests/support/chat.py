@@ -15,7 +15,7 @@ from dslite.app.chat_start import ChatStart, Looks
 from dslite.app.recorder import Recorder
 from dslite.app.sessions import SessionStore
 from dslite.app.tui.app import ChatApp
-from dslite.runtime.hub import parse_model
+from dslite.runtime.downloads.hub import parse_model
 from support.fake_engine import FakeResponder, fake_opener
 
 PATIENCE_S = 30.0  # a loaded machine is slow, not broken

@@ -19,12 +19,12 @@ from torch import Tensor
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.checkpoint import Checkpoint
+from dslite.runtime.downloads.layout import INDEX
 from dslite.runtime.engine import Engine
 from dslite.runtime.latents import LatentStore
-from dslite.runtime.layout import INDEX
-from dslite.runtime.loader import load
 from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.loader import load
 from support.tokenizers import BOS_ID, EOS_ID, VOCAB_SIZE, write_tokenizer
 
 STD = 0.14

@@ -17,8 +17,8 @@ from dslite.app.chat_start import ChatStart
 from dslite.app.recorder import Recorder
 from dslite.app.sessions import SessionStore
 from dslite.app.tui.app import ChatApp, run_chat
+from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.events import Event
-from dslite.runtime.hub import parse_model
 from support.fake_engine import FakeResponder, fake_opener
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dslite.app.opening import Opened
+from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Event, Loading, Prefilling, Timing, Token
-from dslite.runtime.hub import ModelRef
 from dslite.runtime.responder import Facts
 
 PIECE = re.compile(r"\s*\S{1,4}|\s+")

@@ -19,9 +19,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from dslite.runtime.chat_template import ChatTemplate, Message
+from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.engine import Engine, Request
 from dslite.runtime.events import Done, Token
-from dslite.runtime.hub import locate, parse_model
 from dslite.runtime.options import EngineOptions, open_engine
 from dslite.runtime.sampling_params import SamplingParams
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.hardware import MachineSpec
+from dslite.runtime.planning.hardware import MachineSpec
 
 GIB = 2**30
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"

@@ -25,8 +25,8 @@ from dslite.app.server.asking import Served
 from dslite.app.server.limits import Limits
 from dslite.app.server.running import bind, new_server
 from dslite.runtime.chat_template import ChatTemplate
+from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.engine import Engine
-from dslite.runtime.hub import locate, parse_model
 from dslite.runtime.options import EngineOptions, open_engine
 
 DSLITE = [sys.executable, "-c", "from dslite.app.cli import main; main()"]

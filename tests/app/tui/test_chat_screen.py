@@ -18,9 +18,9 @@ from dslite.app.recorder import Recorder
 from dslite.app.sessions import SessionStore
 from dslite.app.setup import FirstRun
 from dslite.app.tui.themes import THEMES
+from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ModelUnavailableError
 from dslite.runtime.events import Downloading, Found, Loading, Prefilling, Present
-from dslite.runtime.hub import ModelRef
 
 
 @drive

@@ -18,9 +18,9 @@ from dslite.app.recorder import Recorder
 from dslite.app.sessions import SessionStore
 from dslite.app.setup import FirstRun
 from dslite.app.tui.app import ChatApp
+from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.errors import ModelUnavailableError
 from dslite.runtime.events import Found
-from dslite.runtime.hub import parse_model
 
 ANSWER = """\
 Here is a **quicksort** that sorts in place:

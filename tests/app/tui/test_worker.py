@@ -12,7 +12,7 @@ from dslite.app.chat_settings import ChatSettings
 from dslite.app.opening import Opened
 from dslite.app.tui import worker as module
 from dslite.app.tui.worker import Answering, EngineWorker
-from dslite.runtime.hub import parse_model
+from dslite.runtime.downloads.hub import parse_model
 
 
 class Rememberer(FakeResponder):

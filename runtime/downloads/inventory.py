@@ -4,9 +4,9 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dslite.runtime.downloads.hub import DEMO, SHORT_NAMES, ModelRef, RepoCache, cache_root, parse_model
+from dslite.runtime.downloads.layout import CONFIG, files_of, missing_files, read_json
 from dslite.runtime.errors import CheckpointError, DsliteError, ModelUnavailableError, UsageError
-from dslite.runtime.hub import DEMO, SHORT_NAMES, ModelRef, RepoCache, cache_root, parse_model
-from dslite.runtime.layout import CONFIG, files_of, missing_files, read_json
 
 
 @dataclass(frozen=True)

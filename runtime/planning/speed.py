@@ -14,12 +14,12 @@ from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.bandwidth import measure_ram
 from dslite.runtime.device import compute_device
-from dslite.runtime.expert_blocks import ExpertBlocks
-from dslite.runtime.footprint import Footprint
-from dslite.runtime.hardware import machine
 from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.planning.bandwidth import measure_ram
+from dslite.runtime.planning.expert_blocks import ExpertBlocks
+from dslite.runtime.planning.footprint import Footprint
+from dslite.runtime.planning.hardware import machine
 
 _BLOCK = 1 << 24  # random values made once and repeated: noise for 30 GB would take minutes
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
+from dslite.runtime.downloads.layout import INDEX, read_config, weight_map
 from dslite.runtime.errors import CheckpointError
-from dslite.runtime.layout import INDEX, read_config, weight_map
-from dslite.runtime.mapped_file import MappedFile
+from dslite.runtime.weights.mapped_file import MappedFile
 
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 _MAX_HEADER = 100_000_000  # the format's own limit

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from dslite.model.config import ModelConfig
-from dslite.runtime import hardware
-from dslite.runtime.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.errors import ModelUnavailableError
-from dslite.runtime.placement import plan
+from dslite.runtime.planning import hardware
+from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
+from dslite.runtime.planning.placement import plan
 
 
 def fit(config: ModelConfig, device: str, request: PlanRequest) -> DevicePlan:

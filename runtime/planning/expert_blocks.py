@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.footprint import is_routed
+from dslite.runtime.planning.footprint import is_routed
 
 _ALIGNMENT = 256  # bytes: kernels read sixteen at once
 

@@ -17,10 +17,10 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dslite.runtime.downloads.jobs import Job
+from dslite.runtime.downloads.repository import RemoteFile
+from dslite.runtime.downloads.retry import Retry, reason_to_retry
 from dslite.runtime.errors import CheckpointError, ModelUnavailableError
-from dslite.runtime.jobs import Job
-from dslite.runtime.repository import RemoteFile
-from dslite.runtime.retry import Retry, reason_to_retry
 
 if TYPE_CHECKING:
     import httpx2

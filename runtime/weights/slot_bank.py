@@ -12,7 +12,7 @@ from torch import Tensor
 from dslite.model import kernels
 from dslite.model.kernels.native import MOST_TOKENS, ExpertTable, suits_rows
 from dslite.model.moe import MLP
-from dslite.runtime.experts import ExpertCache
+from dslite.runtime.weights.experts import ExpertCache
 
 
 @dataclass(frozen=True)

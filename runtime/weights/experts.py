@@ -22,11 +22,11 @@ from typing import TypeVar
 from dslite.model.config import ModelConfig
 from dslite.model.errors import DsliteError
 from dslite.model.moe import MLP
-from dslite.runtime.arena import Arena
 from dslite.runtime.device import ComputeDevice, Event, is_out_of_memory
 from dslite.runtime.errors import OutOfMemoryError
-from dslite.runtime.expert_stats import ExpertStats
-from dslite.runtime.sources import ExpertSource, Fetch
+from dslite.runtime.weights.arena import Arena
+from dslite.runtime.weights.expert_stats import ExpertStats
+from dslite.runtime.weights.sources import ExpertSource, Fetch
 
 log = logging.getLogger(__name__)
 Key = tuple[int, int]  # layer, expert

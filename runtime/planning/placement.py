@@ -8,11 +8,11 @@ every byte before anything is loaded, and never promises what does not fit.
 from dataclasses import replace
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.device_plan import DevicePlan, Miss, PlanRequest, Source
 from dslite.runtime.errors import UsageError
-from dslite.runtime.footprint import Footprint
-from dslite.runtime.hardware import MachineSpec
-from dslite.runtime.prediction import Traffic, host_beats_pcie, predict
+from dslite.runtime.planning.device_plan import DevicePlan, Miss, PlanRequest, Source
+from dslite.runtime.planning.footprint import Footprint
+from dslite.runtime.planning.hardware import MachineSpec
+from dslite.runtime.planning.prediction import Traffic, host_beats_pcie, predict
 
 DEFAULT_CONTEXT = 32_768  # what the paper says for Lite, though its config.json allows more
 PREFILL_CHUNKS = (2048, 1024, 512, 256)  # tokens; a shorter one only where nothing else fits

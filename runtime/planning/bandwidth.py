@@ -75,7 +75,7 @@ def measure_ram() -> float:
     """Bytes per second that all cores together read of ordinary memory, of a gigabyte where there is room for it."""
     import numpy
 
-    from dslite.runtime.hardware import memory, physical_cores
+    from dslite.runtime.planning.hardware import memory, physical_cores
 
     count = min(_RAM_BYTES, memory()[1] // 4) // 8
     values = numpy.ones(count, dtype=numpy.uint64)
@@ -131,7 +131,7 @@ def _read_past_cache(file: str) -> None:
 
 def _weights_place() -> Path:
     """The disk that matters: the Hugging Face cache's, or the part of its path that is there."""
-    from dslite.runtime.hub import cache_root
+    from dslite.runtime.downloads.hub import cache_root
 
     place = cache_root()
     while not place.is_dir() or not os.access(place, os.W_OK):

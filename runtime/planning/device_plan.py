@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dslite.runtime.prediction import Prediction
+from dslite.runtime.planning.prediction import Prediction
 
 Miss = Literal["fetch", "compute"]
 # resident: every expert is on the compute device. host: in one arena of host memory. mapped: in the mapped files, of

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from dslite.runtime.errors import CheckpointError
-from dslite.runtime.watched_file import REMEDY, WatchedFile
+from dslite.runtime.weights.watched_file import REMEDY, WatchedFile
 
 _lock = threading.Lock()
 

@@ -30,7 +30,7 @@ class MachineSpec:
 
 def machine(*, refresh: bool = False) -> MachineSpec:
     """This machine with its best device. Bandwidths are measured the first time, in seconds, and kept."""
-    from dslite.runtime.bandwidth import bandwidths
+    from dslite.runtime.planning.bandwidth import bandwidths
 
     spec = unmeasured()
     key = f"{cpu_name()} | {spec.ram_total >> 30} GiB | {spec.device_name}"

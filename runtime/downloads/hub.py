@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from dslite.runtime.downloads.layout import CONFIG, missing_files
 from dslite.runtime.errors import ModelUnavailableError, UsageError
-from dslite.runtime.layout import CONFIG, missing_files
 
 SHORT_NAMES = {
     "chat": "deepseek-ai/DeepSeek-V2-Lite-Chat",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dslite.runtime.checkpoint import TensorEntry
 from dslite.runtime.device import ComputeDevice, Event
-from dslite.runtime.disk import PAGE, Extents, Reader, Reading
+from dslite.runtime.weights.checkpoint import TensorEntry
+from dslite.runtime.weights.disk import PAGE, Extents, Reader, Reading
 
 BUFFER_BYTES = 32 * 2**20
 BUFFERS = 4

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dslite.model import launches
-from dslite.runtime.footprint import Footprint
-from dslite.runtime.hardware import MachineSpec
+from dslite.runtime.planning.footprint import Footprint
+from dslite.runtime.planning.hardware import MachineSpec
 
 Bound = Literal["gpu-bandwidth", "pcie", "ram-bandwidth", "disk", "compute"]
 

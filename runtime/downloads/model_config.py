@@ -4,10 +4,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from dslite.model.config import ModelConfig
+from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef, RepoCache
+from dslite.runtime.downloads.layout import CONFIG, read_config, read_json
+from dslite.runtime.downloads.repository import refuse_offline
 from dslite.runtime.errors import ModelUnavailableError
-from dslite.runtime.hub import SHORT_NAMES, ModelRef, RepoCache
-from dslite.runtime.layout import CONFIG, read_config, read_json
-from dslite.runtime.repository import refuse_offline
 
 _LITE = "deepseek-v2-lite.config.json"  # in assets: the four named models are one network
 

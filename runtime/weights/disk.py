@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from dslite.model.moe import MLP
-from dslite.runtime.checkpoint import Checkpoint, TensorEntry
 from dslite.runtime.device import Event, anonymous_memory
 from dslite.runtime.errors import CheckpointError
-from dslite.runtime.page_cache import PageCache
-from dslite.runtime.sources import MATRICES, Fetch, expert_name, packed
-from dslite.runtime.watched_file import REMEDY, WatchedFile
+from dslite.runtime.weights.checkpoint import Checkpoint, TensorEntry
+from dslite.runtime.weights.page_cache import PageCache
+from dslite.runtime.weights.sources import MATRICES, Fetch, expert_name, packed
+from dslite.runtime.weights.watched_file import REMEDY, WatchedFile
 
 PAGE = 4096
 READ_BYTES = 2 * 2**20  # of one call: a huge page, of which the block layer makes few requests

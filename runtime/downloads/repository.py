@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef
+from dslite.runtime.downloads.layout import INDEX, NEEDED, OPTIONAL, WEIGHTS
+from dslite.runtime.downloads.retry import Retry, reason_to_retry
 from dslite.runtime.errors import DsliteError, ModelUnavailableError, UsageError
-from dslite.runtime.hub import SHORT_NAMES, ModelRef
-from dslite.runtime.layout import INDEX, NEEDED, OPTIONAL, WEIGHTS
-from dslite.runtime.retry import Retry, reason_to_retry
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo

@@ -14,16 +14,16 @@ from pathlib import Path
 from threading import Event as Flag
 
 from dslite.model.config import ModelConfig
+from dslite.runtime.downloads.fetch import fetch, hash_file
+from dslite.runtime.downloads.hub import ModelRef, RepoCache
+from dslite.runtime.downloads.jobs import Job, Teller, run
+from dslite.runtime.downloads.layout import CONFIG, INDEX, read_json, weight_map
+from dslite.runtime.downloads.repository import RemoteFile, Repository, ask, explain
+from dslite.runtime.downloads.retry import Retry
+from dslite.runtime.downloads.verified import VerifiedFiles
 from dslite.runtime.errors import ConfigError, ModelUnavailableError
 from dslite.runtime.events import Downloading, Found, Present, PullEvent
-from dslite.runtime.fetch import fetch, hash_file
-from dslite.runtime.hub import ModelRef, RepoCache
-from dslite.runtime.jobs import Job, Teller, run
-from dslite.runtime.layout import CONFIG, INDEX, read_json, weight_map
-from dslite.runtime.repository import RemoteFile, Repository, ask, explain
-from dslite.runtime.retry import Retry
 from dslite.runtime.sizes import size_text
-from dslite.runtime.verified import VerifiedFiles
 
 _AT_ONCE = 4
 

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from dslite.model.moe import MLP
 from dslite.model.transformer import Transformer
-from dslite.runtime.checkpoint import Checkpoint
 from dslite.runtime.device import ComputeDevice, anonymous_memory, compute_device, is_out_of_memory
-from dslite.runtime.device_plan import DevicePlan, Source
-from dslite.runtime.disk import DiskSource, Reader
 from dslite.runtime.errors import OutOfMemoryError
 from dslite.runtime.events import Loading
-from dslite.runtime.expert_blocks import ExpertBlocks
-from dslite.runtime.experts import ExpertCache, with_room
-from dslite.runtime.footprint import is_embedding, is_routed
-from dslite.runtime.slot_bank import SlotExperts
-from dslite.runtime.sources import MATRICES, ExpertSource, HostArena, HostSource, expert_name
-from dslite.runtime.staging import Staging
+from dslite.runtime.planning.device_plan import DevicePlan, Source
+from dslite.runtime.planning.expert_blocks import ExpertBlocks
+from dslite.runtime.planning.footprint import is_embedding, is_routed
+from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.disk import DiskSource, Reader
+from dslite.runtime.weights.experts import ExpertCache, with_room
+from dslite.runtime.weights.slot_bank import SlotExperts
+from dslite.runtime.weights.sources import MATRICES, ExpertSource, HostArena, HostSource, expert_name
+from dslite.runtime.weights.staging import Staging
 
 _REPORT_BYTES = 64 * 2**20
 Report = Callable[[Loading], None]

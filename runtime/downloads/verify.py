@@ -7,13 +7,13 @@ from pathlib import Path
 from threading import Event as Flag
 from typing import Literal
 
+from dslite.runtime.downloads.fetch import hash_file
+from dslite.runtime.downloads.hub import HASH, ModelRef, blob_hash
+from dslite.runtime.downloads.jobs import Job, Teller, run
+from dslite.runtime.downloads.layout import files_of
+from dslite.runtime.downloads.verified import VerifiedFiles
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
 from dslite.runtime.events import Downloading
-from dslite.runtime.fetch import hash_file
-from dslite.runtime.hub import HASH, ModelRef, blob_hash
-from dslite.runtime.jobs import Job, Teller, run
-from dslite.runtime.layout import files_of
-from dslite.runtime.verified import VerifiedFiles
 
 _AT_ONCE = 4
 
@@ -80,7 +80,7 @@ def _expected_hashes(ref: ModelRef, folder: Path, names: list[str], offline: boo
     known = {name: hash for name in names if (hash := blob_hash(folder / name) or _noted_hash(folder, name))}
     if ref.repo_id is None or len(known) == len(names):
         return known
-    from dslite.runtime.repository import ask
+    from dslite.runtime.downloads.repository import ask
 
     try:
         remote = ask(ref, offline=offline).files

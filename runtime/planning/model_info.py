@@ -6,12 +6,12 @@ from pathlib import Path
 
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
+from dslite.runtime.downloads.hub import ModelRef, locate
+from dslite.runtime.downloads.layout import files_of
+from dslite.runtime.downloads.model_config import config_of
+from dslite.runtime.downloads.repository import Licence, ask, known_licence
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
-from dslite.runtime.footprint import Footprint
-from dslite.runtime.hub import ModelRef, locate
-from dslite.runtime.layout import files_of
-from dslite.runtime.model_config import config_of
-from dslite.runtime.repository import Licence, ask, known_licence
+from dslite.runtime.planning.footprint import Footprint
 
 PARTS = ("embedding", "attention", "dense", "shared", "routed", "gate", "norms", "head")
 _ITEM_BYTES = 2  # BF16, in which the published weights are stored
