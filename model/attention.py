@@ -57,6 +57,11 @@ class Span:
     count: int
 
 
+def last_of_each(x: Tensor, spans: Sequence[Span]) -> Tensor:
+    """The rows (spans, …) of (T, …) that belong to the last token of each span."""
+    return torch.cat([rows[-1:] for rows in x.split([span.count for span in spans])])
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight over the last axis: normed in float32, rounded, then scaled, as the model was trained."""
     if (out := kernels.rms_norm(x, weight, eps)) is not None:
@@ -96,16 +101,29 @@ class MultiHeadLatentAttention:
         )
 
     def __call__(
-        self, layer: int, hidden: Tensor, factors: Tensor, spans: Sequence[Span], form: Form = "auto"
+        self,
+        layer: int,
+        hidden: Tensor,
+        factors: Tensor,
+        spans: Sequence[Span],
+        form: Form = "auto",
+        *,
+        last_only: bool = False,
     ) -> Tensor:
-        """hidden (T, D), rotation factors (T, R/2), spans that cover the T rows in order: (T, D)."""
-        queries = self._queries(hidden, factors)
+        """hidden (T, D), rotation factors (T, R/2), spans that cover the T rows in order: (T, D).
+
+        With `last_only` the caches get all rows, and the last token of each span alone attends: (spans, D).
+        """
         rows = self._rows(hidden, factors)
         counts = [span.count for span in spans]
+        asking = [1] * len(spans) if last_only else counts
+        if last_only:
+            hidden, factors = last_of_each(hidden, spans), last_of_each(factors, spans)
+        queries = self._queries(hidden, factors)
         heads = []
-        for span, some, new in zip(spans, queries.split(counts), rows.split(counts), strict=True):
+        for span, some, new in zip(spans, queries.split(asking), rows.split(counts), strict=True):
             kept = span.cache.append(layer, new)
-            absorb = form == "absorbed" or (form == "auto" and self._absorb_suits(span.count, len(kept)))
+            absorb = form == "absorbed" or (form == "auto" and self._absorb_suits(len(some), len(kept)))
             heads.append(self._absorbed(some, kept) if absorb else self._expanded(some, kept))
         values = heads[0] if len(heads) == 1 else torch.cat(heads)
         return kernels.linear(values.flatten(1), self.o_proj)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dslite.model import kernels
-from dslite.model.attention import Form, MultiHeadLatentAttention, Span, rms_norm
+from dslite.model.attention import Form, MultiHeadLatentAttention, Span, last_of_each, rms_norm
 from dslite.model.config import ModelConfig
 from dslite.model.few_tokens import FewTokens
 from dslite.model.moe import MLP, ExpertBank, Gate, MoE, ResidentExperts
@@ -36,9 +36,13 @@ class DecoderLayer:
     mlp: MLP | MoE
     eps: float
 
-    def __call__(self, hidden: Tensor, factors: Tensor, spans: Sequence[Span], form: Form = "auto") -> Tensor:
+    def __call__(
+        self, hidden: Tensor, factors: Tensor, spans: Sequence[Span], form: Form = "auto", *, last_only: bool = False
+    ) -> Tensor:
+        """hidden (T, D): (T, D), or with `last_only` (spans, D)."""
         normed = rms_norm(hidden, self.input_layernorm, self.eps)
-        hidden = hidden + self.self_attn(self.index, normed, factors, spans, form)
+        attended = self.self_attn(self.index, normed, factors, spans, form, last_only=last_only)
+        hidden = (last_of_each(hidden, spans) if last_only else hidden) + attended
         return hidden + self.mlp(rms_norm(hidden, self.post_attention_layernorm, self.eps))
 
 
@@ -94,9 +98,13 @@ class Transformer:
     def device(self) -> torch.device:
         return self.lm_head.device
 
-    def steps(self, token_ids: Tensor, spans: Sequence[Span], form: Form = "auto") -> Generator[int, None, Tensor]:
+    def steps(
+        self, token_ids: Tensor, spans: Sequence[Span], form: Form = "auto", *, last_only: bool = False
+    ) -> Generator[int, None, Tensor]:
         """Run token ids (T,) through the layers, yielding after each the number done; returns hidden (T, D).
 
+        With `last_only` hidden (spans, D), of the last token of each span: a prompt's others are needed for their rows
+        alone, and of the last layer nothing else is computed for them.
         The caches hold the new tokens once the generator has returned; dropped before, it leaves them as they were.
         """
         self.check()
@@ -113,18 +121,21 @@ class Transformer:
         hidden = F.embedding(token_ids.to(self.embed_tokens.device), self.embed_tokens).to(self.device)
         if self._few_tokens.suits(hidden, form):
             hidden = yield from self._few_tokens.steps(hidden, factors, spans)
+            hidden = last_of_each(hidden, spans) if last_only else hidden
         else:
             for layer in self.layers:
-                hidden = layer(hidden, factors, spans, form)
+                hidden = layer(hidden, factors, spans, form, last_only=last_only and layer is self.layers[-1])
                 yield layer.index + 1
         self.check()
         for span in spans:
             span.cache.commit(span.count)
         return hidden
 
-    def forward(self, token_ids: Tensor, spans: Sequence[Span], form: Form = "auto") -> Tensor:
-        """All steps at once: hidden states (T, D) of token ids (T,)."""
-        steps = self.steps(token_ids, spans, form)
+    def forward(
+        self, token_ids: Tensor, spans: Sequence[Span], form: Form = "auto", *, last_only: bool = False
+    ) -> Tensor:
+        """All steps at once: hidden states (T, D) of token ids (T,), or with `last_only` (spans, D)."""
+        steps = self.steps(token_ids, spans, form, last_only=last_only)
         while True:
             try:
                 next(steps)

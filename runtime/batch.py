@@ -10,7 +10,6 @@ between any two steps. A prompt that begins like one whose rows are at hand copi
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import torch
 
@@ -109,13 +108,13 @@ class Batch:
         if not work:
             return events
         try:
-            hidden, logits = self._forward(work)
+            rows, logits = self._forward(work)
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
             told = OutOfMemoryError.of(error, f"{len(work)} answers at once")
         else:
-            return events + self._take(work, hidden, logits)
+            return events + self._take(work, rows, logits)
         # Outside of the handler: the error's traceback would keep the memory of what failed.
         return events + self._relieve(work, told)
 
@@ -222,20 +221,24 @@ class Batch:
             sequence.cache.copy_rows(best.cache, count)
             sequence.ids, sequence.draft.cached = list(wanted[:count]), count
 
-    def _forward(self, work: Sequence[_Work]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states (T, D) of the work's tokens, and logits (B, vocabulary) behind the last of each."""
+    def _forward(self, work: Sequence[_Work]) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+        """Of each piece of work hidden states, and logits (B, vocabulary) behind its last token.
+
+        The states are those of all its tokens (T, D) where a prompt is echoed, else of the last one (1, D).
+        """
         model = self._engine.model
         ids = [token_id for some in work for token_id in some.ids]
         spans = [Span(some.sequence.cache, len(some.ids)) for some in work]
-        ends = list(accumulate(len(some.ids) for some in work))
+        echoes = any(some.sequence.draft.request.echo for some in work)
         with torch.inference_mode():
-            hidden = model.forward(torch.tensor(ids, dtype=torch.long), spans)
-            return hidden, model.logits(hidden[[end - 1 for end in ends]])
+            hidden = model.forward(torch.tensor(ids, dtype=torch.long), spans, last_only=not echoes)
+            rows = hidden.split([span.count if echoes else 1 for span in spans])
+            return rows, model.logits(torch.cat([some[-1:] for some in rows]))
 
-    def _take(self, work: Sequence[_Work], hidden: torch.Tensor, logits: torch.Tensor) -> list[Happening]:
+    def _take(self, work: Sequence[_Work], states: Sequence[torch.Tensor], logits: torch.Tensor) -> list[Happening]:
         """What became of each sequence."""
         events: list[Happening] = []
-        for some, rows, scores in zip(work, hidden.split([len(some.ids) for some in work]), logits, strict=True):
+        for some, rows, scores in zip(work, states, logits, strict=True):
             sequence = some.sequence
             sequence.ids += some.ids
             try:
@@ -250,7 +253,7 @@ class Batch:
         return events
 
     def _told_of_reading(self, sequence: _Sequence, count: int, hidden: torch.Tensor) -> list[Happening]:
-        """The last `count` tokens read, with their hidden states (T, D)."""
+        """The last `count` tokens read, with the hidden states (T, D) that an echo wants."""
         draft, events = sequence.draft, []
         if draft.request.echo:
             events += list(self._engine.echo(draft, len(sequence.ids) - count, hidden))

@@ -169,14 +169,14 @@ class Engine:
         self._shelf.clear()
         self._cached_ids.clear()
 
-    def steps(self, token_ids: Sequence[int]) -> Generator[int, None, Tensor]:
-        """Run tokens behind the cached ones: yields the layers done, returns hidden (T, D).
+    def steps(self, token_ids: Sequence[int], *, last_only: bool = True) -> Generator[int, None, Tensor]:
+        """Run tokens behind the cached ones: yields the layers done, returns hidden (1, D) of the last, or (T, D).
 
         Where memory runs out, slots of experts are given back, the tokens are run in halves, and later prompts too.
         Raises OutOfMemoryError when that does not help; the cache holds what it held, or the first halves more.
         """
         try:
-            return (yield from self._steps_at_once(token_ids))
+            return (yield from self._steps_at_once(token_ids, last_only))
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -186,17 +186,19 @@ class Engine:
         half = len(token_ids) // 2
         if half:
             self.prefill_chunk = max(1, min(self.prefill_chunk, half))
-            first = yield from self.steps(token_ids[:half])
-            second = yield from self.steps(token_ids[half:])
+            first = yield from self.steps(token_ids[:half], last_only=last_only)
+            second = yield from self.steps(token_ids[half:], last_only=last_only)
+            if last_only:
+                return second
             return with_room(lambda: torch.cat([first, second]), self.experts, f"{len(token_ids):,} tokens at once")
         if not given_back:
             raise told
-        return (yield from self.steps(token_ids))
+        return (yield from self.steps(token_ids, last_only=last_only))
 
-    def _steps_at_once(self, token_ids: Sequence[int]) -> Generator[int, None, Tensor]:
+    def _steps_at_once(self, token_ids: Sequence[int], last_only: bool) -> Generator[int, None, Tensor]:
         with torch.inference_mode():
             ids = torch.tensor(token_ids, dtype=torch.long)
-            steps = self.model.steps(ids, [Span(self.cache, len(token_ids))])
+            steps = self.model.steps(ids, [Span(self.cache, len(token_ids))], last_only=last_only)
         while True:
             # Not held over a yield: inference mode belongs to the thread, not to this generator.
             with torch.inference_mode():
@@ -208,9 +210,9 @@ class Engine:
                     return hidden
             yield done
 
-    def forward(self, token_ids: Sequence[int]) -> Tensor:
+    def forward(self, token_ids: Sequence[int], *, last_only: bool = True) -> Tensor:
         """`steps` at once."""
-        steps = self.steps(token_ids)
+        steps = self.steps(token_ids, last_only=last_only)
         while True:
             try:
                 next(steps)
@@ -254,7 +256,7 @@ class Engine:
         start = draft.cached
         while start < len(ids):
             chunk = ids[start : start + self.prefill_chunk]
-            steps = self.steps(chunk)
+            steps = self.steps(chunk, last_only=not draft.request.echo)
             while True:
                 if cancel.is_set():
                     draft.interrupt()
@@ -272,7 +274,7 @@ class Engine:
                 yield from self.echo(draft, start, rows)
             start += len(chunk)
         yield Prefilling(len(ids), len(ids), draft.cached, draft.elapsed_s)
-        return None if rows is None else rows[-1:]
+        return None if rows is None else rows[-1:]  # of an echo all were wanted
 
     def echo(self, draft: Draft, start: int, rows: Tensor) -> Iterator[Event]:
         """Tokens of the prompt that the hidden rows of a chunk predict, and the very first, which nothing predicts."""

@@ -4,8 +4,8 @@
     python tests/benchmarks/speed.py /tmp/lite8 [--prompts 512,2048,8192] [--depths 512,2048,8192,16384] [--repeat 5]
     LLAMA_BENCH=…/llama-bench LLAMA_GGUF=…/model-bf16.gguf python tests/benchmarks/speed.py …
 
-Both run in this process, in turns, because a shared machine is not the same machine a minute later: compare the
-medians within one run only. Everything is BF16 against BF16.
+All run in turns, llama.cpp as a program of its own, because a shared machine is not the same machine a minute later:
+compare the medians within one run only. Everything is BF16 against BF16.
 """
 
 # T tokens  S cached tokens
@@ -66,8 +66,8 @@ class Ours:
         self._cache.truncate(0)
         hidden = ids
         for chunk in ids.split(self._chunk):
-            hidden = self._model.forward(chunk, [Span(self._cache, len(chunk))])
-        self._model.logits(hidden[-1:]).argmax()
+            hidden = self._model.forward(chunk, [Span(self._cache, len(chunk))], last_only=True)
+        self._model.logits(hidden).argmax()
 
     @torch.inference_mode()
     def decode(self, depth: int) -> Callable[[], None]:
@@ -124,6 +124,30 @@ class Transformers:
         return step
 
 
+class LlamaCpp:
+    """A llama-bench build and a BF16 GGUF file of the same weights, from the environment."""
+
+    name = "llama.cpp"
+
+    def __init__(self, program: str, file: str, threads: int) -> None:
+        self._command = [program, "-m", file, "-t", str(threads), "-r", "1", "-o", "json"]
+
+    def seconds(self, *, prompt: int = 0, decoded: int = 0, depth: int = 0) -> float:
+        """Seconds a token, as it says itself: loading, its warm-up and the context before are not in it."""
+        flags = ["-p", str(prompt), "-n", str(decoded), "-d", str(depth)]
+        done = subprocess.run([*self._command, *flags], check=True, capture_output=True, text=True)
+        return 1 / float(json.loads(done.stdout)[0]["avg_ts"])
+
+
+def llama_cpp(threads: int) -> LlamaCpp | None:
+    """The build that LLAMA_BENCH and LLAMA_GGUF name."""
+    program, file = os.environ.get("LLAMA_BENCH"), os.environ.get("LLAMA_GGUF")
+    if not program or not file:
+        print("llama.cpp: not measured (LLAMA_BENCH and LLAMA_GGUF name no build and file)")
+        return None
+    return LlamaCpp(program, file, threads)
+
+
 @dataclass
 class Row:
     """A test's timings: seconds per token of each program, and GB/s that memory gave in the same minute."""
@@ -140,7 +164,7 @@ def timed(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def measure_prefill(runners: list[Runner], count: int, repeat: int) -> Row:
+def measure_prefill(runners: list[Runner], llama: LlamaCpp | None, count: int, repeat: int) -> Row:
     row = Row(f"pp{count}", 0)
     ids = torch.randint(0, 1000, (count,), generator=torch.Generator().manual_seed(count))
     for turn in range(repeat):
@@ -148,10 +172,12 @@ def measure_prefill(runners: list[Runner], count: int, repeat: int) -> Row:
         for runner in runners if turn % 2 else reversed(runners):
             seconds = timed(lambda runner=runner: runner.prefill(ids)) / count
             row.seconds.setdefault(runner.name, []).append(seconds)
+        if llama is not None:
+            row.seconds.setdefault(llama.name, []).append(llama.seconds(prompt=count))
     return row
 
 
-def measure_decode(runners: list[Runner], depth: int, repeat: int, bytes_per_token: int) -> Row:
+def measure_decode(runners: list[Runner], llama: LlamaCpp | None, depth: int, repeat: int, bytes_per_token: int) -> Row:
     row = Row(f"tg@{depth}", bytes_per_token)
     steps = {runner.name: runner.decode(depth) for runner in runners}
     for step in steps.values():
@@ -161,6 +187,8 @@ def measure_decode(runners: list[Runner], depth: int, repeat: int, bytes_per_tok
         for name, step in steps.items() if turn % 2 else reversed(steps.items()):
             # Each token on its own: on a busy machine some lose their core for 50 ms, and a mean would tell of that.
             row.seconds.setdefault(name, []).extend(timed(step) for _ in range(DECODED))
+        if llama is not None:
+            row.seconds.setdefault(llama.name, []).append(llama.seconds(decoded=4 * DECODED, depth=depth))
     return row
 
 
@@ -179,19 +207,6 @@ def show(row: Row) -> None:
     print("  ".join(parts), flush=True)
 
 
-def llama_cpp(prompts: list[int], depths: list[int], repeat: int, threads: int) -> None:
-    """What a given llama.cpp build says of a given file, in its own words."""
-    program, model = os.environ.get("LLAMA_BENCH"), os.environ.get("LLAMA_GGUF")
-    if not program or not model:
-        print("llama.cpp: not measured (LLAMA_BENCH and LLAMA_GGUF name no build and file)")
-        return
-    command = [program, "-m", model, "-t", str(threads), "-r", str(repeat), "-n", "32", "-o", "json"]
-    command += ["-p", ",".join(map(str, prompts)), "-d", ",".join(map(str, depths))]
-    for result in json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout):
-        kind = f"pp{result['n_prompt']}" if result["n_prompt"] else "tg"
-        print(f"llama.cpp {kind}@{result['n_depth']}: {result['avg_ts']:.2f} ± {result['stddev_ts']:.2f} tok/s")
-
-
 def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
@@ -206,6 +221,7 @@ def main() -> None:
     parser.add_argument("--prefill-repeat", type=int, help="default: as --repeat")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--chunk", type=int, default=2048)
+    parser.add_argument("--no-transformers", action="store_true", help="where memory holds two programs and not three")
     parser.add_argument("--experts", default="eager", help="transformers' experts_implementation")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -219,16 +235,16 @@ def main() -> None:
         return per_token + depth * kv_bytes_per_token(ours.config)
 
     ours.prefill(torch.randint(0, 1000, (WARMING,)))  # every page of the files has been touched
+    llama = llama_cpp(args.threads)
     for depth in args.alone:
-        show(measure_decode([ours], depth, args.repeat, read(depth)))
+        show(measure_decode([ours], None, depth, args.repeat, read(depth)))
     runners: list[Runner] = [ours]
-    if args.prompts or args.depths:
+    if (args.prompts or args.depths) and not args.no_transformers:
         runners.append(Transformers(args.folder, args.experts))
     for count in args.prompts:
-        show(measure_prefill(runners, count, args.prefill_repeat or args.repeat))
+        show(measure_prefill(runners, llama, count, args.prefill_repeat or args.repeat))
     for depth in args.depths:
-        show(measure_decode(runners, depth, args.repeat, read(depth)))
-    llama_cpp(args.prompts, args.depths, args.repeat, args.threads)
+        show(measure_decode(runners, llama, depth, args.repeat, read(depth)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from support.oracle import Oracle
 from torch import Tensor
 
 from dslite.model.attention import Form, Span
+from dslite.model.moe import MoE
 from dslite.model.transformer import Transformer
 
 TOLERANCE = 2e-5
@@ -101,6 +102,49 @@ def test_sequences_decoded_together_get_the_logprobs_that_each_gets_alone(
         alone = read_once(model, past + new)[len(past) :]
         assert (logprobs - alone).abs().max() <= TOLERANCE
         assert cache.length == len(past) + len(new)
+
+
+@given(portions())
+@settings(max_examples=40)
+def test_the_last_token_alone_gets_the_logprobs_that_it_gets_with_the_others(
+    case: Case, portions: list[tuple[int, Form]]
+) -> None:
+    model, ids, expected = case.model, torch.tensor(case.ids), case.expected
+    cache = new_cache(model, COUNT)
+
+    for size, form in portions:
+        start = cache.length
+        with torch.inference_mode():
+            hidden = model.forward(ids[start : start + size], [Span(cache, size)], form, last_only=True)
+            logprobs = model.logits(hidden).log_softmax(-1)
+        assert (logprobs - expected[start + size - 1]).abs().max() <= TOLERANCE
+        assert logprobs.shape[0] == 1
+        assert cache.length == start + size
+
+
+@pytest.mark.parametrize("counts", [(20, 9, 30), (1, 18, 1), (2, 1, 3)])
+def test_the_last_token_of_each_sequence_is_computed_without_the_others_in_the_last_layer(
+    case: Case, counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = case.model
+    news = [random_ids(count, model.config.vocab_size, seed=count) for count in counts]
+    rows: list[int] = []
+    run = MoE.__call__
+
+    def watch(self: MoE, hidden: Tensor) -> Tensor:
+        rows.append(len(hidden))
+        return run(self, hidden)
+
+    monkeypatch.setattr(MoE, "__call__", watch)
+    spans = [Span(new_cache(model, 64), count) for count in counts]
+    with torch.inference_mode():
+        hidden = model.forward(torch.tensor([token_id for new in news for token_id in new]), spans, last_only=True)
+        logprobs = model.logits(hidden).log_softmax(-1)
+    alone = torch.stack([read_once(model, new)[-1] for new in news])
+
+    assert (logprobs - alone).abs().max() <= TOLERANCE
+    layers = sum(model.config.is_moe(layer) for layer in range(model.config.num_hidden_layers))
+    assert rows[:layers] == [sum(counts)] * (layers - 1) + [len(counts)]
 
 
 def test_a_pass_that_is_dropped_between_layers_leaves_the_cache_as_it_was(case: Case) -> None:

@@ -300,12 +300,12 @@ class SlowLayer:
         index: int = self.layer.index
         return index
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **options: Any) -> Any:
         self.clock.now += self.seconds
         self.passes.append(self.index)
         if len(self.passes) == self.cancel_in_pass and self.cancel is not None:
             self.cancel.set()
-        return self.layer(*args)
+        return self.layer(*args, **options)
 
 
 @dataclass

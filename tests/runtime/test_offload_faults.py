@@ -295,7 +295,7 @@ def test_a_read_that_fails_while_a_prompt_is_read_leaves_a_working_engine(
 ) -> None:
     ids, right = prompt(folder), right_answer(folder)
     running = offloaded(folder, spare=spare)
-    for good in range(0, 60, 7):
+    for good in range(0, 45, 5):
         left = iter(range(good))
         break_reads(monkeypatch, lambda left=left: None if next(left, None) is not None else 5)  # type: ignore[misc]
         running.forget()
