@@ -162,9 +162,9 @@ def test_prompts_are_read_and_answers_made_in_one_pass(engine: Engine, monkeypat
     passes: list[int] = []
     forward = Transformer.forward
 
-    def record(self: Transformer, ids: Tensor, spans: Sequence[Span]) -> Tensor:
+    def record(self: Transformer, ids: Tensor, spans: Sequence[Span], **options: Any) -> Tensor:
         passes.append(len(ids))
-        return forward(self, ids, spans)
+        return forward(self, ids, spans, **options)
 
     monkeypatch.setattr(Transformer, "forward", record)
     batch.step()
@@ -186,11 +186,11 @@ def out_of_memory_at(engine: Engine, monkeypatch: pytest.MonkeyPatch, tokens: Ca
     """Passes over tokens of which `tokens(count, spans)` is true fail; returns the sizes of those that went through."""
     forward, passes = Transformer.forward, []
 
-    def fail(self: Transformer, ids: Tensor, spans: Sequence[Span]) -> Tensor:
+    def fail(self: Transformer, ids: Tensor, spans: Sequence[Span], **options: Any) -> Tensor:
         if tokens(len(ids), len(spans)):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         passes.append(len(ids))
-        return forward(self, ids, spans)
+        return forward(self, ids, spans, **options)
 
     monkeypatch.setattr(Transformer, "forward", fail)
     return passes
