@@ -8,8 +8,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.fake_cuda import CUDA, cuda_guard
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dslite.runtime import sampling
 from dslite.runtime.errors import NumericsError, UsageError
 from dslite.runtime.sampling import Sampler, check_finite, score
 from dslite.runtime.sampling_params import SamplingParams
@@ -176,3 +179,30 @@ def test_logits_that_are_not_finite_are_an_error(value: float) -> None:
     with pytest.raises(NumericsError) as caught:
         check_finite(logits)
     assert caught.value.remedy
+
+
+@pytest.mark.skipif(not cuda_guard(), reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.3, top_p=0.95),
+        SamplingParams(temperature=1.0, top_p=0.9, top_k=40, min_p=0.05),
+    ],
+)
+def test_a_draw_brings_a_few_candidates_to_the_host_and_waits_for_nothing_else_of_a_gpu(
+    params: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies on the GPU that is not there has no values: whatever else waited for one would raise."""
+    brought: list[int] = []
+
+    def bring(best: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        assert best[0].device.type == "cuda"
+        brought.append(len(best[0]))
+        return torch.linspace(1, 0, len(best[0])).softmax(-1), torch.arange(len(best[1]))
+
+    monkeypatch.setattr(sampling, "_on_host", bring)
+    with FakeTensorMode():
+        logits = torch.empty(102_400, device=CUDA)
+    token = Sampler(params, [3, 5], 102_000).sample(logits)
+    assert brought == [params.top_k or 512]
+    assert 0 <= token < brought[0]
