@@ -14,8 +14,10 @@ from support.fake_engine import FakeResponder
 
 from dslite.app.markdown_blocks import Block, Splitter, code_blocks
 from dslite.app.sessions import SessionStore
+from dslite.app.tui.column import KEPT
 from dslite.app.tui.drawing import draw
 from dslite.app.tui.palette import Palette
+from dslite.app.tui.pieces import Piece
 from dslite.app.tui.wrapping import wrap_plain
 
 PALETTE = Palette.of_theme({}, Style())
@@ -27,8 +29,13 @@ LINES = st.sampled_from(
 
 def drawn_text(chat: Chat) -> list[str]:
     """Every line of the transcript."""
-    pieces = chat.transcript._pieces
-    return [strip.text.rstrip() for piece in pieces for strip in chat.transcript._draw(piece)]
+    column = chat.transcript.column
+    return [strip.text.rstrip() for piece in column.pieces for strip in column.draw(piece)]
+
+
+def kept(chat: Chat) -> list[Piece]:
+    """Pieces whose lines are in memory."""
+    return [piece for piece in chat.transcript.column.pieces if piece.strips is not None]
 
 
 def whole(text: str) -> list[Block]:
@@ -89,7 +96,7 @@ async def test_what_streams_in_is_what_a_saved_answer_shows(home: Path, make: Ca
         assert chat.contents[1] == text
         streamed = [piece.block for piece in chat.transcript.entries[-1].pieces if piece.block]
         assert streamed == whole(text)
-        await chat.until(lambda: all(piece.colours for piece in chat.transcript.iter_drawn() if piece.wants_colours))
+        await chat.until(lambda: all(piece.colours for piece in kept(chat) if piece.wants_colours))
         before = drawn_text(chat)
         chat.conductor.show()
         await chat.until(lambda: drawn_text(chat) == before)
@@ -106,16 +113,15 @@ async def test_a_long_chat_keeps_only_what_is_seen_as_lines_and_one_widget(home:
         await chat.until(lambda: len(chat.contents) == 80)
         await chat.pilot.pause()
         widgets = len(chat.app.screen.query("*"))
-        drawn = len(list(chat.transcript.iter_drawn()))
         assert widgets < 25
-        assert drawn < 60
-        assert len(chat.transcript._pieces) > 1000
+        assert len(kept(chat)) < 60
+        assert len(chat.transcript.column.pieces) > 1000
         chat.transcript.scroll_to(y=0, animate=False)
         await chat.until("question 0")
         for _ in range(40):
             chat.transcript.scroll_relative(y=200, animate=False)
             await chat.pilot.pause()
-        assert len(list(chat.transcript.iter_drawn())) <= 400
+        assert len(kept(chat)) <= KEPT
 
 
 @drive

@@ -1,0 +1,93 @@
+"""Pieces one below the other, without a screen."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.style import Style
+from support.chat_texts import mixed
+
+from dslite.app.tui.column import KEPT, Column
+from dslite.app.tui.palette import Palette
+from dslite.app.tui.pieces import Artist, Entry, Piece, pieces_of
+
+WIDTH = 40
+
+
+def make_column(late: list[Piece] | None = None) -> Column:
+    """An empty column; pieces whose colours take long go to `late`."""
+    return Column(lambda: Artist(WIDTH, Palette.of_theme({}, Style())), ([] if late is None else late).append)
+
+
+def notes(*heights: int) -> list[Piece]:
+    """Pieces of so many lines each, with the empty one above."""
+    return [Piece(Entry(0, "notice", "", "\n".join("x" * (height - 1))), kind="note") for height in heights]
+
+
+def whole(column: Column) -> list[str]:
+    """Every line, piece by piece."""
+    return [strip.text for piece in column.pieces for strip in column.draw(piece)]
+
+
+@given(st.lists(st.integers(2, 6), min_size=1, max_size=12), st.integers(1, 9))
+def test_scrolling_through_draws_every_line_once_and_in_order(heights: list[int], view: int) -> None:
+    column = make_column()
+    column.replace(0, 0, notes(*heights))
+    assert column.height == len(heights)  # as estimated
+    y = 0
+    while y < column.height:
+        while column.draw_lines(y, y + view):
+            pass
+        y += view
+    assert column.height == sum(heights)
+    assert [column.strip(*column.at(line)).text for line in range(column.height)] == whole(column)
+    assert [column.top(piece) for piece in column.pieces] == [sum(heights[:place]) for place in range(len(heights))]
+
+
+def test_only_pieces_of_the_lines_that_are_asked_for_are_drawn() -> None:
+    column = make_column()
+    column.replace(0, 0, notes(3, 3, 3, 3))
+    assert column.draw_lines(1, 2)
+    assert [piece.strips is not None for piece in column.pieces] == [False, True, False, False]
+    assert not column.draw_lines(1, 4)  # what moved down behind it is not asked for
+
+
+def test_replacing_pieces_moves_only_what_stands_below() -> None:
+    column = make_column()
+    column.replace(0, 0, notes(2, 3, 4))
+    whole(column)
+    column.measure()
+    first, _, last = column.pieces
+    new = notes(5, 6)
+    assert column.replace(1, 1, new) == 2
+    assert [column.top(piece) for piece in (first, *new, last)] == [0, 2, 3, 4]
+    assert column.at(3) == (new[1], 0)
+    assert column.at(99) == (last, 95)
+
+
+def test_lines_of_pieces_drawn_long_ago_are_dropped_and_drawn_again() -> None:
+    column = make_column()
+    column.replace(0, 0, notes(*[2] * (KEPT + 5)))
+    whole(column)
+    column.measure()
+    assert [place for place, piece in enumerate(column.pieces) if piece.strips is None] == [0, 1, 2, 3, 4]
+    assert column.strip(*column.at(1)).text == "  x"
+    assert column.pieces[0].strips is not None
+
+
+def test_another_layout_draws_all_anew() -> None:
+    column = make_column()
+    column.replace(0, 0, notes(2, 2))
+    whole(column)
+    before = column.artist
+    column.forget()
+    assert [piece.strips for piece in column.pieces] == [None, None]
+    column.draw_lines(0, 1)
+    assert column.artist is not before
+
+
+def test_of_a_long_code_block_the_colours_are_asked_for_elsewhere() -> None:
+    late: list[Piece] = []
+    column = make_column(late)
+    long = "\n".join(["```python", *["x = 1"] * 200, "```"])
+    column.replace(0, 0, pieces_of(Entry(1, "assistant", "demo", f"{long}\n\n{mixed(50)}")))
+    whole(column)
+    assert [piece.block and piece.block.kind for piece in late] == ["fence"]
