@@ -14,15 +14,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dslite.model.kernels.library import LEVELS, find_library, levels
+
 MOST_TOKENS = 16  # of the kernels that are made for few rows
-LEVELS = ("portable", "avx2", "avx512", "avx512-bf16")  # in the library's order
-_ABI = 6
 STEP = 32  # the kernels read this many values at once: every width must be a multiple
 MOST_EXPERTS, MOST_HEADS, MOST_LATENT = 512, 256, 1024  # ops.h
 
@@ -282,59 +281,10 @@ def suits_absorbed(queries: Tensor, rows: Tensor, latent: int) -> bool:
     )
 
 
-class _OpenMp(ctypes.Structure):
-    """team.h"""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("parallel", "thread_num", "num_threads")]
-
-
-def _openmp() -> _OpenMp | None:
-    """The OpenMP runtime that torch has loaded. LLVM's and Intel's know GCC's names too."""
-    try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError:
-        return None
-    for file in sorted({line.split(maxsplit=5)[-1] for line in maps.splitlines() if "omp" in line.rpartition("/")[2]}):
-        try:
-            library = ctypes.CDLL(file)
-            functions = [library.GOMP_parallel, library.omp_get_thread_num, library.omp_get_num_threads]
-        except (OSError, AttributeError):
-            continue  # another library with omp in its name
-        return _OpenMp(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
-    return None
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    """The compiled library beside this file, or None where it was not built or cannot run here."""
-    openmp = _openmp()
-    if openmp is None:
-        return None
-    for file in sorted(Path(__file__).parent.glob("_native*.so")):
-        try:
-            library = ctypes.CDLL(str(file))
-            if library.dslite_abi() != _ABI:
-                continue
-        except (OSError, AttributeError):
-            continue  # built for another system, or before this interface: as good as none
-        library.dslite_use_openmp.argtypes = [_OpenMp]
-        library.dslite_use_openmp.restype = None
-        library.dslite_use_openmp(openmp)
-        return library
-    return None
-
-
-@cache
-def levels() -> tuple[str, ...]:
-    """What this processor can do, plainest first; empty without the library."""
-    library = _library()
-    return () if library is None else LEVELS[: library.dslite_best_level() + 1]
-
-
 @cache
 def products(level: str | None = None) -> NativeProducts | None:
     """The kernels of a level, by default the best; None without the library, or with DSLITE_KERNELS=torch."""
-    library = _library()
+    library = find_library()
     if library is None or (level is None and os.environ.get("DSLITE_KERNELS") == "torch"):
         return None
     return NativeProducts(library, level or levels()[-1])
@@ -342,7 +292,7 @@ def products(level: str | None = None) -> NativeProducts | None:
 
 def describe() -> str:
     """One line for `doctor`: whose products a CPU uses."""
-    if _library() is None:
+    if find_library() is None:
         return "torch's products (the compiled ones are not there: install dslite where a C++ compiler is)"
     if (native := products()) is None:
         return "torch's products (DSLITE_KERNELS=torch)"
