@@ -277,29 +277,3 @@ def launch_merge_values(sums: Tensor, logs: Tensor, kv_b: Tensor, out: Tensor, n
         step=min(LATENT_TILE, _tile(latent)),
         num_warps=4,
     )
-
-
-@launch_absorb.register_fake
-def _(
-    state: Tensor,
-    layer: int,
-    q: Tensor,
-    kv: Tensor,
-    kv_norm: Tensor,
-    kv_b: Tensor,
-    factors: Tensor,
-    queries: Tensor,
-    nope: int,
-    eps: float,
-) -> None:
-    pass
-
-
-@launch_attend_splits.register_fake
-def _(state: Tensor, layer: int, queries: Tensor, sums: Tensor, logs: Tensor, scale: float) -> None:
-    pass
-
-
-@launch_merge_values.register_fake
-def _(sums: Tensor, logs: Tensor, kv_b: Tensor, out: Tensor, nope: int) -> None:
-    pass

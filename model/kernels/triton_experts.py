@@ -202,27 +202,6 @@ def launch_down_combine(
     )
 
 
-@launch_gate_up.register_fake
-def _(
-    x: Tensor,
-    norm: Tensor,
-    scores: Tensor,
-    table: Tensor,
-    products: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    chosen: int,
-    scaling: float,
-    eps: float,
-) -> None:
-    pass
-
-
-@launch_down_combine.register_fake
-def _(products: Tensor, table: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, out: Tensor) -> None:
-    pass
-
-
 def address_table(
     routed: Sequence[tuple[Tensor, Tensor, Tensor]], shared: tuple[Tensor, Tensor, Tensor] | None
 ) -> Tensor:

@@ -125,13 +125,3 @@ def launch_add_product(x: Tensor, weight: Tensor, residual: Tensor, out: Tensor)
             step=step,
             num_warps=WARPS,
         )
-
-
-@launch_norm_product.register_fake
-def _(x: Tensor, norm: Tensor, first: Tensor, second: Tensor | None, out: Tensor, eps: float) -> None:
-    pass
-
-
-@launch_add_product.register_fake
-def _(x: Tensor, weight: Tensor, residual: Tensor, out: Tensor) -> None:
-    pass
