@@ -10,6 +10,7 @@ between any two steps. A prompt that begins like one whose rows are at hand copi
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -245,8 +246,7 @@ class Batch:
                 if some.reads:
                     events += self._told_of_reading(sequence, len(some.ids), rows)
                 if not sequence.unread:
-                    check_finite(scores)
-                    events += self._advance(sequence, scores)
+                    events += with_room(partial(self._advance, sequence, scores), None, "drawing a token")
             except DsliteError as error:
                 self._running.pop(sequence.key, None)
                 events.append((sequence.key, error))
@@ -263,7 +263,8 @@ class Batch:
         return [(sequence.key, event) for event in events]
 
     def _advance(self, sequence: _Sequence, logits: torch.Tensor) -> list[Happening]:
-        """Draw the next token, unless the answer is over already; see off a finished one."""
+        """Draw the next token, unless the answer is over already; see off a finished one. Raises NumericsError."""
+        check_finite(logits)
         draft = sequence.draft
         events: list[Event] = []
         if draft.finish_reason is None:

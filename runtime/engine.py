@@ -9,6 +9,7 @@ read only from where it differs.
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from threading import Event as Flag
 
 import torch
@@ -239,7 +240,9 @@ class Engine:
         if hidden is not None:
             draft.begin()
         while hidden is not None and draft.finish_reason is None:
-            yield from draft.push(self.logits(hidden)[0])
+            logits = self.logits(hidden)[0]
+            # Not tried again: a seed's next number may be drawn already.
+            yield from with_room(partial(draft.push, logits), None, "drawing a token")
             if cancel.is_set():
                 draft.interrupt()
             if draft.finish_reason is None:

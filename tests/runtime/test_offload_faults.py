@@ -159,6 +159,16 @@ def around_network() -> bool:
     return "runtime/engine.py" in names and not names & {"model/transformer.py", "runtime/draft.py"}
 
 
+def in_drawing() -> bool:
+    """Whether a token is drawn now."""
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("runtime/draft.py"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def operations(folder: Path, during: Callable[[Engine], object]) -> int:
     running = offloaded(folder)
     with Shortage(10**9) as watch:
@@ -213,6 +223,23 @@ def test_memory_that_runs_out_around_the_network_is_made_or_told(folder: Path, m
             got = told_or(lambda running=running: talk(running, ids))  # type: ignore[misc]
         assert got == right or (isinstance(got, str) and running.experts is None)
         assert talk(running, ids) == right, "the conversation must go on"
+
+
+def test_memory_that_runs_out_while_a_token_is_drawn_is_told_and_the_conversation_stays(folder: Path) -> None:
+    ids = prompt(folder)
+    request = Request(ids, SamplingParams(temperature=0.7, top_p=0.9, seed=3, max_tokens=4), logprobs=2)
+
+    def drawn(running: Engine) -> list[int]:
+        return [event.id for event in running.generate(request) if isinstance(event, Token) and event.id is not None]
+
+    running = offloaded(folder)
+    with Shortage(10**9, where=in_drawing) as watch:
+        right = drawn(running)
+    assert watch.count > 20
+    for first in range(watch.count):
+        with Shortage(first, where=in_drawing), pytest.raises(OutOfMemoryError, match="drawing a token"):
+            drawn(running)
+        assert drawn(running) == right
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
