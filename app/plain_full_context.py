@@ -53,7 +53,7 @@ class FullContext:
         old = chat.dialogue
         text = self._summarise(old.messages(question.parent if question is not None else old.leaf, chat.ref.key))
         if not text:
-            console.warn("there is no summary: the chat stays as it was, and /regen asks its last question again")
+            console.warn(summary.NONE_CAME)
             return
         chat.keep()
         system = summary.system_message(old.system, text)

@@ -10,6 +10,7 @@ _REQUEST = (
     "Summarise our conversation so far, so that it can be continued from the summary alone: what was asked, what was"
     " found or decided, names, numbers and code that still matter. Write the summary only."
 )
+NONE_CAME = "there is no summary: the chat stays as it was, and /regen asks its last question again"
 _HEAD = "What was said before, in a summary:"
 _MOST_TOKENS = 1024
 

@@ -97,7 +97,7 @@ class FullContext:
         conductor = self._conductor
         text = written.content.strip()
         if written.finish_reason == "interrupted" or not text:
-            conductor.say("there is no summary: the chat stays as it was, and /regen asks its last question again")
+            conductor.say(summary.NONE_CAME)
             return
         system, choice = summary.system_message(old.system, text), self._choice
         waiting = [question.content] if question is not None else []
