@@ -31,7 +31,7 @@ def complete(
     raw: Annotated[bool, flag("--raw", help="Complete the text itself, without the chat template.")] = False,
     no_bos: Annotated[bool, flag("--no-bos", help="With --raw: no begin-of-sentence token.")] = False,
     output: Annotated[str, flag("--output", "-o", help="text, json or jsonl.")] = "text",
-    as_json: Annotated[bool, flag("--json", help="The same as -o json.")] = False,
+    as_json: options.AsJson = False,
     output_file: Annotated[Path | None, flag("--output-file", help="Write the answer into a file.")] = None,
     no_stream: Annotated[bool, flag("--no-stream", help="Print the answer at its end.")] = False,
     extract: Annotated[bool, flag("--extract", "-x", help="Print only the first fenced code block.")] = False,

@@ -47,15 +47,14 @@ def plan(
     ram_bandwidth: Annotated[float | None, flag("--ram-bandwidth", help="GB/s of host memory.")] = None,
     disk_bandwidth: Annotated[float | None, flag("--disk-bandwidth", help="GB/s of the disk.")] = None,
     offline: options.Offline = False,
-    output: Annotated[str, flag("--output", "-o", help="text or json.")] = "text",
-    as_json: Annotated[bool, flag("--json", help="The same as -o json.")] = False,
+    output: options.ListOutput = "text",
+    as_json: options.AsJson = False,
 ) -> None:
     """Show what would live where, on this machine or a described one, and the speed to expect."""
     from dslite.runtime.planning.device_plan import PlanRequest
     from dslite.runtime.planning.placement import plan as place
 
-    if output not in ("text", "json"):
-        raise UsageError(f"--output is {output!r}; it must be text or json")
+    wants_json = options.wants_json(output, as_json)
     if miss not in ("auto", "fetch", "compute"):
         raise UsageError(f"--miss is {miss!r}; it must be auto, fetch or compute")
     if dtype not in ("bfloat16", "float32"):
@@ -71,7 +70,7 @@ def plan(
     machine = _machine(device, vram_bytes, ram_bytes, speeds)
     request = PlanRequest(dtype, ctx_size, vram_bytes, ram_bytes, expert_slots, miss)  # type: ignore[arg-type]
     made = place(machine, config, request)
-    if as_json or output == "json":
+    if wants_json:
         print(json.dumps(plan_object(ref.name, made) | {"machine": _machine_object(machine)}, ensure_ascii=False))
     else:
         print(_text(ref.name, made), _machine_line(machine), sep="\n")
