@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support import in_process
 from support.outside import Dslite
+from support.places import places
 
 from dslite.app import session_database
 from dslite.app.sessions import SessionStore, StoredMessage
@@ -188,8 +189,8 @@ def test_a_disk_that_fills_up_costs_a_warning_and_not_the_answer(dslite: Dslite,
 def test_a_database_that_only_reads_is_gone_on_from_with_a_warning(
     tmp_path: Path, greeter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for kind in ("CONFIG", "DATA", "CACHE"):
-        monkeypatch.setenv(f"DSLITE_{kind}_DIR", str(tmp_path / kind.lower()))
+    for name, folder in places(tmp_path).items():
+        monkeypatch.setenv(name, folder)
     run = in_process.Dslite(monkeypatch, capsys)
     command = ("complete", "-m", str(greeter), "--json")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from support.places import places
 
 from dslite.app.sessions import SessionStore
 
@@ -20,8 +21,7 @@ def chat(home: Path, config: str) -> subprocess.CompletedProcess[bytes]:
         [Path(sys.executable).parent / "dslite", "chat", "--plain", "-m", "demo", "--ctx-size", "160", "-n", "40"],
         input=(QUESTION * 6).encode(),
         capture_output=True,
-        env={"PATH": "/usr/bin:/bin"}
-        | {f"DSLITE_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")},
+        env={"PATH": "/usr/bin:/bin", **places(home)},
         check=False,
     )
 
@@ -61,8 +61,7 @@ def test_a_terminal_is_asked_once_what_to_do(tmp_path: Path) -> None:
     child = pexpect.spawn(
         str(program),
         ["chat", "--plain", "-m", "demo", "--ctx-size", "160", "-n", "40"],
-        env={"PATH": "/usr/bin:/bin", "TERM": "dumb"}
-        | {f"DSLITE_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")},
+        env={"PATH": "/usr/bin:/bin", "TERM": "dumb", **places(tmp_path)},
         encoding="utf-8",
         timeout=60,
     )

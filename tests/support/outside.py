@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support.places import places
+
 _FORGE = """
 import gc, json, os, signal, socket, sys, traceback
 import dslite.app.cli
@@ -177,9 +179,7 @@ class Dslite:
         self.env = {
             "PATH": os.environ.get("PATH", ""),
             "HOME": str(self.folder),
-            "DSLITE_CONFIG_DIR": str(self.folder / "config"),
-            "DSLITE_DATA_DIR": str(self.folder / "data"),
-            "DSLITE_CACHE_DIR": str(self.folder / "cache"),
+            **places(self.folder),
             "HF_HOME": str(self.folder / "hf"),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
