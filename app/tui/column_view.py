@@ -156,21 +156,25 @@ class ColumnView(ScrollView):
         return Strip([*head, *strip]).adjust_cell_length(width, palette.base).apply_offsets(0, line)
 
     def line_text(self, line: int) -> str:
-        """The text of a line of the column."""
+        """The text of a line of the column, which is drawn for it: lines below may move."""
+        while self.column.draw_lines(line, line + 1):
+            pass
         return self.column.strip(*self.column.at(line)).text
 
     # Selecting text.
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        start = selection.start.y if selection.start else 0
-        end = selection.end.y if selection.end else self.column.height - 1
-        lines: list[str] = []
-        for line in range(start, min(end, self.column.height - 1) + 1):
+        follows, anchor = self.at_end, self._anchor()
+        line, lines = selection.start.y if selection.start else 0, []
+        # How many lines there are turns out on the way: what was never on screen has estimated heights.
+        while line < self.column.height and (selection.end is None or line <= selection.end.y):
             span = selection.get_span(line)
             if span is not None:
                 first, last = slice_of(span, self._left + _MARGIN)
                 text = self.line_text(line)
                 lines.append(text[first : None if last < 0 else last].rstrip())
+            line += 1
+        self.place(to_end=follows, anchor=anchor)
         return "\n".join(lines), "\n"
 
     def selection_updated(self, selection: Selection | None) -> None:

@@ -11,6 +11,7 @@ from rich.style import Style
 from support.chat import Chat, drive, open_chat
 from support.chat_texts import fence, mixed, prose, table
 from support.fake_engine import FakeResponder
+from textual.selection import SELECT_ALL
 
 from dslite.app.markdown_blocks import Block, Splitter, code_blocks
 from dslite.app.sessions import SessionStore
@@ -102,14 +103,20 @@ async def test_what_streams_in_is_what_a_saved_answer_shows(home: Path, make: Ca
         await chat.until(lambda: drawn_text(chat) == before)
 
 
-@drive
-async def test_a_long_chat_keeps_only_what_is_seen_as_lines_and_one_widget(home: Path) -> None:
+def save_long_chat(home: Path, questions: int, words: int) -> str:
+    """The id of a saved conversation with answers of so many words."""
     with SessionStore.open(home / "sessions.db") as store:
         talk, parent = store.create(model="demo", title="long"), None
-        for number in range(40):
+        for number in range(questions):
             asked = store.append(talk.id, "user", f"question {number}", parent=parent)
-            parent = store.append(talk.id, "assistant", mixed(800), parent=asked.id, finish_reason="stop").id
-    async with open_chat(home, resume=lambda _: talk.id) as chat:
+            parent = store.append(talk.id, "assistant", mixed(words), parent=asked.id, finish_reason="stop").id
+    return talk.id
+
+
+@drive
+async def test_a_long_chat_keeps_only_what_is_seen_as_lines_and_one_widget(home: Path) -> None:
+    talk = save_long_chat(home, 40, 800)
+    async with open_chat(home, resume=lambda _: talk) as chat:
         await chat.until(lambda: len(chat.contents) == 80)
         await chat.pilot.pause()
         widgets = len(chat.app.screen.query("*"))
@@ -136,3 +143,18 @@ async def test_reading_above_is_not_disturbed_by_what_streams_below(home: Path) 
         await chat.until(lambda: chat.conductor.reply is None)
         assert chat.transcript.scroll_offset.y == top
         assert chat.transcript.line_text(top) == text
+
+
+@drive
+async def test_all_is_copied_though_most_was_never_on_screen_and_nothing_moves(home: Path) -> None:
+    talk = save_long_chat(home, 10, 300)
+    async with open_chat(home, resume=lambda _: talk) as chat:
+        await chat.until(lambda: len(chat.contents) == 20)
+        chat.transcript.scroll_to(y=100, animate=False)
+        await chat.pilot.pause()
+        transcript = chat.transcript
+        top, height = transcript.column.at(transcript.scroll_offset.y), transcript.column.height
+        text, _ = transcript.get_selection(SELECT_ALL)
+        assert text.split("\n") == drawn_text(chat)
+        assert transcript.column.height != height
+        assert transcript.column.at(transcript.scroll_offset.y) == top
