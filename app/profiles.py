@@ -96,6 +96,27 @@ def save_profile(profile: Profile) -> None:
         forget_removed(document, profile.name)
 
 
+def rename_profile(old: str, new: str) -> None:
+    """Give a profile another name; its comments come along. Raises UsageError, NotFoundError, ConfigFileError."""
+    import tomlkit
+
+    check_name(new)
+    if new in all_profiles():
+        raise UsageError(f"there is a profile {new!r} already", "choose another name")
+    profile = get_profile(old)
+    with editing() as document:
+        profiles: Any = document.setdefault("profiles", tomlkit.table(is_super_table=True))
+        if old in profiles:
+            profiles[new] = profiles.pop(old)
+        else:
+            profiles[new] = {key: toml_text(value) for key, value in profile.to_dict().items()}
+        if old in shipped_profiles():
+            _set_removed(document, [*_removed(document), old])
+        forget_removed(document, new)
+        if document.get("defaults", {}).get("profile") == old:
+            document["defaults"]["profile"] = new
+
+
 def remove_profile(name: str) -> None:
     """Delete a profile; a shipped one is hidden until it is restored. Raises NotFoundError, ConfigFileError."""
     get_profile(name)

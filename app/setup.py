@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from threading import Event as Flag
 from typing import TYPE_CHECKING
 
 from dslite.runtime.downloads.hub import ModelRef
+from dslite.runtime.errors import CheckpointError, UsageError
 from dslite.runtime.sizes import size_text
 
 if TYPE_CHECKING:
@@ -15,14 +18,14 @@ if TYPE_CHECKING:
 Pull = Callable[[ModelRef, Flag], "Generator[PullEvent]"]
 
 
-def pull_from_hub(ref: ModelRef, cancel: Flag) -> "Generator[PullEvent]":
+def pull_from_hub(ref: ModelRef, cancel: Flag, *, offline: bool = False) -> "Generator[PullEvent]":
     """The real download; imported when it is wanted."""
     from dslite.runtime.downloads.download import pull
 
-    return pull(ref, cancel=cancel)
+    return pull(ref, offline=offline, cancel=cancel)
 
 
-def describe_machine(ref: ModelRef) -> list[str]:
+def describe_machine(ref: ModelRef, *, offline: bool = False) -> list[str]:
     """Lines about this machine and the plan for a model, from its config alone.
 
     Imports torch and, the first time, measures for seconds: call it in a thread. Raises DsliteError.
@@ -33,7 +36,7 @@ def describe_machine(ref: ModelRef) -> list[str]:
 
     here = machine()
     gpu = f"{here.device_name}, {size_text(here.vram_free)} free of {size_text(here.vram_total)}"
-    made = plan(here, config_of(ref))
+    made = plan(here, config_of(ref, offline=offline))
     return [
         "GPU: " + (gpu if here.device != "cpu" else "none found; the processor computes"),
         f"memory: {size_text(here.ram_free)} free of {size_text(here.ram_total)}, {here.cores} cores",
@@ -53,9 +56,28 @@ def _plan_lines(best: "DevicePlan", asked: "DevicePlan") -> list[str]:
     return [*lines, f"plan: {', '.join(places)}; a context of {best.context:,} tokens", f"speed to expect: {speed}"]
 
 
+def model_folder(text: str) -> Path:
+    """The folder that a user wrote, with a whole model in it. Raises DsliteError."""
+    from dslite.runtime.downloads.layout import missing_files, read_config
+
+    written = text.strip().strip("'\"")  # terminals quote what is dropped into them
+    if not written:
+        raise UsageError("no folder was written", "write its path, or leave with Esc")
+    folder = Path(written).expanduser()
+    read_config(folder)
+    if missing := missing_files(folder):
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)}", "give a folder with all files of the model")
+    return folder.absolute()
+
+
 @dataclass(frozen=True)
 class FirstRun:
     """The two things that a test replaces."""
 
     pull: Pull = field(default=pull_from_hub)
     describe: Callable[[ModelRef], list[str]] = field(default=describe_machine)
+
+    @classmethod
+    def of(cls, *, offline: bool) -> "FirstRun":
+        """What runs outside of tests. `offline` opens no socket."""
+        return cls(partial(pull_from_hub, offline=offline), partial(describe_machine, offline=offline))

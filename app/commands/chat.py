@@ -131,6 +131,7 @@ def _start(
     from dslite.app.opening import opener, remote_opener
     from dslite.app.profiles import default_values
     from dslite.app.recorder import Recorder
+    from dslite.app.setup import FirstRun
 
     warnings: list[DsliteError] = []
     try:
@@ -160,5 +161,6 @@ def _start(
         recorder=Recorder(_open_store, saving=saving),
         resume=(lambda _: identity) if identity else None,
         looks=looks,
+        first_run=FirstRun.of(offline=engine_options["offline"]),
         warnings=warnings,
     )

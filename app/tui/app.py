@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,12 +15,14 @@ from textual import constants
 from textual.app import App, SuspendNotSupported, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
+from textual.filter import LineFilter
 from textual.screen import Screen
 
 from dslite.app.chat_start import ChatStart
 from dslite.app.errors import SessionsError
 from dslite.app.tui import keys
-from dslite.app.tui.chat_screen import LOW, ChatScreen
+from dslite.app.tui.chat_screen import FLASH_S, LOW, ChatScreen
+from dslite.app.tui.colourless import Colourless
 from dslite.app.tui.conductor import Conductor
 from dslite.app.tui.inspector import Inspector
 from dslite.app.tui.pace import BESIDE_A_CPU, BESIDE_ANOTHER, Pace
@@ -50,6 +52,8 @@ class ChatApp(App[int]):
     def __init__(self, start: ChatStart, *, driver_class: type[Driver] | None = None) -> None:
         super().__init__(driver_class=driver_class)
         let_go()
+        self.no_color = bool(os.environ.get("NO_COLOR"))  # Textual takes an empty one for a wish
+        self._colourless = Colourless()
         self.start = start
         self.first_run = start.first_run
         self.worker = EngineWorker(start.open_model)
@@ -143,6 +147,15 @@ class ChatApp(App[int]):
                 conductor.recorder.finish(conductor.dialogue, reply.node)
         self.exit(code)
 
+    async def action_quit(self) -> None:
+        """Ctrl+Q, Textual's own."""
+        self.leave(0)
+
+    def quits_now(self) -> None:
+        """Ctrl+C on a panel, which may hide the line of the chat that says so."""
+        if not self.chat.quits_now():
+            self.notify("Ctrl+C again quits", timeout=FLASH_S)
+
     def _handle_exception(self, error: Exception) -> None:
         self.crash = error
         write_log(error)
@@ -177,6 +190,9 @@ class ChatApp(App[int]):
         return self._mouse_on
 
     # Looks.
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [self._colourless] if self.no_color else super().get_line_filters()
 
     def use_theme(self, name: str) -> None:
         """A theme by its name, or the next one. Raises UsageError."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _BY_NAME = {command.name: command for command in COMMANDS}
-_FLASH_S = 4.0
+FLASH_S = 4.0
 NARROW = 80  # columns under which a panel takes the whole screen
 LOW = 14  # lines under which the title goes
 
@@ -94,7 +94,7 @@ class ChatScreen(Screen[None]):
         status.notice = one_line(text)
         if self._flash_timer is not None:
             self._flash_timer.stop()
-        self._flash_timer = self.set_timer(_FLASH_S, self._end_flash)
+        self._flash_timer = self.set_timer(FLASH_S, self._end_flash)
         self.refresh_lines()
 
     def _end_flash(self) -> None:
@@ -168,11 +168,17 @@ class ChatScreen(Screen[None]):
         elif self.prompt.text:
             self.conductor.editing = None
             self.prompt.put("")
-        elif self._wants_quit:
-            self.quit()
         else:
-            self.flash("Ctrl+C again quits; so do Ctrl+D and /quit")
-            self._wants_quit = True
+            self.quits_now()
+
+    def quits_now(self) -> bool:
+        """Asked to quit: the first time a hint; the second one, soon after, quits."""
+        if self._wants_quit:
+            self.quit()
+            return True
+        self.flash("Ctrl+C again quits; so do Ctrl+D and /quit")
+        self._wants_quit = True
+        return False
 
     def action_edit_chosen(self) -> None:
         chosen = self.transcript.chosen
@@ -251,7 +257,8 @@ class ChatScreen(Screen[None]):
             if model:
                 self._run(partial(self.conductor.use_model, model))
             else:
-                self.conductor.say_error(error)
+                ways = f"/model {ref.name} shows the choices again, /model demo takes the demo model"
+                self.conductor.say_error(DsliteError(error.message, ways))
 
         if not isinstance(self.app.screen, FirstRunScreen):
             self.app.push_screen(FirstRunScreen(ref, error, self.app.first_run), chosen)

@@ -55,6 +55,7 @@ class Conductor:
         self.editing: Node | None = None
         self.queue: list[str] = []  # messages typed while an answer was made
         self.early: list[Answering] = []  # asked for without a model so far
+        self.absent: tuple[ModelRef, DsliteError] | None = None  # the model that could not be found
         self._unsaid: list[Entry] = []
         self.listener = Listener(self)
         self.full = FullContext(self, when_full)
@@ -167,12 +168,20 @@ class Conductor:
         self.reply = reply
         if self.status.doing == "nothing":
             self.early.append(reply.job)
+            self._offer_model()
         else:
             self.worker.answer(reply.job)
             if self.status.doing == "idle":
                 self.status.doing = "reading"
                 self.status.reading = None
         self.show_waiting()
+
+    def _offer_model(self) -> None:
+        """A message waits, and no model is being opened."""
+        if self.absent is not None:
+            self.screen.offer_first_run(*self.absent)
+        else:
+            self.say("no model is open: /model NAME opens one, and it answers", above=True)
 
     def show_waiting(self) -> None:
         early = self.reply is not None and self.status.doing in ("starting", "loading", "nothing")

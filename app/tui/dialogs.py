@@ -8,10 +8,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.reactive import reactive
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from dslite.app.tui.panel import Panel
 from dslite.app.tui.text import inert
 from dslite.model.errors import DsliteError
 
@@ -22,7 +22,7 @@ class Field(Input):
     cursor_blink = reactive(False)
 
 
-class RoomDialog(ModalScreen[str | None]):
+class RoomDialog(Panel[str | None]):
     """The context is full: forget, go on from a summary, or stop. The choice holds for the conversation."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it", show=False)]
@@ -48,7 +48,7 @@ class RoomDialog(ModalScreen[str | None]):
         self.dismiss(event.option_id)
 
 
-class LineDialog(ModalScreen[str | None]):
+class LineDialog(Panel[str | None]):
     """One line of text; None when it was left by Esc."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it", show=False)]

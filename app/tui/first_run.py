@@ -9,12 +9,12 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
-from dslite.app.setup import FirstRun
+from dslite.app.setup import FirstRun, model_folder
 from dslite.app.tui.dialogs import LineDialog
+from dslite.app.tui.panel import Panel
 from dslite.app.tui.status import size
 from dslite.app.tui.text import inert
 from dslite.model.errors import DsliteError
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from dslite.runtime.events import PullEvent
 
 
-class FirstRunScreen(ModalScreen[str | None]):
+class FirstRunScreen(Panel[str | None]):
     """Ends with the model to open, or None when the user leaves it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "pause_or_leave", "Pause, or leave", show=False),
-        Binding("p", "pause", "Pause or go on", show=False),
+        Binding("p", "pause_or_go_on", "Pause, or go on", show=False),
     ]
 
     def __init__(self, ref: ModelRef, error: DsliteError, first_run: FirstRun) -> None:
@@ -41,6 +41,7 @@ class FirstRunScreen(ModalScreen[str | None]):
         self._first_run = first_run
         self._cancel: threading.Event | None = None  # of the download that runs
         self._found: Found | None = None
+        self._begun = False  # something was fetched
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="first-run", classes="panel"):
@@ -53,6 +54,7 @@ class FirstRunScreen(ModalScreen[str | None]):
                 Option(Text("Use a folder on this machine"), id="folder"),
                 Option(Text("Leave it for now"), id="leave"),
             )
+            yield Static(Text("Up, Down and Enter choose · Esc leaves", "dim"))
             yield ProgressBar(id="progress", show_eta=False)
             yield Static(id="download-text")
 
@@ -86,13 +88,16 @@ class FirstRunScreen(ModalScreen[str | None]):
                 self._say(_plan(found))
 
     def _described(self, lines: list[str]) -> None:
-        self.query_one("#machine", Static).update(Text(inert("\n".join(lines))))
+        if self.is_attached:
+            self.query_one("#machine", Static).update(Text(inert("\n".join(lines))))
 
     @on(OptionList.OptionSelected)
     def _chosen(self, event: OptionList.OptionSelected) -> None:
         match event.option_id:
+            case "download" if self._cancel is None:
+                self._go_on()
             case "download":
-                self.action_pause()
+                self._pause()
             case "demo":
                 self.dismiss("demo")
             case "folder":
@@ -100,42 +105,46 @@ class FirstRunScreen(ModalScreen[str | None]):
             case _:
                 self.dismiss(None)
 
-    def _ask_folder(self, problem: str = "") -> None:
+    def _ask_folder(self, text: str = "", problem: str = "") -> None:
         def given(folder: str | None) -> None:
             if folder is None:
                 return
-            from dslite.runtime.downloads.hub import parse_model
-            from dslite.runtime.downloads.layout import read_config
-
             try:
-                ref = parse_model(folder.strip())
-                if ref.folder is None:
-                    self._ask_folder(f"{folder} is not a folder on this machine")
-                    return
-                read_config(ref.folder)
+                found = model_folder(folder)
             except DsliteError as error:
-                self._ask_folder(error.message)
-                return
-            self.dismiss(folder.strip())
+                self._ask_folder(folder, f"{error.message}\n{error.remedy}")
+            else:
+                self.dismiss(str(found))
 
-        self.app.push_screen(LineDialog("Folder in Hub layout (config.json, *.safetensors …)", problem=problem), given)
+        question = "Folder in Hub layout (config.json, *.safetensors …)"
+        self.app.push_screen(LineDialog(question, text, problem=problem), given)
 
     # The download.
 
     def action_pause_or_leave(self) -> None:
-        if self._cancel is not None:
-            self.action_pause()
-        else:
+        """Esc pauses a download; where it is pausing already, nobody need wait for the network."""
+        if self._cancel is None or self._cancel.is_set():
             self.dismiss(None)
+        else:
+            self._pause()
 
-    def action_pause(self) -> None:
-        """Pause the download that runs; else begin it, or go on where it was."""
+    def action_pause_or_go_on(self) -> None:
+        """P is no key that begins a download."""
+        if self._cancel is not None:
+            self._pause()
+        elif self._begun:
+            self._go_on()
+
+    def _pause(self) -> None:
         if self._cancel is not None:
             self._cancel.set()
             self._say("pausing …")
-            return
+
+    def _go_on(self) -> None:
+        """Begin the download, or go on where it was."""
         cancel = self._cancel = threading.Event()
         self._say("asking the Hub …")
+        self.call_after_refresh(self.query_one("#download-text").scroll_visible, animate=False)
         self._label("Pause the download")
         self.run_worker(lambda: self._download(cancel), thread=True, group="download", exit_on_error=False)
 
@@ -153,10 +162,13 @@ class FirstRunScreen(ModalScreen[str | None]):
         self.app.call_from_thread(self._ended, end, present)
 
     def _told(self, event: Any) -> None:
+        if not self.is_attached:
+            return
         if isinstance(event, Found):
             self._found = event
             self._say(_plan(event))
         elif isinstance(event, Downloading):
+            self._begun = True
             bar = self.query_one("#progress", ProgressBar)
             bar.display = True
             bar.update(total=max(event.all_total_bytes, 1), progress=event.all_done_bytes)
@@ -164,14 +176,17 @@ class FirstRunScreen(ModalScreen[str | None]):
 
     def _ended(self, error: DsliteError | None, present: bool) -> None:
         self._cancel = None
+        if not self.is_attached:
+            return
         if present:
             self.dismiss(self._ref.name)
             return
-        self._label("Go on with the download")
+        self._label("Go on with the download" if self._begun else "Download the model")
         if error is not None:
             self._say(f"{error.message}\n{error.remedy}")
+            self.call_after_refresh(self.query_one("#download-text").scroll_visible, animate=False)
         else:
-            self._say("paused; what came is kept")
+            self._say("paused; what came is kept" if self._begun else "stopped before anything came")
 
     def _label(self, text: str) -> None:
         self.query_one(OptionList).replace_option_prompt("download", Text(text))
@@ -182,7 +197,12 @@ class FirstRunScreen(ModalScreen[str | None]):
 
 def _plan(found: Found) -> str:
     missing = f"{size(found.missing_bytes)} of {size(found.total_bytes)} to download"
-    return f"{missing} · {size(found.free_bytes)} free in {found.place}\nlicence: {found.licence} · {found.licence_url}"
+    room = f"{size(found.free_bytes)} free in {found.place}"
+    short = found.missing_bytes - found.free_bytes
+    lack = (
+        [f"not enough room: free {size(short)} more, or set HF_HOME to a folder on another disk"] if short > 0 else []
+    )
+    return "\n".join([f"{missing} · {room}", *lack, f"licence: {found.licence} · {found.licence_url}"])
 
 
 def _progress(event: Downloading) -> str:

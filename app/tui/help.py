@@ -1,27 +1,22 @@
 """F1: every key and every command."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from dslite.app.slash import COMMANDS
 from dslite.app.tui import keys
-
-if TYPE_CHECKING:
-    from dslite.app.tui.app import ChatApp
+from dslite.app.tui.panel import Panel
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Panel[None]):
     """Closed by Esc, F1 or q."""
-
-    app: "ChatApp"
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q", "dismiss", "Close", show=False)]
 

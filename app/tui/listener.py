@@ -175,6 +175,7 @@ class Listener:
         """An early message waits where the model may still come; the fault of one that is here ends it."""
         conductor = self._conductor
         conductor.status.doing = "nothing"
+        conductor.absent = (ref, error) if absent else None
         if absent:
             if conductor.reply is not None and conductor.reply.job not in conductor.early:
                 conductor.early.append(conductor.reply.job)

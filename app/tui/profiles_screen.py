@@ -1,44 +1,50 @@
-"""F3: choose, edit, add, remove and restore profiles. They are kept in config.toml."""
+"""F3: choose, edit, add, rename, remove and restore profiles. They are kept in config.toml."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from typing import ClassVar
 
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList, Static, TextArea
+from textual.containers import Vertical
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from dslite.app import sampling
-from dslite.app.console import visible
+from dslite.app.profile_text import profile_text, save_profile_text
 from dslite.app.profiles import (
     Profile,
     all_profiles,
     check_name,
     default_profile,
     remove_profile,
+    rename_profile,
     restore_profile,
     save_profile,
     set_default_profile,
     shipped_profiles,
 )
-from dslite.app.tui.dialogs import Field, LineDialog
+from dslite.app.tui.dialogs import LineDialog
+from dslite.app.tui.panel import Panel
+from dslite.app.tui.profile_editor import ProfileEditor
 from dslite.app.tui.text import inert, one_line
 from dslite.model.errors import DsliteError
+from dslite.runtime.errors import UsageError
 
-_HINTS = "Enter uses · Ctrl+E edits · Ctrl+A adds · Ctrl+S default · Ctrl+D removes · Ctrl+U restores · Esc closes"
+_HINTS = (
+    "Enter uses · Ctrl+E edits · Ctrl+A adds · Ctrl+T renames · Ctrl+S default · Ctrl+D removes · Ctrl+U restores"
+    " · Esc closes"
+)
 
 
-class ProfilesScreen(ModalScreen[str | None]):
-    """Ends with the name of the profile to use, or None."""
+class ProfilesScreen(Panel[str | None]):
+    """Ends with the name of the profile to use, or None. The one in use is used anew where it was changed."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f3", "dismiss(None)", "Close", show=False),
+        Binding("escape,f3", "close", "Close", show=False),
         Binding("ctrl+e", "edit", "Edit", show=False),
         Binding("ctrl+a", "add", "Add", show=False),
+        Binding("ctrl+t", "rename", "Rename", show=False),
         Binding("ctrl+s", "default", "Default", show=False),
         Binding("ctrl+d,delete", "remove", "Remove", show=False),
         Binding("ctrl+u", "restore", "Restore", show=False),
@@ -47,7 +53,9 @@ class ProfilesScreen(ModalScreen[str | None]):
     def __init__(self, current: str) -> None:
         super().__init__()
         self._current = current
+        self._changed = False  # the current one
         self._profiles: dict[str, Profile] = {}
+        self._removed: list[tuple[str, str]] = []  # names and texts of own profiles, for who did not mean it
 
     def compose(self) -> ComposeResult:
         with Vertical(id="profiles", classes="panel"):
@@ -63,12 +71,12 @@ class ProfilesScreen(ModalScreen[str | None]):
     def _load(self, highlight: str | None = None) -> None:
         options = self.query_one(OptionList)
         options.clear_options()
+        self._profiles, default = {}, None
         try:
             self._profiles = all_profiles()
             default = default_profile().name
-        except DsliteError as error:
+        except DsliteError as error:  # of the default alone: the list helps to choose another
             self._say_error(error)
-            return
         for name, profile in self._profiles.items():
             marks = "".join((" · in use" if name == self._current else "", " · default" if name == default else ""))
             line = Text.assemble((one_line(name), "bold"), f"  {one_line(profile.description)}", (marks, "dim"))
@@ -98,115 +106,108 @@ class ProfilesScreen(ModalScreen[str | None]):
     def _use(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(event.option_id)
 
+    def action_close(self) -> None:
+        self.dismiss(self._current if self._changed and self._current in self._profiles else None)
+
     def action_edit(self) -> None:
         if (profile := self._chosen) is not None:
-            self.app.push_screen(ProfileEditor(profile), self._save)
+            self._edit(profile)
+
+    def _edit(self, profile: Profile) -> None:
+        def saved(name: str | None) -> None:
+            if name is not None:
+                self._changed |= name == self._current
+                self._load(name)
+                self._say(f"{name} saved")
+
+        self.app.push_screen(ProfileEditor(profile, save_profile), saved)
 
     def action_add(self) -> None:
-        def named(name: str | None) -> None:
+        def named(name: str) -> None:
+            check_name(name)
+            if name in all_profiles():
+                raise UsageError(f"there is a profile {name!r} already", "choose another name, or leave and edit it")
+            self._edit(Profile(name))
+
+        self._ask_name("Name of the new profile", "", named)
+
+    def action_rename(self) -> None:
+        profile = self._chosen
+        if profile is None:
+            return
+        old = profile.name
+
+        def named(new: str) -> None:
+            if new == old:
+                return
+            rename_profile(old, new)
+            if old == self._current:
+                self._current, self._changed = new, True
+            self._load(new)
+            self._say(f"{old} is called {new} now")
+
+        self._ask_name("Name", old, named)
+
+    def _ask_name(self, question: str, text: str, then: Callable[[str], None], problem: str = "") -> None:
+        """Ask until there is a name that can be had."""
+
+        def given(name: str | None) -> None:
             if name is None:
                 return
             try:
-                check_name(name)
+                then(name.strip())
             except DsliteError as error:
-                self._say_error(error)
-                return
-            self.app.push_screen(ProfileEditor(self._profiles.get(name, Profile(name))), self._save)
+                told = f"{error.message}\n{error.remedy}" if error.remedy else error.message
+                self._ask_name(question, name, then, told)
 
-        self.app.push_screen(LineDialog("Name of the new profile"), named)
-
-    def _save(self, profile: Profile | None) -> None:
-        if profile is not None:
-            self._try(lambda: save_profile(profile), profile.name, "saved")
+        self.app.push_screen(LineDialog(question, text, problem=problem), given)
 
     def action_default(self) -> None:
         if (profile := self._chosen) is not None:
-            self._try(lambda: set_default_profile(profile.name), profile.name, "is the default now")
+            self._try(lambda: set_default_profile(profile.name), profile.name, f"{profile.name} is the default now")
 
     def action_remove(self) -> None:
-        if (profile := self._chosen) is not None:
-            self._try(lambda: remove_profile(profile.name), None, "removed; Ctrl+U brings shipped ones back")
+        profile = self._chosen
+        if profile is None:
+            return
+
+        def remove() -> None:
+            text = profile_text(profile.name)
+            remove_profile(profile.name)
+            if not profile.shipped:
+                self._removed.append((profile.name, text))
+
+        self._try(remove, None, f"{profile.name} removed; Ctrl+U brings it back")
 
     def action_restore(self) -> None:
-        """The chosen one as it shipped; with none changed, those that were removed."""
+        """What was removed here, the last first; then shipped ones that are gone; else the chosen one as it shipped."""
         gone = [name for name in shipped_profiles() if name not in self._profiles]
         chosen = self._chosen
-        for name in gone or ([chosen.name] if chosen and chosen.name in shipped_profiles() else []):
-            self._try(lambda name=name: restore_profile(name), name, "is as it came with dslite")
+        if self._removed:
+            name, text = self._removed[-1]
+            if self._try(lambda: save_profile_text(name, text), name, f"{name} is back"):
+                self._removed.pop()
+        elif gone:
+            self._try(lambda: [restore_profile(name) for name in gone], gone[0], f"{', '.join(gone)}: back as shipped")
+        elif chosen is not None and chosen.name in shipped_profiles():
+            name = chosen.name
+            self._changed |= name == self._current
+            self._try(lambda: restore_profile(name), name, f"{name} is as it came with dslite")
+        else:
+            self._say("nothing to restore: this profile is your own")
 
-    def _try(self, change: "object", highlight: str | None, said: str) -> None:
+    def _try(self, change: Callable[[], object], highlight: str | None, said: str) -> bool:
         try:
-            change()  # type: ignore[operator]
+            change()
         except DsliteError as error:
             self._say_error(error)
-            return
+            return False
         self._load(highlight)
-        self._say(f"{highlight or 'profile'} {said}")
+        self._say(said)
+        return True
 
     def _say(self, text: str) -> None:
         self.query_one("#profiles-hints", Static).update(Text(inert(text)))
 
     def _say_error(self, error: DsliteError) -> None:
         self._say(f"{error.message}\n{error.remedy}" if error.remedy else error.message)
-
-
-class ProfileEditor(ModalScreen[Profile | None]):
-    """The fields of a profile. Ctrl+S saves, Esc leaves it as it was."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "save", "Save", show=False, priority=True),
-        Binding("escape", "dismiss(None)", "Leave it", show=False, priority=True),
-    ]
-    _FIELDS: ClassVar[tuple[str, ...]] = ("description", "model", "temperature", "top_p", "max_tokens")
-
-    def __init__(self, profile: Profile) -> None:
-        super().__init__()
-        self._profile = profile
-
-    def compose(self) -> ComposeResult:
-        with Vertical(id="profile-editor", classes="panel"):
-            yield Static(Text(f"Profile {inert(self._profile.name)}", "bold"))
-            yield Static("System message")
-            system = TextArea(visible(self._profile.system or ""), tab_behavior="focus", id="system")
-            system.cursor_blink = False
-            yield system
-            known = self._profile.to_dict()
-            for name in self._FIELDS:
-                with Horizontal(classes="field"):
-                    yield Static(name)
-                    yield Field(inert(str(known.get(name, ""))), id=name)
-            yield Static(Text("Ctrl+S saves · Tab next field · Esc leaves it as it was"), id="editor-hints")
-
-    def action_save(self) -> None:
-        try:
-            self.dismiss(self._edited())
-        except DsliteError as error:
-            self.query_one("#editor-hints", Static).update(Text(inert(f"{error.message}\n{error.remedy}")))
-
-    def _edited(self) -> Profile:
-        """The profile as the fields say. Raises UsageError."""
-        text = {name: self.query_one(f"#{name}", Input).value.strip() for name in self._FIELDS}
-        values = dict(self._profile.sampling)
-        for name in ("temperature", "top_p", "max_tokens"):
-            values.pop(name, None)
-            if text[name]:
-                values |= sampling.chosen(**{name: _number(text[name])})
-        system = self.query_one("#system", TextArea).text.strip()
-        return replace(
-            self._profile,
-            description=text["description"],
-            system=system or None,
-            model=text["model"] or None,
-            sampling=values,
-            shipped=False,
-        )
-
-
-def _number(text: str) -> object:
-    """A number where it is one; else the text, which the check refuses with its reason."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -11,12 +11,12 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from dslite.app.session_export import local_time
 from dslite.app.tui.dialogs import Field, LineDialog
+from dslite.app.tui.panel import Panel
 from dslite.app.tui.text import one_line
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _PAGE = 50
 _HINTS = "Enter opens · Ctrl+T renames · Ctrl+D deletes · Ctrl+Z undoes · Esc closes"
 
 
-class SessionsPanel(ModalScreen[str | None]):
+class SessionsPanel(Panel[str | None]):
     """Ends with the id of the chat to open, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

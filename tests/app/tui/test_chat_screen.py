@@ -1,6 +1,5 @@
 """What the screen says and does beside its keys."""
 
-import json
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -16,11 +15,10 @@ from dslite.app.errors import ConfigFileError
 from dslite.app.opening import Opened
 from dslite.app.recorder import Recorder
 from dslite.app.sessions import SessionStore
-from dslite.app.setup import FirstRun
 from dslite.app.tui.themes import THEMES
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ModelUnavailableError
-from dslite.runtime.events import Downloading, Found, Loading, Prefilling, Present
+from dslite.runtime.events import Loading, Prefilling
 
 
 @drive
@@ -239,38 +237,6 @@ async def test_a_broken_config_is_told_and_left_alone(home: Path) -> None:
 
 
 @drive
-async def test_profiles_are_added_used_made_default_removed_and_restored(home: Path) -> None:
-    path = config_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("# mine\n[profiles.old]\nsystem = 'Old.'  # kept\n")
-    async with open_chat(home) as chat:
-        await chat.press("f3")
-        await chat.until("translator")
-        await chat.press("ctrl+a")
-        await chat.until("Name of the new profile")
-        await chat.write("poet")
-        await chat.press("enter")
-        await chat.until("Profile poet")
-        await chat.write("Answer in rhyme.")
-        await chat.press("ctrl+s")
-        await chat.until("poet saved")
-        await chat.press("ctrl+s")
-        await chat.until("poet is the default now")
-        await chat.press("enter")
-        await chat.until("profile poet")
-        await chat.ask("hi")
-        assert chat.responder.asked[-1][0].content == "Answer in rhyme."
-        await chat.press("f3")
-        await chat.until("translator")
-        await chat.press("ctrl+d")
-        await chat.until("removed")
-        text = path.read_text()
-        assert "# mine" in text
-        assert "# kept" in text
-        assert "poet" not in text
-
-
-@drive
 async def test_deleting_a_chat_is_undone(home: Path) -> None:
     async with open_chat(home) as chat:
         await chat.ask("about whales")
@@ -284,95 +250,6 @@ async def test_deleting_a_chat_is_undone(home: Path) -> None:
         await chat.until("no chat is saved yet")
         await chat.press("ctrl+z")
         await chat.until("about whales!")
-
-
-def absent(ref: ModelRef) -> Exception | None:
-    if ref.repo_id is None:
-        return None
-    return ModelUnavailableError("the model chat is not on this machine", "download it: dslite model pull chat")
-
-
-FOUND = Found("deepseek-ai/DeepSeek-V2-Lite-Chat", "c0", "DeepSeek licence", "https://x.y", 31_400_000_000, 0,
-              90_000_000_000, Path("/cache"))  # fmt: skip
-
-
-class FakePull:
-    """Downloads in steps that a test releases."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Semaphore(0)
-        self.runs = 0
-        self.present = False
-
-    def __call__(self, ref: ModelRef, cancel: threading.Event) -> Generator[Any, None, None]:
-        yield FOUND
-        self.runs += 1
-        for done in range(1, 5):
-            yield Downloading("fetching", "model-1.safetensors", done, 4, done * 10**9, 4 * 10**9, 2e8)
-            while not self.gate.acquire(timeout=0.01):
-                if cancel.is_set():
-                    return
-        self.present = True
-        yield Present(Path("/cache"), "c0")
-
-
-@drive
-async def test_the_first_run_shows_machine_plan_and_size_and_downloads_with_a_pause(home: Path) -> None:
-    pull = FakePull()
-    responder = FakeResponder("ready now")
-    opener = fake_opener(responder, error=lambda ref: None if pull.present else absent(ref))
-    first_run = FirstRun(pull=pull, describe=lambda _: ["GPU: none found", "plan: 33 of 64 experts a layer in memory"])
-    async with open_chat(home, responder, model="chat", opener=opener, first_run=first_run, size=(100, 40)) as chat:
-        await chat.until("is not on this machine")
-        await chat.until("33 of 64 experts")
-        await chat.until("31 GB of 31 GB to download")
-        await chat.until("/cache")
-        await chat.press("enter")
-        await chat.until("25% · 1.0 GB · 200 MB/s")
-        await chat.press("p")
-        await chat.until("paused; what came is kept")
-        assert pull.runs == 1
-        await chat.press("enter")
-        pull.gate.release(4)
-        await chat.until(lambda: pull.present)
-        await chat.until(lambda: chat.conductor.status.doing == "idle")
-        await chat.ask("hi")
-        await chat.until("ready now")
-
-
-@drive
-async def test_the_first_run_answers_an_early_message_with_the_demo_model(home: Path) -> None:
-    responder = FakeResponder("from the demo")
-    first_run = FirstRun(pull=FakePull(), describe=lambda _: [])
-    opener = fake_opener(responder, error=absent)
-    async with open_chat(home, responder, model="chat", opener=opener, first_run=first_run) as chat:
-        await chat.until("Try the demo model at once")
-        await chat.press("down", "enter")
-        await chat.until(lambda: chat.conductor.status.doing == "idle")
-        assert chat.conductor.ref.name == "demo"
-        await chat.ask("hi")
-        await chat.until("from the demo")
-
-
-@drive
-async def test_the_first_run_takes_a_folder_and_says_what_is_wrong_with_it(home: Path) -> None:
-    responder = FakeResponder("from a folder")
-    first_run = FirstRun(pull=FakePull(), describe=lambda _: [])
-    opener = fake_opener(responder, error=absent)
-    folder = home / "model"
-    folder.mkdir()
-    async with open_chat(home, responder, model="chat", opener=opener, first_run=first_run) as chat:
-        await chat.until("Use a folder")
-        await chat.press("down", "down", "enter")
-        await chat.until("Folder in Hub layout")
-        chat.app.screen.query_one("Input").value = str(folder)
-        await chat.press("enter")
-        await chat.until("has no config.json")
-        config = json.loads((Path(__file__).parents[2] / "golden/deepseek-v2-lite.config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config))
-        chat.app.screen.query_one("Input").value = str(folder)
-        await chat.press("enter")
-        await chat.until(lambda: chat.conductor.status.doing == "idle" and chat.conductor.ref.folder == folder)
 
 
 @drive
@@ -390,6 +267,7 @@ async def test_a_model_that_cannot_be_opened_says_why_and_another_can_be_chosen(
         await chat.until("model.safetensors is cut short")
         await chat.say("hello")
         await chat.until("your message waits")
+        await chat.until("no model is open: /model NAME opens one")
         await chat.say("/model demo")
         await chat.until("works")
 
