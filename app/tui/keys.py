@@ -22,7 +22,7 @@ KEYS = (
     Key("interrupt", "ctrl+c", "interrupt", "Copy the selection; stop; clear the input; twice: quit", in_palette=False),
     Key("editor", "ctrl+g", "command('edit')", "Write in $EDITOR"),
     Key("regenerate", "ctrl+r", "command('regenerate')", "Answer again; the earlier answer stays as a branch"),
-    Key("edit", "ctrl+e", "edit_chosen", "On a message: edit it and branch from there", everywhere=False),
+    Key("edit", "ctrl+e", "edit_chosen", "Edit a message: the chosen one, or your last", everywhere=False),
     Key("copy", "ctrl+y", "command('copy')", "Copy the answer"),
     Key("new", "ctrl+n", "command('new')", "New chat; the old one stays saved"),
     Key("open", "ctrl+o", "command('load')", "Open, search, rename or delete chats"),
