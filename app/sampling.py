@@ -31,7 +31,7 @@ def check_types(values: Mapping[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {key: values[key] for key in KEYS if values.get(key) is not None}
     for key, kind in _TYPES.items():
         if key in chosen and (isinstance(chosen[key], bool) or not isinstance(chosen[key], kind)):
-            raise UsageError(f"{key} is {chosen[key]!r}; it must be a number")
+            raise UsageError(f"{key} is {chosen[key]!r}; it must be a {'whole ' if kind is int else ''}number")
     if "stop" in chosen:
         stop = [chosen["stop"]] if isinstance(chosen["stop"], str) else chosen["stop"]
         if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):

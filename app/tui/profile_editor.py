@@ -28,8 +28,9 @@ class ProfileEditor(Panel[str | None]):
     """Ends with the name of the profile once it is saved, or None. What cannot be saved stays to be mended."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "save", "Save", show=False, priority=True),
-        Binding("escape", "leave", "Leave it", show=False, priority=True),
+        # Not before the keys of the fields: what was typed just before would not be there yet.
+        Binding("ctrl+s", "save", "Save", show=False),
+        Binding("escape", "leave", "Leave it", show=False),
     ]
 
     def __init__(self, profile: Profile, save: Callable[[Profile], None]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from support.chat import Chat, drive, open_chat
+from textual import events
 
 from dslite.app import config
 from dslite.app.config import config_path
@@ -155,7 +156,7 @@ async def test_invalid_values_are_named_and_nothing_is_lost(home: Path) -> None:
         for name, value, problem in (
             ("temperature", "warm", "temperature is 'warm'; it must be a number"),
             ("temperature", "3", "it must be from 0 to 2"),
-            ("top_k", "1.5", "top_k is 1.5"),
+            ("top_k", "1.5", "top_k is 1.5; it must be a whole"),
         ):
             field(chat, name).value = value
             await chat.press("ctrl+s")
@@ -165,6 +166,20 @@ async def test_invalid_values_are_named_and_nothing_is_lost(home: Path) -> None:
         await chat.until("coder saved")
     assert get_profile("coder").system == "A long message."
     assert "temperature" not in get_profile("coder").sampling
+
+
+@drive
+async def test_what_was_typed_just_before_it_is_saved_is_saved(home: Path) -> None:
+    async with open_chat(home) as chat:
+        await choose(chat, "plain")
+        await chat.press("ctrl+e")
+        await chat.until("Profile plain")
+        driver = chat.app._driver
+        for key in "quick":
+            driver.send_message(events.Key(key, key))
+        driver.send_message(events.Key("ctrl+s", None))
+        await chat.until("plain saved")
+    assert get_profile("plain").system == "quick"
 
 
 @pytest.mark.parametrize("fault", ["broken", "read-only"])
