@@ -238,9 +238,9 @@ def standstill(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The network computes nothing until the end of the test."""
     go, forward = threading.Event(), Transformer.forward
 
-    def wait(*arguments: Any) -> Any:
+    def wait(*arguments: Any, **options: Any) -> Any:
         go.wait()
-        return forward(*arguments)
+        return forward(*arguments, **options)
 
     monkeypatch.setattr(Transformer, "forward", wait)
     yield
@@ -335,7 +335,7 @@ def test_any_header_leaves_the_server_answering(server: Server, name: str, value
 def test_an_error_inside_tells_the_client_nothing_and_the_log_all(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def break_down(*_: object) -> None:
+    def break_down(*_: object, **options: object) -> None:
         raise RuntimeError("secret of " + str(Path.home()))
 
     with serving_here(engine) as server:
@@ -355,9 +355,9 @@ def test_an_error_inside_tells_the_client_nothing_and_the_log_all(
 def test_a_request_that_takes_too_long_is_ended(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     late, forward = threading.Event(), Transformer.forward
 
-    def wait(*arguments: Any) -> Any:
+    def wait(*arguments: Any, **options: Any) -> Any:
         late.wait()
-        return forward(*arguments)
+        return forward(*arguments, **options)
 
     monkeypatch.setattr(Transformer, "forward", wait)
     with serving_here(engine, Limits(seconds=0.05)) as server:

@@ -104,7 +104,8 @@ def test_experts_are_counted_until_another_conversation_begins(engine: Engine) -
     uses = session.facts().uses
     assert uses is not None
     seen = done.prompt_tokens + len(done.token_ids) - 1  # nobody reads the last token
-    assert [sum(layer) for layer in uses] == [seen * engine.model.config.num_experts_per_tok] * 2
+    last = len(done.token_ids)  # of the prompt, too, its last token alone runs through the last layer
+    assert [sum(layer) for layer in uses] == [count * engine.model.config.num_experts_per_tok for count in (seen, last)]
     session.count_anew()
     assert session.facts().uses == [[0] * 8] * 2
 
