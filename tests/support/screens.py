@@ -14,7 +14,7 @@ from dslite.app.opening import opener
 from support.chat import Chat, open_chat
 
 PLACE = Path(__file__).parents[2] / "assets" / "screens"
-OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "bfloat16", "expert_slots": 8}  # slots give the inspector its grid
+OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "bfloat16"}  # as most have it: all experts in memory
 
 
 async def ask(chat: Chat, text: str) -> None:
@@ -40,9 +40,9 @@ async def main() -> None:
             await ask(chat, "How do I save a profile?")
             await ask(chat, "Write quicksort in Python.")
             keep(chat, "chat")
-            await chat.pilot.resize_terminal(130, 40)
+            await chat.pilot.resize_terminal(110, 32)
             await chat.press("f2")
-            await chat.pilot.pause(0.5)
+            await chat.until(lambda: "Memory" in chat.text)
             keep(chat, "inspector")
             await chat.press("f2", "ctrl+o")
             await chat.pilot.pause(0.5)
