@@ -3,14 +3,15 @@
 from typing import ClassVar
 
 from rich.text import Text
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.reactive import reactive
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
+from dslite.app.tui.in_order import run_own_binding
 from dslite.app.tui.panel import Panel
 from dslite.app.tui.text import inert
 from dslite.model.errors import DsliteError
@@ -20,6 +21,16 @@ class Field(Input):
     """A line to write in. Nothing blinks."""
 
     cursor_blink = reactive(False)
+
+    async def _on_key(self, event: events.Key) -> None:
+        await run_own_binding(self, event)
+
+
+class Area(TextArea):
+    """Lines to write in."""
+
+    async def _on_key(self, event: events.Key) -> None:
+        await run_own_binding(self, event)
 
 
 class RoomDialog(Panel[str | None]):

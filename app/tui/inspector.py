@@ -83,15 +83,17 @@ def _section(title: str, palette: Palette) -> list[Text]:
 
 
 def expert_grid(facts: Facts, width: int, palette: Palette) -> list[Text]:
-    """Rows are layers, columns experts; the darker, the more often an expert was chosen."""
+    """Rows are layers, columns experts; the darker, the more often an expert was chosen among those of its layer.
+
+    Each row has its own scale: of a prompt the last layer computes the last token alone.
+    """
     uses = facts.uses
     if not uses:
         return [Text("not counted on this device", palette.muted)]
     per_cell = max(1, -(-len(uses[0]) // max(width - _LABEL, 1)))
     cells = [_sums(row, per_cell) for row in uses]
-    most = max((value for row in cells for value in row), default=0)
     lines = [
-        Text.assemble((f"{facts.first_moe_layer + layer:>2}  ", palette.muted), _shades(row, most))
+        Text.assemble((f"{facts.first_moe_layer + layer:>2}  ", palette.muted), _shades(row))
         for layer, row in enumerate(cells)
     ]
     total = sum(map(sum, uses))
@@ -106,9 +108,9 @@ def _sums(row: Sequence[int], per_cell: int) -> list[int]:
     return [sum(row[start : start + per_cell]) for start in range(0, len(row), per_cell)]
 
 
-def _shades(row: Sequence[int], most: int) -> str:
+def _shades(row: Sequence[int]) -> str:
     """Blank for never, then by shares of the most used one: darkness, so that no colour is needed."""
-    top = len(_SHADES) - 1
+    top, most = len(_SHADES) - 1, max(row, default=0)
     return "".join(_SHADES[-(-value * top // most)] if value else _SHADES[0] for value in row)
 
 

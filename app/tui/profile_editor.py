@@ -13,7 +13,7 @@ from textual.widgets import Input, Static, TextArea
 from dslite.app import sampling
 from dslite.app.console import visible
 from dslite.app.profiles import Profile
-from dslite.app.tui.dialogs import Field
+from dslite.app.tui.dialogs import Area, Field
 from dslite.app.tui.panel import Panel
 from dslite.app.tui.text import inert
 from dslite.model.errors import DsliteError
@@ -44,7 +44,7 @@ class ProfileEditor(Panel[str | None]):
             yield Static(Text(f"Profile {inert(self._profile.name)}", "bold"))
             yield Static("System message")
             with VerticalScroll(can_focus=False):
-                system = TextArea(visible(self._profile.system or ""), tab_behavior="focus", id="system")
+                system = Area(visible(self._profile.system or ""), tab_behavior="focus", id="system")
                 system.cursor_blink = False
                 yield system
                 known = self._profile.to_dict()

@@ -12,6 +12,7 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from dslite.app.console import visible
+from dslite.app.tui.in_order import run_own_binding
 
 BLOCK = '"""'
 
@@ -107,6 +108,8 @@ class Prompt(TextArea):
             event.stop()
             event.prevent_default()
             self.action_newline()
+        else:
+            await run_own_binding(self, event)
 
     def _enter(self) -> None:
         text = self.text

@@ -15,12 +15,18 @@ def demo() -> dict[str, Any]:
 
 
 async def ask(chat: Chat, text: str) -> int:
-    """Ask; return how many tokens the layers have seen of it and its answer."""
+    """Ask; return how many expert layers the tokens ran through.
+
+    Of a prompt the last layer sees the last token alone.
+    """
     count = len(chat.contents)
     await chat.say(text)
     await chat.until(lambda: len(chat.contents) == count + 2 and chat.conductor.reply is None)
     info = chat.conductor.dialogue.leaf.info
-    return int(info["prompt_tokens"] - info["cached_tokens"] + info["completion_tokens"] - 1)
+    config = chat.app.worker._opened.responder.engine.model.config
+    layers = config.num_hidden_layers - config.first_k_dense_replace
+    read, made = info["prompt_tokens"] - info["cached_tokens"], info["completion_tokens"]
+    return int(read * (layers - 1) + 1 + (made - 1) * layers)
 
 
 def times(chat: Chat) -> int:
@@ -34,7 +40,7 @@ async def test_experts_are_counted_for_each_conversation_though_all_are_in_memor
         await chat.press("f2")
         await chat.until("0 of")
         config = chat.app.worker._opened.responder.engine.model.config
-        a_token = config.num_experts_per_tok * (config.num_hidden_layers - config.first_k_dense_replace)
+        a_token = config.num_experts_per_tok
         first = await ask(chat, "How do I save a profile?")
         await chat.until(lambda: times(chat) == first * a_token)
         await chat.until(f"experts used, {first * a_token:,} times")

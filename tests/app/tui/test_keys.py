@@ -8,6 +8,7 @@ import pytest
 from support.chat import drive, open_chat
 from support.fake_engine import FakeResponder
 from textual import events
+from textual.widgets import Input
 
 from dslite.app import clipboard
 
@@ -431,3 +432,28 @@ async def test_f2_shows_and_hides_the_inspector(home: Path) -> None:
         await chat.until("8.9×")
         await chat.press("f2")
         await chat.until(lambda: "31.1 KB a token" not in chat.text)
+
+
+@drive
+async def test_keys_that_arrive_together_are_done_in_their_order(home: Path) -> None:
+    """As a slow line delivers them: nothing else happens between two of them."""
+    async with open_chat(home) as chat:
+        await chat.ready()
+        await chat.write("aaaaaa")
+
+        def arrive(*keys: tuple[str, str | None]) -> None:
+            for key, character in keys:
+                chat.app.post_message(events.Key(key, character))
+
+        back = ("backspace", "\x7f")
+        arrive(back, back, back, ("x", "x"), ("left", None), ("y", "y"), ("end", None), back, ("z", "z"))
+        await chat.until(lambda: chat.prompt.text == "aaayz")
+        await chat.press("ctrl+o")
+        await chat.until(lambda: chat.app.screen.query(Input))
+        field = chat.app.screen.query_one(Input)
+        field.value = "aaa"
+        field.cursor_position = 3
+        field.focus()
+        await chat.pilot.pause()
+        arrive(back, back, ("x", "x"), ("home", None), ("y", "y"))
+        await chat.until(lambda: field.value == "yax")
