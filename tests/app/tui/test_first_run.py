@@ -11,6 +11,7 @@ import pytest
 from support.chat import Chat, drive, open_chat
 from support.fake_engine import FakeResponder, fake_opener
 from support.terminal import dslite
+from textual.widgets import Input
 
 from dslite.app.setup import FirstRun
 from dslite.runtime.downloads.hub import ModelRef
@@ -94,6 +95,12 @@ def chat_without(home: Path, pull: Any = None, **more: Any) -> Any:
     return open_chat(home, responder, model="chat", opener=opener, first_run=first_run, **more)
 
 
+async def submit(chat: Chat) -> None:
+    """Enter in the line of the dialog on top, which gets the focus a moment after it is seen."""
+    await chat.until(lambda: isinstance(chat.app.focused, Input) and chat.app.focused.screen is chat.app.screen)
+    await chat.press("enter")
+
+
 def written(chat: Chat) -> str:
     return str(chat.app.screen.query_one("Input").value)
 
@@ -105,23 +112,23 @@ async def test_a_folder_that_is_wrong_says_why_and_what_was_written_stays(home: 
         await chat.until("Use a folder")
         await chat.press("down", "down", "enter")
         await chat.until("Folder in Hub layout")
-        await chat.press("enter")
+        await submit(chat)
         await chat.until("no folder was written")
         chat.app.screen.query_one("Input").value = str(folder)
-        await chat.press("enter")
+        await submit(chat)
         await chat.until("there is no folder")
         assert written(chat) == str(folder)
         folder.mkdir()
-        await chat.press("enter")
+        await submit(chat)
         await chat.until("has no config.json")
         for name in ("config.json", "tokenizer.json"):
             shutil.copy(str(files("dslite.assets") / "demo" / name), folder)
-        await chat.press("enter")
+        await submit(chat)
         await chat.until("lacks tokenizer_config.json, *.safetensors")
         for name in ("tokenizer_config.json", "model.safetensors"):
             (folder / name).touch()
         chat.app.screen.query_one("Input").value = f"'{folder}' "
-        await chat.press("enter")
+        await submit(chat)
         await chat.until(lambda: chat.conductor.status.doing == "idle" and chat.conductor.ref.folder == folder)
 
 
