@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from dslite.model.attention import Span
+from dslite.model.attention import Span, last_of_each
 from dslite.runtime.branches import common_prefix
 from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.draft import Draft, Request
@@ -234,7 +234,7 @@ class Batch:
         with torch.inference_mode():
             hidden = model.forward(torch.tensor(ids, dtype=torch.long), spans, last_only=not echoes)
             rows = hidden.split([span.count if echoes else 1 for span in spans])
-            return rows, model.logits(torch.cat([some[-1:] for some in rows]))
+            return rows, model.logits(last_of_each(hidden, spans) if echoes else hidden)
 
     def _take(self, work: Sequence[_Work], states: Sequence[torch.Tensor], logits: torch.Tensor) -> list[Happening]:
         """What became of each sequence."""

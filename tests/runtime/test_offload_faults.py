@@ -139,34 +139,30 @@ class Shortage(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def in_network() -> bool:
-    """Whether the network computes now, rather than what is around it."""
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_code.co_filename.endswith("model/transformer.py"):
-            return True
-    return False
-
-
-def around_network() -> bool:
-    """Whether the engine itself works with tensors now: not the network, nor the drawing of tokens."""
+def callers() -> set[str]:
+    """The files, with their folders, of all functions that are being run."""
     frame: Any = sys._getframe()
     names = set()
     while frame is not None:
         names.add("/".join(frame.f_code.co_filename.split("/")[-2:]))
         frame = frame.f_back
+    return names
+
+
+def in_network() -> bool:
+    """Whether the network computes now, rather than what is around it."""
+    return "model/transformer.py" in callers()
+
+
+def around_network() -> bool:
+    """Whether the engine itself works with tensors now: not the network, nor the drawing of tokens."""
+    names = callers()
     return "runtime/engine.py" in names and not names & {"model/transformer.py", "runtime/draft.py"}
 
 
 def in_drawing() -> bool:
     """Whether a token is drawn now."""
-    frame: Any = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_filename.endswith("runtime/draft.py"):
-            return True
-        frame = frame.f_back
-    return False
+    return "runtime/draft.py" in callers()
 
 
 def operations(folder: Path, during: Callable[[Engine], object]) -> int:
