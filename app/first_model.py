@@ -116,20 +116,13 @@ def _read(prompt: str) -> str:
 
 
 def _other_folder() -> Path | None:
-    from dslite.runtime.downloads.layout import missing_files, read_config
+    from dslite.app.setup import model_folder
 
-    text = _read("folder: ")
-    folder = Path(text).expanduser()
     try:
-        read_config(folder)
-        missing = missing_files(folder)
+        return model_folder(_read("folder: "))
     except DsliteError as error:
         console.show_error(error)
         return None
-    if missing:
-        console.warn(f"{folder} lacks {', '.join(missing)}")
-        return None
-    return folder
 
 
 def _download(ref: ModelRef, events: "Generator[PullEvent, None, None]") -> None:
