@@ -116,7 +116,7 @@ def _read(prompt: str) -> str:
 
 
 def _other_folder() -> Path | None:
-    from dslite.app.setup import model_folder
+    from dslite.app.chat.model_setup import model_folder
 
     try:
         return model_folder(_read("folder: "))

@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dslite.app import console
-from dslite.app.chat_start import ChatStart
-from dslite.app.dialogue import Dialogue, Node
+from dslite.app.chat.launch import ChatStart
+from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.interruption import Interruption
-from dslite.app.opening import Opened
+from dslite.app.chat.model_loading import Opened
 from dslite.app.plain_deeds import Deeds
 from dslite.app.plain_full_context import FullContext, NewChatWanted
-from dslite.app.slash import parse
+from dslite.app.chat.slash_commands import parse
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError

@@ -1,14 +1,14 @@
-"""What the commands of the line mode do: each `do_NAME` is the command of that name in app/slash.py."""
+"""What the commands of the line mode do: each `do_NAME` is the command of that name in app/chat/slash_commands.py."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dslite.app import console
-from dslite.app.dialogue_export import export
-from dslite.app.markdown_blocks import code_blocks
+from dslite.app.chat.export import export
+from dslite.app.chat.markdown_blocks import code_blocks
 from dslite.app.profiles import all_profiles, get_profile
-from dslite.app.slash import COMMANDS, Command, split_setting
+from dslite.app.chat.slash_commands import COMMANDS, Command, split_setting
 from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.errors import UsageError
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dslite.app import console, summary
-from dslite.app.chat_start import WhenFull
-from dslite.app.dialogue import Dialogue, Node
+from dslite.app import console
+from dslite.app.chat import summary
+from dslite.app.chat.launch import WhenFull
+from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.interruption import Interruption
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Prefilling

@@ -14,7 +14,7 @@ from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError, UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.chat_start import ChatStart
+    from dslite.app.chat.launch import ChatStart
     from dslite.app.sessions import Conversation, SessionStore
 
 _CHAT_MODEL = "chat"
@@ -123,15 +123,15 @@ def _start(
 ) -> "ChatStart":
     """Put together with what the chat begins. A broken config.toml is told, and the chat goes on without it."""
     from dslite.app.answer_settings import settle
-    from dslite.app.chat_settings import ChatSettings
-    from dslite.app.chat_start import ChatStart, Looks
+    from dslite.app.chat.settings import ChatSettings
+    from dslite.app.chat.launch import ChatStart, Looks
     from dslite.app.config import Config, config_path, read_config
     from dslite.app.endpoints import find_served
     from dslite.app.errors import ConfigFileError
-    from dslite.app.opening import opener, remote_opener
+    from dslite.app.chat.model_loading import opener, remote_opener
     from dslite.app.profiles import default_values
-    from dslite.app.recorder import Recorder
-    from dslite.app.setup import FirstRun
+    from dslite.app.chat.autosave import Recorder
+    from dslite.app.chat.model_setup import FirstRun
 
     warnings: list[DsliteError] = []
     try:

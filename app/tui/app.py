@@ -18,7 +18,7 @@ from textual.driver import Driver
 from textual.filter import LineFilter
 from textual.screen import Screen
 
-from dslite.app.chat_start import ChatStart
+from dslite.app.chat.launch import ChatStart
 from dslite.app.errors import SessionsError
 from dslite.app.tui import keys
 from dslite.app.tui.chat_screen import FLASH_S, LOW, ChatScreen

@@ -12,8 +12,9 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Rule, Static
 
-from dslite.app import clipboard, slash
-from dslite.app.slash import COMMANDS
+from dslite.app import clipboard
+from dslite.app.chat import slash_commands
+from dslite.app.chat.slash_commands import COMMANDS
 from dslite.app.tui import keys
 from dslite.app.tui.deeds import Deeds
 from dslite.app.tui.entries import short_name
@@ -108,7 +109,7 @@ class ChatScreen(Screen[None]):
     def _submitted(self, event: Prompt.Submitted) -> None:
         editing = self.conductor.editing is not None
         try:
-            command = None if editing else slash.parse(event.text)
+            command = None if editing else slash_commands.parse(event.text)
         except DsliteError as error:
             self.conductor.say_error(error)
             if not self.prompt.text:

@@ -8,11 +8,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from dslite.app import summary
-from dslite.app.chat_settings import ChatSettings
-from dslite.app.chat_start import WhenFull
-from dslite.app.dialogue import Dialogue, Node
-from dslite.app.recorder import Recorder
+from dslite.app.chat import summary
+from dslite.app.chat.settings import ChatSettings
+from dslite.app.chat.launch import WhenFull
+from dslite.app.chat.message_tree import Dialogue, Node
+from dslite.app.chat.autosave import Recorder
 from dslite.app.session_names import title_of
 from dslite.app.tui.entries import GREETING, entries_of, entry_of, greeting, note_of
 from dslite.app.tui.full_context import FullContext

@@ -1,13 +1,13 @@
-"""What commands and keys do: each `do_NAME` is the command of that name in app/slash.py."""
+"""What commands and keys do: each `do_NAME` is the command of that name in app/chat/slash_commands.py."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dslite.app.dialogue import Dialogue, Node
-from dslite.app.markdown_blocks import code_blocks
+from dslite.app.chat.message_tree import Dialogue, Node
+from dslite.app.chat.markdown_blocks import code_blocks
 from dslite.app.profiles import all_profiles, get_profile
-from dslite.app.slash import Command, split_setting
+from dslite.app.chat.slash_commands import Command, split_setting
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
 
@@ -103,7 +103,7 @@ class Deeds:
         self.conductor.begin(dialogue)
 
     def do_save(self, name: str) -> None:
-        from dslite.app.dialogue_export import export  # not above: SQLite comes with it
+        from dslite.app.chat.export import export  # not above: SQLite comes with it
 
         path = export(self.conductor.dialogue, Path(name).expanduser())
         self.conductor.say(f"saved as {path}")

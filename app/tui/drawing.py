@@ -8,7 +8,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from dslite.app.markdown_blocks import Block
+from dslite.app.chat.markdown_blocks import Block
 from dslite.app.tui.highlight import highlight
 from dslite.app.tui.inline import parser, styled
 from dslite.app.tui.palette import Palette

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dslite.app.dialogue import Dialogue, Node
+from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.tui.pieces import Entry
 from dslite.app.tui.status import where
 from dslite.app.tui.text import one_line

@@ -12,7 +12,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
-from dslite.app.setup import FirstRun, model_folder
+from dslite.app.chat.model_setup import FirstRun, model_folder
 from dslite.app.tui.dialogs import LineDialog
 from dslite.app.tui.panel import Panel
 from dslite.app.tui.status import size

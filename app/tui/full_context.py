@@ -4,9 +4,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dslite.app import summary
-from dslite.app.chat_start import WhenFull
-from dslite.app.dialogue import Dialogue, Node
+from dslite.app.chat import summary
+from dslite.app.chat.launch import WhenFull
+from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.tui.entries import short_name
 from dslite.app.tui.pieces import Entry
 from dslite.app.tui.reply import Reply

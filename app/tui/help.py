@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from dslite.app.slash import COMMANDS
+from dslite.app.chat.slash_commands import COMMANDS
 from dslite.app.tui import keys
 from dslite.app.tui.panel import Panel
 

@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.text import Text
 from textual.strip import Strip
 
-from dslite.app.markdown_blocks import Block, Splitter
+from dslite.app.chat.markdown_blocks import Block, Splitter
 from dslite.app.tui.drawing import Line, code_lines, draw, fence_head
 from dslite.app.tui.highlight import highlight
 from dslite.app.tui.palette import Palette

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dslite.app.dialogue import Node
+from dslite.app.chat.message_tree import Node
 from dslite.app.tui.pieces import Entry
 from dslite.app.tui.worker import Answering
 from dslite.runtime.events import Done

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dslite.app.chat_settings import ChatSettings
-from dslite.app.opening import Opened, Opener
+from dslite.app.chat.settings import ChatSettings
+from dslite.app.chat.model_loading import Opened, Opener
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dslite.app.opening import Opened
+from dslite.app.chat.model_loading import Opened
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Event, Loading, Prefilling, Timing, Token

@@ -9,11 +9,11 @@ import pytest
 from support.chat import drive, open_chat
 from support.fake_engine import FakeResponder, fake_opener
 
-from dslite.app.chat_start import Looks
+from dslite.app.chat.launch import Looks
 from dslite.app.config import config_path
 from dslite.app.errors import ConfigFileError
-from dslite.app.opening import Opened
-from dslite.app.recorder import Recorder
+from dslite.app.chat.model_loading import Opened
+from dslite.app.chat.autosave import Recorder
 from dslite.app.sessions import SessionStore
 from dslite.app.tui.themes import THEMES
 from dslite.runtime.downloads.hub import ModelRef
@@ -201,7 +201,7 @@ async def test_no_save_leaves_no_trace(home: Path) -> None:
 
 
 def test_what_could_not_be_saved_is_saved_with_the_next_message(home: Path) -> None:
-    from dslite.app.dialogue import Dialogue
+    from dslite.app.chat.message_tree import Dialogue
 
     told: list[object] = []
     folder = home / "later"

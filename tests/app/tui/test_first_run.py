@@ -13,7 +13,7 @@ from support.fake_engine import FakeResponder, fake_opener
 from support.terminal import dslite
 from textual.widgets import Input, Static
 
-from dslite.app.setup import FirstRun
+from dslite.app.chat.model_setup import FirstRun
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ModelUnavailableError
 from dslite.runtime.events import Downloading, Found, Present

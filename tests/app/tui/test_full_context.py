@@ -9,10 +9,10 @@ import pytest
 from support.chat import Chat, drive, open_chat
 from support.fake_engine import FakeResponder, pieces
 
-from dslite.app.chat_settings import ChatSettings
-from dslite.app.chat_start import Looks
+from dslite.app.chat.settings import ChatSettings
+from dslite.app.chat.launch import Looks
 from dslite.app.config import config_path
-from dslite.app.opening import opener
+from dslite.app.chat.model_loading import opener
 from dslite.app.sessions import SessionStore
 
 CHOICES = ("forget", "summary", "edit", "stop")

@@ -13,8 +13,8 @@ from support.fake_engine import FakeResponder
 from support.terminal import Terminal, fake_chat
 
 from dslite.app import session_database
-from dslite.app.chat_settings import ChatSettings
-from dslite.app.opening import opener
+from dslite.app.chat.settings import ChatSettings
+from dslite.app.chat.model_loading import opener
 from dslite.app.sessions import SessionStore
 
 ANSWER = "here is an answer"

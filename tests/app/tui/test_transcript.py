@@ -13,7 +13,7 @@ from support.chat_texts import fence, mixed, prose, table
 from support.fake_engine import FakeResponder
 from textual.selection import SELECT_ALL
 
-from dslite.app.markdown_blocks import Block, Splitter, code_blocks
+from dslite.app.chat.markdown_blocks import Block, Splitter, code_blocks
 from dslite.app.sessions import SessionStore
 from dslite.app.tui.column import KEPT
 from dslite.app.tui.drawing import draw

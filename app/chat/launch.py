@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from dslite.app.chat_settings import ChatSettings
+from dslite.app.chat.settings import ChatSettings
 from dslite.app.errors import ConfigFileError
-from dslite.app.opening import Opener
-from dslite.app.recorder import Recorder
-from dslite.app.setup import FirstRun
+from dslite.app.chat.model_loading import Opener
+from dslite.app.chat.autosave import Recorder
+from dslite.app.chat.model_setup import FirstRun
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 

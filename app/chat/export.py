@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from dslite.app.dialogue import Dialogue, Node
+from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.session_export import to_dict, to_markdown
 from dslite.app.session_names import new_id
 from dslite.app.session_rows import Conversation, StoredMessage

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
-from dslite.app.dialogue import Dialogue, Node
+from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.errors import SessionsError
 from dslite.model.errors import DsliteError
 
