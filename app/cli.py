@@ -7,7 +7,7 @@ import typer
 
 from dslite.app import console
 from dslite.app.commands import bench, chat, complete, doctor, model, plan, profile, serve, session
-from dslite.app.options import command
+from dslite.app.commands.flags import command
 from dslite.model.errors import DsliteError
 
 app = typer.Typer(

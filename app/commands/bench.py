@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dslite.app import options
-from dslite.app.options import flag
+from dslite.app.commands import flags
+from dslite.app.commands.flags import flag
 from dslite.app.tables import print_table
 from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
 from dslite.runtime.downloads.model_config import config_of
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def bench(
-    model: options.Model = None,
-    revision: options.Revision = None,
+    model: flags.Model = None,
+    revision: flags.Revision = None,
     prompt_tokens: Annotated[str, flag("--prompt-tokens", "-p", help="Prompt lengths, such as 512,2048.")] = "512,2048",
     gen_tokens: Annotated[int, flag("--gen-tokens", "-n", help="Tokens to make; 0: none.")] = 64,
     depth: Annotated[str, flag("--depth", "-d", help="Cached tokens before, such as 0,4096,16384.")] = "0,4096,16384",
@@ -27,20 +27,20 @@ def bench(
     batch_size: Annotated[int, flag("--batch-size", help="Sequences decoded together.")] = 1,
     random_weights: Annotated[bool, flag("--random-weights", help="Needs config.json only.")] = False,
     layers: Annotated[int | None, flag("--layers", help="With --random-weights: this many layers.")] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "bfloat16",
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    expert_slots: options.ExpertSlots = None,
-    miss: options.Miss = "auto",
-    ctx_size: options.CtxSize = None,
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    output: options.ListOutput = "text",
-    as_json: options.AsJson = False,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "bfloat16",
+    vram: flags.Vram = None,
+    ram: flags.Ram = None,
+    expert_slots: flags.ExpertSlots = None,
+    miss: flags.Miss = "auto",
+    ctx_size: flags.CtxSize = None,
+    threads: flags.Threads = None,
+    offline: flags.Offline = False,
+    output: flags.ListOutput = "text",
+    as_json: flags.AsJson = False,
 ) -> None:
     """Measure how fast prompts are read and tokens are made."""
-    wants_json = options.wants_json(output, as_json)
+    wants_json = flags.wants_json(output, as_json)
     prompts, depths = numbers("--prompt-tokens", prompt_tokens, least=1), numbers("--depth", depth, least=0)
     for name, value, least in (
         ("--repeat", repeat, 1),
@@ -53,7 +53,7 @@ def bench(
         raise UsageError("there is nothing to measure", "give --prompt-tokens or --gen-tokens, and --depth")
     if layers is not None and not random_weights:
         raise UsageError("--layers cuts random weights only", "add --random-weights")
-    placement = options.placing(vram, ram, expert_slots, miss)
+    placement = flags.placing(vram, ram, expert_slots, miss)
     ref = parse_model(model or "chat", revision)
 
     from dslite.runtime.options import EngineOptions

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app import options
-from dslite.app.options import flag, system_message
+from dslite.app.commands import flags
+from dslite.app.commands.flags import flag, system_message
 from dslite.app.sampling import chosen
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError, UsageError
@@ -23,34 +23,34 @@ _CHAT_MODEL = "chat"
 def chat(
     *,
     plain: Annotated[bool, flag("--plain", help="Line by line: for screen readers and simple terminals.")] = False,
-    model: options.Model = None,
-    revision: options.Revision = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "bfloat16",
-    ctx_size: options.CtxSize = None,
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    expert_slots: options.ExpertSlots = None,
-    miss: options.Miss = "auto",
-    endpoint: options.Endpoint = None,
-    endpoint_key_env: options.EndpointKeyEnv = None,
-    system: options.System = None,
-    system_file: options.SystemFile = None,
-    profile: options.Profile = None,
-    save_profile: options.SaveProfile = None,
-    continue_: options.Continue = False,
-    session: options.Session = None,
-    no_save: options.NoSave = False,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
+    model: flags.Model = None,
+    revision: flags.Revision = None,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "bfloat16",
+    ctx_size: flags.CtxSize = None,
+    threads: flags.Threads = None,
+    offline: flags.Offline = False,
+    vram: flags.Vram = None,
+    ram: flags.Ram = None,
+    expert_slots: flags.ExpertSlots = None,
+    miss: flags.Miss = "auto",
+    endpoint: flags.Endpoint = None,
+    endpoint_key_env: flags.EndpointKeyEnv = None,
+    system: flags.System = None,
+    system_file: flags.SystemFile = None,
+    profile: flags.Profile = None,
+    save_profile: flags.SaveProfile = None,
+    continue_: flags.Continue = False,
+    session: flags.Session = None,
+    no_save: flags.NoSave = False,
+    temperature: flags.Temperature = None,
+    top_p: flags.TopP = None,
+    top_k: flags.TopK = None,
+    min_p: flags.MinP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    seed: flags.Seed = None,
+    max_tokens: flags.MaxTokens = None,
+    stop: flags.Stop = None,
 ) -> None:
     """Chat with a model in the terminal."""
     from dslite.app.answer_settings import AnswerSettings, as_profile
@@ -74,7 +74,7 @@ def chat(
     plain = plain or os.environ.get("TERM") in ("dumb", "")
     talk = _find(latest=continue_, id=session)
     engine_options = {"device": device, "dtype": dtype, "ctx_size": ctx_size, "threads": threads, "offline": offline}
-    engine_options |= options.placing(vram, ram, expert_slots, miss)
+    engine_options |= flags.placing(vram, ram, expert_slots, miss)
     start = _start(
         flags, profile, talk, revision, engine_options, saving=not no_save, server=(endpoint, endpoint_key_env)
     )
@@ -83,7 +83,7 @@ def chat(
             locate(start.ref)  # a model that is absent is told first: a terminal alone would not help
         raise UsageError("chat needs a terminal", "use dslite chat --plain, or dslite complete")
     if plain:
-        from dslite.app.first_model import ensure_model
+        from dslite.app.commands.model_prompt import ensure_model
         from dslite.app.plain import run_plain
 
         if endpoint is None:

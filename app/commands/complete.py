@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app import options
+from dslite.app.commands import flags
 from dslite.app.endpoints import Served, find_served
-from dslite.app.first_model import ensure_model
-from dslite.app.options import flag, system_message
+from dslite.app.commands.model_prompt import ensure_model
+from dslite.app.commands.flags import flag, system_message
 from dslite.app.output_file import Output, check_output
-from dslite.app.prompt import read_batch, read_prompt
+from dslite.app.commands.prompt_input import read_batch, read_prompt
 from dslite.app.sampling import chosen
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import UsageError
@@ -31,7 +31,7 @@ def complete(
     raw: Annotated[bool, flag("--raw", help="Complete the text itself, without the chat template.")] = False,
     no_bos: Annotated[bool, flag("--no-bos", help="With --raw: no begin-of-sentence token.")] = False,
     output: Annotated[str, flag("--output", "-o", help="text, json or jsonl.")] = "text",
-    as_json: options.AsJson = False,
+    as_json: flags.AsJson = False,
     output_file: Annotated[Path | None, flag("--output-file", help="Write the answer into a file.")] = None,
     no_stream: Annotated[bool, flag("--no-stream", help="Print the answer at its end.")] = False,
     extract: Annotated[bool, flag("--extract", "-x", help="Print only the first fenced code block.")] = False,
@@ -39,34 +39,34 @@ def complete(
     logprobs: Annotated[int | None, flag("--logprobs", help="Log-probabilities and the K best; 0: own only.")] = None,
     echo: Annotated[bool, flag("--echo", help="The prompt's tokens first.")] = False,
     batch: Annotated[str | None, flag("--batch", help="JSON lines in, JSON lines out; - is stdin.")] = None,
-    model: options.Model = None,
-    revision: options.Revision = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "bfloat16",
-    ctx_size: options.CtxSize = None,
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    expert_slots: options.ExpertSlots = None,
-    miss: options.Miss = "auto",
-    endpoint: options.Endpoint = None,
-    endpoint_key_env: options.EndpointKeyEnv = None,
-    system: options.System = None,
-    system_file: options.SystemFile = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
-    profile: options.Profile = None,
-    save_profile: options.SaveProfile = None,
-    continue_: options.Continue = False,
-    session: options.Session = None,
-    no_save: options.NoSave = False,
+    model: flags.Model = None,
+    revision: flags.Revision = None,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "bfloat16",
+    ctx_size: flags.CtxSize = None,
+    threads: flags.Threads = None,
+    offline: flags.Offline = False,
+    vram: flags.Vram = None,
+    ram: flags.Ram = None,
+    expert_slots: flags.ExpertSlots = None,
+    miss: flags.Miss = "auto",
+    endpoint: flags.Endpoint = None,
+    endpoint_key_env: flags.EndpointKeyEnv = None,
+    system: flags.System = None,
+    system_file: flags.SystemFile = None,
+    temperature: flags.Temperature = None,
+    top_p: flags.TopP = None,
+    top_k: flags.TopK = None,
+    min_p: flags.MinP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    seed: flags.Seed = None,
+    max_tokens: flags.MaxTokens = None,
+    stop: flags.Stop = None,
+    profile: flags.Profile = None,
+    save_profile: flags.SaveProfile = None,
+    continue_: flags.Continue = False,
+    session: flags.Session = None,
+    no_save: flags.NoSave = False,
 ) -> None:
     """Answer one prompt on stdout."""
     from dslite.app.answer_settings import AnswerSettings, as_profile, settle
@@ -85,7 +85,7 @@ def complete(
     )
     if logprobs is not None and not 0 <= logprobs <= 20:
         raise UsageError(f"--logprobs is {logprobs}; it must be from 0 to 20")
-    placement = options.placing(vram, ram, expert_slots, miss)
+    placement = flags.placing(vram, ram, expert_slots, miss)
     flags = AnswerSettings(model, system=system_message(system, system_file), sampling=sampling)
     output_kind = "json" if as_json else output
     where = Output(output_kind, file=output_file, stream=not no_stream, extract=extract, stats=stats)

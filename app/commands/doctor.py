@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app import console, options
-from dslite.app.options import flag
+from dslite.app import console
+from dslite.app.commands import flags
+from dslite.app.commands.flags import flag
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.sizes import size_text
@@ -25,14 +26,14 @@ def doctor(
     *,
     refresh: Annotated[bool, flag("--refresh", help="Measure the bandwidths anew.")] = False,
     selftest: Annotated[bool, flag("--selftest", help="Run published prompts on the base weights.")] = False,
-    device: options.Device = "auto",
-    output: options.ListOutput = "text",
-    as_json: options.AsJson = False,
+    device: flags.Device = "auto",
+    output: flags.ListOutput = "text",
+    as_json: flags.AsJson = False,
 ) -> None:
     """Show what this machine can do, what is wrong, and the remedy; ends with 1 where something is wrong."""
     from dslite.runtime.doctor import examine
 
-    wants_json = options.wants_json(output, as_json)
+    wants_json = flags.wants_json(output, as_json)
     if not wants_json and not console.settings.quiet and sys.stderr.isatty():
         print("looking; measuring bandwidths takes some seconds the first time", file=sys.stderr)
     seen = examine(refresh=refresh)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app import options
-from dslite.app.options import command
+from dslite.app.commands import flags
+from dslite.app.commands.flags import command
 from dslite.runtime.downloads.hub import parse_model
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ _PART_NAMES = {
 }
 
 
-def list_models(*, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
+def list_models(*, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """List the DeepSeek-V2 models on this machine."""
     from dslite.app.tables import print_table
     from dslite.runtime.downloads.inventory import stored_models
     from dslite.runtime.sizes import size_text
 
     models = stored_models()
-    if options.wants_json(output, as_json):
+    if flags.wants_json(output, as_json):
         print(json.dumps([_stored_object(model) for model in models]))
         return
     rows = [
@@ -67,7 +67,7 @@ def _stored_object(model: "StoredModel") -> dict[str, Any]:
     }
 
 
-def pull(name: Name, *, revision: options.Revision = None, offline: options.Offline = False) -> None:
+def pull(name: Name, *, revision: flags.Revision = None, offline: flags.Offline = False) -> None:
     """Download a model, or go on with a download; its folder is printed at the end."""
     from dslite.app import console
     from dslite.app.pull_display import show_pull
@@ -94,10 +94,10 @@ def pull(name: Name, *, revision: options.Revision = None, offline: options.Offl
 def verify(
     name: Name,
     *,
-    revision: options.Revision = None,
-    offline: options.Offline = False,
-    output: options.ListOutput = "text",
-    as_json: options.AsJson = False,
+    revision: flags.Revision = None,
+    offline: flags.Offline = False,
+    output: flags.ListOutput = "text",
+    as_json: flags.AsJson = False,
 ) -> None:
     """Check every file of a model against its hash."""
     from dslite.app import console
@@ -107,7 +107,7 @@ def verify(
     from dslite.runtime.downloads.verify import complaint
     from dslite.runtime.downloads.verify import verify as check
 
-    wants_json = options.wants_json(output, as_json)
+    wants_json = flags.wants_json(output, as_json)
     ref = parse_model(name, revision)
     checked: list[CheckedFile] = []
     try:
@@ -126,7 +126,7 @@ def verify(
         raise error
 
 
-def rm(name: Name, *, revision: options.Revision = None) -> None:
+def rm(name: Name, *, revision: flags.Revision = None) -> None:
     """Remove a model from the Hugging Face cache: all its revisions, or the one that is named."""
     from dslite.app import console
     from dslite.runtime.downloads.inventory import remove
@@ -140,15 +140,15 @@ def rm(name: Name, *, revision: options.Revision = None) -> None:
 def info(
     name: Name,
     *,
-    revision: options.Revision = None,
-    offline: options.Offline = False,
-    output: options.ListOutput = "text",
-    as_json: options.AsJson = False,
+    revision: flags.Revision = None,
+    offline: flags.Offline = False,
+    output: flags.ListOutput = "text",
+    as_json: flags.AsJson = False,
 ) -> None:
     """Show what a model is made of, in bytes; it need not be here."""
     from dslite.runtime.planning.model_info import describe
 
-    wants_json = options.wants_json(output, as_json)
+    wants_json = flags.wants_json(output, as_json)
     found = describe(parse_model(name, revision), offline=offline)
     print(json.dumps(_info_object(found)) if wants_json else _info_text(found))
 

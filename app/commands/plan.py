@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app import options
-from dslite.app.options import flag, parse_size
+from dslite.app.commands import flags
+from dslite.app.commands.flags import flag, parse_size
 from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.downloads.model_config import config_of
 from dslite.runtime.errors import ModelUnavailableError, UsageError
@@ -33,28 +33,28 @@ _BOUNDS = {
 
 
 def plan(
-    model: options.Model = None,
-    revision: options.Revision = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "bfloat16",
+    model: flags.Model = None,
+    revision: flags.Revision = None,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "bfloat16",
     vram: Annotated[str | None, flag("--vram", help="GPU memory to use, such as 24GiB.")] = None,
     ram: Annotated[str | None, flag("--ram", help="Host memory to use.")] = None,
-    ctx_size: options.CtxSize = None,
+    ctx_size: flags.CtxSize = None,
     expert_slots: Annotated[int | None, flag("--expert-slots", help="Routed experts per layer on the device.")] = None,
     miss: Annotated[str, flag("--miss", help="auto, fetch or compute: what a missing expert means.")] = "auto",
     pcie: Annotated[float | None, flag("--pcie", help="GB/s of PCIe.")] = None,
     gpu_bandwidth: Annotated[float | None, flag("--gpu-bandwidth", help="GB/s of the GPU's memory.")] = None,
     ram_bandwidth: Annotated[float | None, flag("--ram-bandwidth", help="GB/s of host memory.")] = None,
     disk_bandwidth: Annotated[float | None, flag("--disk-bandwidth", help="GB/s of the disk.")] = None,
-    offline: options.Offline = False,
-    output: options.ListOutput = "text",
-    as_json: options.AsJson = False,
+    offline: flags.Offline = False,
+    output: flags.ListOutput = "text",
+    as_json: flags.AsJson = False,
 ) -> None:
     """Show what would live where, on this machine or a described one, and the speed to expect."""
     from dslite.runtime.planning.device_plan import PlanRequest
     from dslite.runtime.planning.placement import plan as place
 
-    wants_json = options.wants_json(output, as_json)
+    wants_json = flags.wants_json(output, as_json)
     if miss not in ("auto", "fetch", "compute"):
         raise UsageError(f"--miss is {miss!r}; it must be auto, fetch or compute")
     if dtype not in ("bfloat16", "float32"):

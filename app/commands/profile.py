@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dslite.app import options
-from dslite.app.options import command, flag, system_message
+from dslite.app.commands import flags
+from dslite.app.commands.flags import command, flag, system_message
 from dslite.runtime.errors import UsageError
 
 app = typer.Typer(help="Keep a system message and sampling values under a name.", no_args_is_help=True)
@@ -16,7 +16,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The profile's name.")
 Description = Annotated[str | None, flag("--description", help="What the profile is for, in a few words.")]
 
 
-def list_profiles(*, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
+def list_profiles(*, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """List the profiles; a star marks the default one."""
     from dslite.app.config import read_config
     from dslite.app.profiles import all_profiles, default_profile
@@ -24,7 +24,7 @@ def list_profiles(*, output: options.ListOutput = "text", as_json: options.AsJso
 
     config = read_config()
     profiles, default = all_profiles(config).values(), default_profile(config).name
-    if options.wants_json(output, as_json):
+    if flags.wants_json(output, as_json):
         print(json.dumps([_object(profile, profile.name == default) for profile in profiles]))
         return
     rows = [
@@ -34,7 +34,7 @@ def list_profiles(*, output: options.ListOutput = "text", as_json: options.AsJso
     print_table(("NAME", "MODEL", "DESCRIPTION"), rows)
 
 
-def show(name: Name, *, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
+def show(name: Name, *, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """Print a profile as its table in config.toml."""
     from dslite.app.config import read_config
     from dslite.app.console import visible
@@ -43,7 +43,7 @@ def show(name: Name, *, output: options.ListOutput = "text", as_json: options.As
 
     config = read_config()
     profile = get_profile(name, config)
-    if options.wants_json(output, as_json):
+    if flags.wants_json(output, as_json):
         print(json.dumps(_object(profile, profile.name == default_profile(config).name)))
         return
     print(visible(profile_text(name)), end="")
@@ -54,17 +54,17 @@ def add(
     name: Name,
     *,
     description: Description = None,
-    model: options.Model = None,
-    system: options.System = None,
-    system_file: options.SystemFile = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
+    model: flags.Model = None,
+    system: flags.System = None,
+    system_file: flags.SystemFile = None,
+    temperature: flags.Temperature = None,
+    top_p: flags.TopP = None,
+    top_k: flags.TopK = None,
+    min_p: flags.MinP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    seed: flags.Seed = None,
+    max_tokens: flags.MaxTokens = None,
+    stop: flags.Stop = None,
 ) -> None:
     """Add a profile."""
     from dslite.app.profiles import Profile, all_profiles, changed, save_profile
@@ -79,17 +79,17 @@ def edit(
     name: Name,
     *,
     description: Description = None,
-    model: options.Model = None,
-    system: options.System = None,
-    system_file: options.SystemFile = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
+    model: flags.Model = None,
+    system: flags.System = None,
+    system_file: flags.SystemFile = None,
+    temperature: flags.Temperature = None,
+    top_p: flags.TopP = None,
+    top_k: flags.TopK = None,
+    min_p: flags.MinP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    seed: flags.Seed = None,
+    max_tokens: flags.MaxTokens = None,
+    stop: flags.Stop = None,
 ) -> None:
     """Change a profile: by flags (an empty text takes one away), or without any in your editor."""
     from dslite.app.editor import edit_text

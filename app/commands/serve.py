@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dslite.app import options
-from dslite.app.first_model import ensure_model
-from dslite.app.options import flag
+from dslite.app.commands import flags
+from dslite.app.commands.model_prompt import ensure_model
+from dslite.app.commands.flags import flag
 from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef, parse_model
 from dslite.runtime.errors import DsliteError, UsageError
 
@@ -27,17 +27,17 @@ def serve(
     parallel: Annotated[int, flag("--parallel", min=1, max=256, help="Most answers computed together.")] = 8,
     queue: Annotated[int, flag("--queue", min=1, help="Most answers under way and waiting.")] = 256,
     timeout: Annotated[float, flag("--timeout", min=1, help="Most seconds for a request.")] = 3600,
-    model: options.Model = None,
-    revision: options.Revision = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "bfloat16",
-    ctx_size: options.CtxSize = None,
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    expert_slots: options.ExpertSlots = None,
-    miss: options.Miss = "auto",
+    model: flags.Model = None,
+    revision: flags.Revision = None,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "bfloat16",
+    ctx_size: flags.CtxSize = None,
+    threads: flags.Threads = None,
+    offline: flags.Offline = False,
+    vram: flags.Vram = None,
+    ram: flags.Ram = None,
+    expert_slots: flags.ExpertSlots = None,
+    miss: flags.Miss = "auto",
 ) -> None:
     """Serve the OpenAI-compatible API on this machine."""
     ref = ensure_model(parse_model(model or "chat", revision), offline=offline)
@@ -64,7 +64,7 @@ def serve(
         ctx_size=ctx_size,
         threads=threads,
         offline=offline,
-        **options.placing(vram, ram, expert_slots, miss),
+        **flags.placing(vram, ram, expert_slots, miss),
     )
     served = open_served(ref, engine_options, model_names(ref))
     api = Api(served, limits, key=key)

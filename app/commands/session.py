@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app import options
-from dslite.app.options import command, flag, read_text
+from dslite.app.commands import flags
+from dslite.app.commands.flags import command, flag, read_text
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The conversation's id, or
 Limit = Annotated[int | None, flag("--limit", "-n", min=1, help="Most conversations; default: all.")]
 
 
-def list_sessions(*, limit: Limit = None, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
+def list_sessions(*, limit: Limit = None, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """List the conversations, the last changed first."""
     from dslite.app.session_export import local_time
     from dslite.app.sessions import SessionStore
@@ -27,7 +27,7 @@ def list_sessions(*, limit: Limit = None, output: options.ListOutput = "text", a
 
     with SessionStore.open() as store:
         found = store.conversations(limit=limit)
-    if options.wants_json(output, as_json):
+    if flags.wants_json(output, as_json):
         print(json.dumps([_summary(talk) for talk in found]))
         return
     rows = [(talk.id, local_time(talk.updated), f"{talk.messages}", talk.title) for talk in found]
@@ -38,8 +38,8 @@ def search(
     text: Annotated[list[str], typer.Argument(metavar="TEXT", help="Words that one message, or the title, has.")],
     *,
     limit: Annotated[int, flag("--limit", "-n", min=1, help="Most conversations.")] = 50,
-    output: options.ListOutput = "text",
-    as_json: options.AsJson = False,
+    output: flags.ListOutput = "text",
+    as_json: flags.AsJson = False,
 ) -> None:
     """Find conversations by what is said in them."""
     from dslite.app.session_export import local_time
@@ -48,7 +48,7 @@ def search(
 
     with SessionStore.open() as store:
         hits = store.search(" ".join(text), limit=limit)
-    if options.wants_json(output, as_json):
+    if flags.wants_json(output, as_json):
         keys = ("id", "title", "updated", "message", "snippet")
         print(json.dumps([{key: getattr(hit, key) for key in keys} for hit in hits]))
         return
@@ -56,18 +56,18 @@ def search(
     print_table(("ID", "CHANGED", "TITLE", "TEXT"), rows)
 
 
-def show(id: Id, *, output: options.ListOutput = "text", as_json: options.AsJson = False) -> None:
+def show(id: Id, *, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """Print a conversation: its active branch, or with -o json all of it."""
     from dslite.app.console import visible
 
-    print(visible(_exported(id, "json" if options.wants_json(output, as_json) else "md")), end="")
+    print(visible(_exported(id, "json" if flags.wants_json(output, as_json) else "md")), end="")
 
 
 def export(
     id: Id,
     *,
     output: Annotated[str, flag("--output", "-o", help="md or json.")] = "md",
-    as_json: options.AsJson = False,
+    as_json: flags.AsJson = False,
     output_file: Annotated[Path | None, flag("--output-file", help="Write into a file.")] = None,
 ) -> None:
     """Export a conversation as Markdown, or as JSON that `import` takes."""
@@ -94,7 +94,7 @@ def rename(id: Id, title: Annotated[list[str], typer.Argument(metavar="TITLE", h
 
 def import_file(file: Annotated[str, typer.Argument(metavar="FILE", help="The file; - is stdin.")]) -> None:
     """Import conversations: an export of ours, or ChatGPT's conversations.json."""
-    from dslite.app.prompt import read_stdin
+    from dslite.app.commands.prompt_input import read_stdin
     from dslite.app.session_import import import_text
     from dslite.app.sessions import SessionStore
     from dslite.app.tables import print_table

@@ -8,8 +8,8 @@ from support.checkpoints import write_checkpoint
 from support.hub_server import HubServer
 from support.outside import Dslite
 
-from dslite.app import first_model
-from dslite.app.first_model import ensure_model
+from dslite.app.commands import model_prompt
+from dslite.app.commands.model_prompt import ensure_model
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import ModelUnavailableError
 
@@ -19,8 +19,8 @@ CHAT = parse_model("chat")
 def answering(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     """A user at a terminal who types these lines."""
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
-    monkeypatch.setattr(first_model, "_can_ask", lambda: True)
-    monkeypatch.setattr(first_model, "plan_line", lambda _: "cpu, as planned")
+    monkeypatch.setattr(model_prompt, "_can_ask", lambda: True)
+    monkeypatch.setattr(model_prompt, "plan_line", lambda _: "cpu, as planned")
 
 
 def test_without_a_terminal_the_error_says_what_to_run(hub: HubServer) -> None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dslite.app.options import read_text
+from dslite.app.commands.flags import read_text
 from dslite.runtime.errors import UsageError
 
 
