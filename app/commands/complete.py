@@ -19,7 +19,7 @@ from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from dslite.app.answer_settings import AnswerSettings
-    from dslite.app.answers import Maker, Style
+    from dslite.app.completion.protocol import Maker, Style
     from dslite.app.sessions import Conversation, SessionStore
 
 
@@ -130,10 +130,10 @@ def _answer(
     asked: _Asked, ref: ModelRef, style: dict[str, Any], engine_options: dict[str, Any], served: Served | None
 ) -> int:
     """Load the model, or turn to the server, and answer; return the exit code."""
-    from dslite.app.answers import Style
-    from dslite.app.batching import complete_batch
-    from dslite.app.completing import Question, complete_one
-    from dslite.app.saving import Saving
+    from dslite.app.completion.protocol import Style
+    from dslite.app.completion.batch import complete_batch
+    from dslite.app.completion.single import Question, complete_one
+    from dslite.app.completion.autosave import Saving
 
     made_with, store, talk = asked.made_with, asked.store, asked.talk
     drawn = Style(made_with.sampling, system=made_with.system, **style)
@@ -150,10 +150,10 @@ def _answer(
 
 def _completer(ref: ModelRef, style: "Style", engine_options: dict[str, Any], served: Served | None) -> "Maker":
     if served is not None:
-        from dslite.app.remote_completer import RemoteCompleter
+        from dslite.app.completion.remote import RemoteCompleter
 
         return RemoteCompleter(served, style)
-    from dslite.app.completer import Completer
+    from dslite.app.completion.local import Completer
     from dslite.runtime.options import EngineOptions
 
     return Completer.open(ref, style, EngineOptions(**engine_options))

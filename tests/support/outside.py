@@ -24,7 +24,7 @@ from support.places import places
 _FORGE = """
 import gc, json, os, signal, socket, sys, traceback
 import dslite.app.cli
-import dslite.app.completing
+import dslite.app.completion.single
 import dslite.runtime.options
 import torch
 

@@ -9,7 +9,7 @@ from dslite.app import console
 from dslite.app.errors import SessionsError
 
 if TYPE_CHECKING:
-    from dslite.app.answers import Answer
+    from dslite.app.completion.protocol import Answer
     from dslite.app.sessions import Conversation, SessionStore, StoredMessage
 
 _EVERY_S = 0.8

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dslite.app.answers import RAW_MAX_TOKENS, Style, messages_of, reading
+from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, reading
 from dslite.app.console import StatusLine
 from dslite.app.endpoints import Served
 from dslite.app.sampling import check_types

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
 from dslite.app import console
-from dslite.app.answers import Answer, Maker
+from dslite.app.completion.protocol import Answer, Maker
 from dslite.app.interruption import Interruption
 from dslite.app.output_file import Output, open_output
-from dslite.app.results import (
+from dslite.app.completion.output import (
     TextWriter,
     answer_object,
     compact,
@@ -17,7 +17,7 @@ from dslite.app.results import (
     stats_line,
     token_object,
 )
-from dslite.app.saving import Saving
+from dslite.app.completion.autosave import Saving
 from dslite.runtime.chat_template import Message
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token

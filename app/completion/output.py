@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, TextIO
 
-from dslite.app.answers import Answer, Maker
+from dslite.app.completion.protocol import Answer, Maker
 from dslite.app.console import visible
 from dslite.model.errors import DsliteError
 from dslite.runtime.events import Candidate, Token

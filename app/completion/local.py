@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dslite.app.answers import RAW_MAX_TOKENS, Style, messages_of, reading
+from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, reading
 from dslite.app.console import StatusLine
 from dslite.app.sampling import check_types, model_defaults
 from dslite.model.errors import DsliteError
