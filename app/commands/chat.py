@@ -84,7 +84,7 @@ def chat(
         raise UsageError("chat needs a terminal", "use dslite chat --plain, or dslite complete")
     if plain:
         from dslite.app.commands.model_prompt import ensure_model
-        from dslite.app.plain import run_plain
+        from dslite.app.plain.chat import run_plain
 
         if endpoint is None:
             start = replace(start, ref=ensure_model(start.ref, offline=offline))

@@ -13,7 +13,7 @@ from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.plain import PlainChat
+    from dslite.app.plain.chat import PlainChat
 
 _SHORT_LIST = 20
 

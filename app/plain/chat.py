@@ -14,8 +14,8 @@ from dslite.app.chat.launch import ChatStart
 from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.interruption import Interruption
 from dslite.app.chat.model_loading import Opened
-from dslite.app.plain_deeds import Deeds
-from dslite.app.plain_full_context import FullContext, NewChatWanted
+from dslite.app.plain.commands import Deeds
+from dslite.app.plain.context_overflow import FullContext, NewChatWanted
 from dslite.app.chat.slash_commands import parse
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef

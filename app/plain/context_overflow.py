@@ -14,7 +14,7 @@ from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Prefilling
 
 if TYPE_CHECKING:
-    from dslite.app.plain import PlainChat
+    from dslite.app.plain.chat import PlainChat
     from dslite.runtime.chat_template import Message
 
 _QUESTION = "Forget the oldest turns (f), go on from a summary in a new chat (s), or stop (Enter)? "

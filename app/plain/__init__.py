@@ -1,0 +1,1 @@
+"""`dslite chat --plain`: the chat line by line, for screen readers and simple terminals."""
