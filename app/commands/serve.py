@@ -51,9 +51,9 @@ def serve(
 
     from dslite.app.server.api import Api
     from dslite.app.server.limits import Limits
-    from dslite.app.server.opening import open_served
-    from dslite.app.server.running import bind
-    from dslite.app.server.running import serve as run
+    from dslite.app.server.model_loading import open_served
+    from dslite.app.server.server import bind
+    from dslite.app.server.server import serve as run
     from dslite.runtime.options import EngineOptions
 
     limits = Limits(parallel=parallel, queue=queue, seconds=timeout)

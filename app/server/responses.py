@@ -1,122 +1,210 @@
-"""Writing to a client, and noticing at once when it has gone."""
+"""Answers in OpenAI's shapes, whole and in chunks."""
 
-import asyncio
-import json
-from collections.abc import Awaitable, Mapping
-from typing import Any, TypeVar
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from dslite.app.server.requests import Asking
+from dslite.runtime.chat_template import AnswerSpacing
+from dslite.runtime.events import Candidate, Done, Event, Prefilling, Token
+from dslite.runtime.tokenizer import Tokenizer
 
-from dslite.app.server.errors import ApiError
-from dslite.app.server.shapes import Shape
-from dslite.app.server.worker import Answering
-from dslite.runtime.events import Prefilling
-
-T = TypeVar("T")
+_FINISH = {"stop": "stop", "length": "length", "context": "length", "interrupted": "length"}
 
 
-def to_json(value: Any) -> bytes:
-    """One line, in ASCII: whatever a client sent can be sent back, lone surrogates too."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-class Json(Response):
-    """A JSON answer."""
-
-    media_type = "application/json"
-
-    def __init__(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(to_json(value), status, headers)
-
-
-def error_response(error: ApiError) -> Json:
-    return Json(error.body, error.status, error.headers)
-
-
-async def unless_gone(work: Awaitable[T], receive: Receive) -> T:
-    """Await some work, but no longer than the client waits for it. Raises ClientDisconnect."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(receive))
+def token_string(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token's own text; one that is part of a character is written as its bytes, as OpenAI does."""
+    data = tokenizer.token_bytes(token_id)
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        return data.decode("utf-8") or tokenizer.token_text(token_id)
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+@dataclass
+class Choice:
+    """One answer as it grows. `offset` is where in the text the next token begins."""
+
+    spacing: AnswerSpacing
+    text: str = ""
+    offset: int = 0
+    tokens: list[Token] = field(default_factory=list)
+    done: Done | None = None
+
+    def take(self, event: Token | Done) -> str:
+        """Add an event; return its text, without the space that a template leaves before an answer."""
+        event = self.spacing.strip(event)
+        self.text += event.delta
+        if isinstance(event, Done):
+            self.done = event
+        return event.delta
+
+    @property
+    def finish_reason(self) -> str | None:
+        return None if self.done is None else _FINISH[self.done.finish_reason]
 
 
-async def collect(answering: Answering, shape: Shape, seconds: float) -> None:
-    """Take an answer to its end. Raises ApiError."""
-    try:
-        async with asyncio.timeout(seconds):
-            async for choice, event in answering.events():
-                shape.take(choice, event)
-    except TimeoutError:
-        raise _late(seconds) from None
+class Shape:
+    """How one endpoint writes. A subclass says what a choice is, whole and as a piece."""
+
+    whole = ""
+    chunk = ""
+    prefix = ""
+
+    def __init__(self, asking: Asking, tokenizer: Tokenizer) -> None:
+        self.asking = asking
+        self.choices = [Choice(AnswerSpacing(asking.at_start)) for _ in asking.requests]
+        self._tokenizer = tokenizer
+        self._head = {"id": self.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": asking.model}
+
+    def take(self, number: int, event: Event) -> list[dict[str, Any]]:
+        """Add an event to its choice; return the chunks that it makes."""
+        if isinstance(event, Prefilling):
+            return []
+        choice = self.choices[number]
+        tokens = _scored(event)
+        delta = choice.take(event)
+        logprobs = self.logprobs(choice, tokens) if tokens else None
+        choice.tokens += tokens
+        chunks = [self._piece(number, self.piece(delta, logprobs))] if delta or logprobs else []
+        if choice.done is not None:
+            chunks.append(self._piece(number, {**self.piece("", None), "finish_reason": choice.finish_reason}))
+        return chunks
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Chunks in front of the first token."""
+        return []
+
+    def closing(self) -> list[dict[str, Any]]:
+        """Chunks behind the last one: the usage, where it was asked for."""
+        if not self.asking.include_usage:
+            return []
+        return [{**self._head, "object": self.chunk, "choices": [], "usage": self.usage()}]
+
+    def answer(self) -> dict[str, Any]:
+        """The whole answer."""
+        choices = [
+            {"index": number, "finish_reason": choice.finish_reason, **self.content(choice)}
+            for number, choice in enumerate(self.choices)
+        ]
+        return {**self._head, "object": self.whole, "choices": choices, "usage": self.usage()}
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens of all choices; a prompt counts once, however many choices it has."""
+        done = [choice.done for choice in self.choices if choice.done is not None]
+        first = done[:: self.asking.n]
+        prompt = sum(end.prompt_tokens for end in first)
+        made = sum(len(end.token_ids) for end in done)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": made,
+            "total_tokens": prompt + made,
+            "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in first)},
+        }
+
+    def content(self, choice: Choice) -> dict[str, Any]:
+        """What is in a whole choice."""
+        raise NotImplementedError
+
+    def piece(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        """What is in a chunk's choice."""
+        raise NotImplementedError
+
+    def logprobs(self, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Log-probabilities of tokens that come behind those of a choice."""
+        raise NotImplementedError
+
+    def _piece(self, number: int, content: dict[str, Any]) -> dict[str, Any]:
+        chunk: dict[str, Any] = {**self._head, "object": self.chunk}
+        if self.asking.include_usage:
+            chunk["usage"] = None
+        return {**chunk, "choices": [{"index": number, "finish_reason": None, **content}]}
+
+    def string(self, token: Token | Candidate) -> str:
+        return token_string(self._tokenizer, _id(token))
 
 
-def _late(seconds: float) -> ApiError:
-    return ApiError(504, f"the answer was not ready within {seconds:g} seconds", code="timeout")
+def _id(token: Token | Candidate) -> int:
+    assert token.id is not None  # our own engine always tells it
+    return token.id
 
 
-class EventStream(Response):
-    """An answer as server-sent events, ended by [DONE]; what goes wrong on the way is an event, too."""
-
-    def __init__(self, answering: Answering, shape: Shape, seconds: float) -> None:
-        self._answering, self._shape, self._seconds = answering, shape, seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await unless_gone(self._write(send), receive)
-        except ClientDisconnect:
-            pass
-        finally:
-            self._answering.close()
-
-    async def _write(self, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._write_chunks(send)
-        except TimeoutError:
-            await _send(send, _event(_late(self._seconds).body))
-        except ApiError as error:
-            await _send(send, _event(error.body))
-        else:
-            await _send(send, b"data: [DONE]\n\n")
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _write_chunks(self, send: Send) -> None:
-        waiting = b"".join(map(_event, self._shape.opening()))
-        async for choice, event in self._answering.events():
-            if isinstance(event, Prefilling):
-                waiting += _comment(event)  # so that no proxy and no client takes a long prompt for silence
-            waiting += b"".join(map(_event, self._shape.take(choice, event)))
-            if waiting and self._answering.waits:  # what came together goes together
-                await _send(send, waiting)
-                waiting = b""
-        await _send(send, waiting + b"".join(map(_event, self._shape.closing())))
+def _scored(event: Token | Done) -> list[Token]:
+    """The tokens of an event that have log-probabilities, the end token among them."""
+    token = event if isinstance(event, Token) else event.end
+    return [token] if token is not None and token.top is not None else []
 
 
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(value) + b"\n\n"
+class ChatShape(Shape):
+    """/v1/chat/completions."""
+
+    whole = "chat.completion"
+    chunk = "chat.completion.chunk"
+    prefix = "chatcmpl-"
+
+    def opening(self) -> list[dict[str, Any]]:
+        return [
+            self._piece(number, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
+            for number in range(len(self.choices))
+        ]
+
+    def content(self, choice: Choice) -> dict[str, Any]:
+        asked = self.asking.requests[0].logprobs is not None
+        return {
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": self.logprobs(choice, choice.tokens) if asked else None,
+        }
+
+    def piece(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        return {"delta": {"content": delta} if delta or logprobs else {}, "logprobs": logprobs}
+
+    def logprobs(self, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any]:
+        return {"content": [self._entry(token) for token in tokens], "refusal": None}
+
+    def _entry(self, token: Token) -> dict[str, Any]:
+        return {**self._own(token), "top_logprobs": [self._own(candidate) for candidate in token.top or ()]}
+
+    def _own(self, token: Token | Candidate) -> dict[str, Any]:
+        data = self._tokenizer.token_bytes(_id(token))
+        return {"token": self.string(token), "logprob": token.logprob, "bytes": list(data) if data else None}
 
 
-def _comment(event: Prefilling) -> bytes:
-    return f": reading {event.done:.0f} of {event.total}, {event.cached} cached\n\n".encode("ascii")
+class CompletionShape(Shape):
+    """/v1/completions."""
 
+    whole = "text_completion"
+    chunk = "text_completion"
+    prefix = "cmpl-"
 
-async def _send(send: Send, data: bytes) -> None:
-    if data:
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+    def content(self, choice: Choice) -> dict[str, Any]:
+        if self.asking.requests[0].logprobs is None:
+            return {"text": choice.text, "logprobs": None}
+        choice.offset = 0
+        return {"text": choice.text, "logprobs": self.logprobs(choice, choice.tokens)}
+
+    def piece(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        return {"text": delta, "logprobs": logprobs}
+
+    def logprobs(self, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any]:
+        offsets = []
+        for token in tokens:
+            offsets.append(choice.offset)
+            choice.offset += len(token.text)
+        return {
+            "tokens": [self.string(token) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [self._top(token) for token in tokens],
+            "text_offset": offsets,
+        }
+
+    def _top(self, token: Token) -> dict[str, float] | None:
+        """The best tokens by their text, and this one; None for the first of all, which nothing predicts."""
+        if token.logprob is None:
+            return None
+        top: dict[str, float] = {}
+        for candidate in token.top or ():
+            top.setdefault(self.string(candidate), candidate.logprob)
+        top.setdefault(self.string(token), token.logprob)
+        return top

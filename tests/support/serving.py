@@ -21,9 +21,9 @@ import openai
 import pytest
 
 from dslite.app.server.api import Api
-from dslite.app.server.asking import Served
+from dslite.app.server.requests import Served
 from dslite.app.server.limits import Limits
-from dslite.app.server.running import bind, new_server
+from dslite.app.server.server import bind, new_server
 from dslite.runtime.chat_template import ChatTemplate
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.engine import Engine

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dslite.app.server.errors import ApiError, invalid
-from dslite.app.server.fields import Fields
+from dslite.app.server.json_fields import Fields
 from dslite.app.server.limits import Limits
 from dslite.runtime.chat_template import ChatTemplate, Message, Role
 from dslite.runtime.draft import Request
