@@ -12,7 +12,7 @@ from dslite.app.errors import NotFoundError
 from dslite.app.profiles import PLAIN, Profile, default_profile, default_values, get_profile
 
 if TYPE_CHECKING:
-    from dslite.app.sessions import Conversation
+    from dslite.app.sessions.store import Conversation
 
 
 @dataclass(frozen=True)

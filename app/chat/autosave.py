@@ -16,7 +16,7 @@ from dslite.app.errors import SessionsError
 from dslite.model.errors import DsliteError
 
 if TYPE_CHECKING:
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
 
 T = TypeVar("T")
 _UPDATE_EVERY_S = 0.5

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 from dslite.app.chat.message_tree import Dialogue, Node
-from dslite.app.session_export import to_dict, to_markdown
-from dslite.app.session_names import new_id
-from dslite.app.session_rows import Conversation, StoredMessage
+from dslite.app.sessions.export import to_dict, to_markdown
+from dslite.app.sessions.ids import new_id
+from dslite.app.sessions.records import Conversation, StoredMessage
 from dslite.runtime.errors import UsageError
 
 

@@ -14,7 +14,7 @@ from dslite.runtime.downloads.hub import ModelRef
 
 if TYPE_CHECKING:
     from dslite.app.config import Config
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
 
 WhenFull = Literal["ask", "forget", "summary", "stop"]  # what is done when a conversation fills the context
 WAYS = get_args(WhenFull)

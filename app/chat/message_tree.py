@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.sessions import Conversation, StoredMessage
+    from dslite.app.sessions.store import Conversation, StoredMessage
     from dslite.runtime.chat_template import Message, Role
 
 _keys = itertools.count(1)

@@ -15,7 +15,7 @@ from dslite.runtime.errors import DsliteError, UsageError
 
 if TYPE_CHECKING:
     from dslite.app.chat.launch import ChatStart
-    from dslite.app.sessions import Conversation, SessionStore
+    from dslite.app.sessions.store import Conversation, SessionStore
 
 _CHAT_MODEL = "chat"
 
@@ -99,14 +99,14 @@ def _find(*, latest: bool, id: str | None) -> "Conversation | None":
     """The conversation to go on with. Raises SessionsError, NotFoundError."""
     if not latest and id is None:
         return None
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
 
     with SessionStore.open() as store:
         return store.find(id) if id is not None else store.latest()
 
 
 def _open_store() -> "SessionStore":
-    from dslite.app.sessions import SessionStore  # by the recorder's thread: the first picture does not wait for SQLite
+    from dslite.app.sessions.store import SessionStore  # by the recorder's thread: the first picture does not wait for SQLite
 
     return SessionStore.open()
 

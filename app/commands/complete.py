@@ -20,7 +20,7 @@ from dslite.runtime.errors import UsageError
 if TYPE_CHECKING:
     from dslite.app.answer_settings import AnswerSettings
     from dslite.app.completion.protocol import Maker, Style
-    from dslite.app.sessions import Conversation, SessionStore
+    from dslite.app.sessions.store import Conversation, SessionStore
 
 
 def complete(
@@ -173,7 +173,7 @@ def _open_conversation(
     A store that only was to save may fail: the answer counts for more. Raises SessionsError, NotFoundError.
     """
     from dslite.app import console
-    from dslite.app.sessions import SessionsError, SessionStore
+    from dslite.app.sessions.store import SessionsError, SessionStore
 
     if not (saves or latest or id is not None):
         return None, None

@@ -11,7 +11,7 @@ from dslite.app.commands.flags import command, flag, read_text
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.sessions import Conversation
+    from dslite.app.sessions.store import Conversation
 
 app = typer.Typer(help="List, read, search, rename, export, import and remove conversations.", no_args_is_help=True)
 
@@ -21,8 +21,8 @@ Limit = Annotated[int | None, flag("--limit", "-n", min=1, help="Most conversati
 
 def list_sessions(*, limit: Limit = None, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """List the conversations, the last changed first."""
-    from dslite.app.session_export import local_time
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.export import local_time
+    from dslite.app.sessions.store import SessionStore
     from dslite.app.tables import print_table
 
     with SessionStore.open() as store:
@@ -42,8 +42,8 @@ def search(
     as_json: flags.AsJson = False,
 ) -> None:
     """Find conversations by what is said in them."""
-    from dslite.app.session_export import local_time
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.export import local_time
+    from dslite.app.sessions.store import SessionStore
     from dslite.app.tables import print_table
 
     with SessionStore.open() as store:
@@ -83,7 +83,7 @@ def export(
 
 def rename(id: Id, title: Annotated[list[str], typer.Argument(metavar="TITLE", help="The new title.")]) -> None:
     """Give a conversation another title."""
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
 
     name = " ".join(" ".join(title).split())
     if not name:
@@ -95,8 +95,8 @@ def rename(id: Id, title: Annotated[list[str], typer.Argument(metavar="TITLE", h
 def import_file(file: Annotated[str, typer.Argument(metavar="FILE", help="The file; - is stdin.")]) -> None:
     """Import conversations: an export of ours, or ChatGPT's conversations.json."""
     from dslite.app.commands.prompt_input import read_stdin
-    from dslite.app.session_import import import_text
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.importer import import_text
+    from dslite.app.sessions.store import SessionStore
     from dslite.app.tables import print_table
 
     text = read_stdin() if file == "-" else read_text(Path(file), "the file")
@@ -107,7 +107,7 @@ def import_file(file: Annotated[str, typer.Argument(metavar="FILE", help="The fi
 
 def remove(ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, or how they begin.")]) -> None:
     """Remove conversations for good."""
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
 
     with SessionStore.open() as store:
         for talk in [store.find(id) for id in ids]:  # all are found before one is removed
@@ -120,8 +120,8 @@ def _summary(talk: "Conversation") -> dict[str, Any]:
 
 
 def _exported(id: str, kind: str) -> str:
-    from dslite.app.session_export import to_dict, to_markdown
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.export import to_dict, to_markdown
+    from dslite.app.sessions.store import SessionStore
 
     with SessionStore.open() as store:
         talk = store.find(id)

@@ -10,7 +10,7 @@ from dslite.app.errors import SessionsError
 
 if TYPE_CHECKING:
     from dslite.app.completion.protocol import Answer
-    from dslite.app.sessions import Conversation, SessionStore, StoredMessage
+    from dslite.app.sessions.store import Conversation, SessionStore, StoredMessage
 
 _EVERY_S = 0.8
 _SLOW_S = 0.2  # tokens that come further apart are saved one by one: the next one may be long in coming

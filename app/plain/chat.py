@@ -24,7 +24,7 @@ from dslite.runtime.events import Done, Loading, Prefilling, Token
 from dslite.runtime.responder import Remembers
 
 if TYPE_CHECKING:
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
 
 _BLOCK = '"""'
 

@@ -13,7 +13,7 @@ from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.launch import WhenFull
 from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.chat.autosave import Recorder
-from dslite.app.session_names import title_of
+from dslite.app.sessions.ids import title_of
 from dslite.app.tui.entries import GREETING, entries_of, entry_of, greeting, note_of
 from dslite.app.tui.full_context import FullContext
 from dslite.app.tui.listener import Listener
@@ -26,7 +26,7 @@ from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
     from dslite.app.tui.chat_screen import ChatScreen
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
     from dslite.app.tui.chat_screen import ChatScreen
     from dslite.app.tui.conductor import Conductor
 

@@ -14,13 +14,13 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from dslite.app.session_export import local_time
+from dslite.app.sessions.export import local_time
 from dslite.app.tui.dialogs import Field, LineDialog
 from dslite.app.tui.panel import Panel
 from dslite.app.tui.text import one_line
 
 if TYPE_CHECKING:
-    from dslite.app.sessions import Conversation, Hit, SessionStore
+    from dslite.app.sessions.store import Conversation, Hit, SessionStore
     from dslite.app.tui.conductor import Conductor
 
 _PAGE = 50
@@ -91,7 +91,7 @@ class SessionsPanel(Panel[str | None]):
         self._conductor.lookup(look, show)
 
     def _show(self, found: "Sequence[Conversation] | Sequence[Hit]", *, searching: bool) -> None:
-        from dslite.app.sessions import Conversation
+        from dslite.app.sessions.store import Conversation
 
         kept = self._list.highlighted or 0
         self._list.clear_options()

@@ -14,8 +14,8 @@ from support import in_process
 from support.outside import Dslite
 from support.places import places
 
-from dslite.app import session_database
-from dslite.app.sessions import SessionStore, StoredMessage
+from dslite.app.sessions import database
+from dslite.app.sessions.store import SessionStore, StoredMessage
 
 
 def ask(dslite: Dslite, folder: Path, *args: str, **more: Any) -> Any:
@@ -203,7 +203,7 @@ def test_a_database_that_only_reads_is_gone_on_from_with_a_warning(
             raise PermissionError(13, "Permission denied", str(name))  # as it is for everybody but root
         return really(name, flags, *rest, **more)
 
-    monkeypatch.setattr(session_database.os, "open", opened)
+    monkeypatch.setattr(database.os, "open", opened)
     code, out, err = run(*command, "-c", "Again")
     assert (code, json.loads(out)["text"], json.loads(out)["session"]) == (0, "hi", None)
     assert "the conversation is not saved" in err

@@ -8,7 +8,7 @@ import pexpect
 import pytest
 from support.places import places
 
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.store import SessionStore
 
 QUESTION = "How do I save a profile?\n"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dslite.app.errors import NoConversationError
-from dslite.app.sessions import SessionStore, StoredMessage, title_of
+from dslite.app.sessions.store import SessionStore, StoredMessage, title_of
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_a_growing_answer_is_kept_when_the_process_is_killed(tmp_path: Path) -> 
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from dslite.app.sessions import SessionStore\n"
+        "from dslite.app.sessions.store import SessionStore\n"
         "store = SessionStore.open(Path(sys.argv[1]))\n"
         "talk = store.create(model='chat')\n"
         "question = store.append(talk.id, 'user', 'Why?', parent=None)\n"
@@ -290,7 +290,7 @@ def test_two_processes_write_to_one_database_and_lose_nothing(tmp_path: Path) ->
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from dslite.app.sessions import SessionStore\n"
+        "from dslite.app.sessions.store import SessionStore\n"
         "for number in range(15):\n"
         "    with SessionStore.open(Path(sys.argv[1])) as store:\n"
         "        talk = store.create(model='chat')\n"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from support.outside import Dslite
 
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.store import SessionStore
 from dslite.app.tables import cell_width
 
 

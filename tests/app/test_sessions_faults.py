@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dslite.app import session_database
+from dslite.app.sessions import database
 from dslite.app.errors import SessionsError
-from dslite.app.session_database import MIGRATIONS, VERSION
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.database import MIGRATIONS, VERSION
+from dslite.app.sessions.store import SessionStore
 
 NOBODY = 65534
 
@@ -66,8 +66,8 @@ def test_an_older_database_is_brought_up_to_date_with_its_conversations(
         *MIGRATIONS,
         ("ALTER TABLE conversations ADD COLUMN colour TEXT", "UPDATE conversations SET colour = 'red'"),
     )
-    monkeypatch.setattr(session_database, "MIGRATIONS", later)
-    monkeypatch.setattr(session_database, "VERSION", len(later))
+    monkeypatch.setattr(database, "MIGRATIONS", later)
+    monkeypatch.setattr(database, "VERSION", len(later))
     with SessionStore.open(path) as store:
         assert [hit.title for hit in store.search("quicksort")] == ["quicksort"]
         with store.database.reading() as db:
@@ -78,8 +78,8 @@ def test_an_older_database_is_brought_up_to_date_with_its_conversations(
 def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = (*MIGRATIONS, ("ALTER TABLE conversations ADD COLUMN colour TEXT", "UPDATE nowhere SET x = 1"))
     with monkeypatch.context() as patched:
-        patched.setattr(session_database, "MIGRATIONS", broken)
-        patched.setattr(session_database, "VERSION", len(broken))
+        patched.setattr(database, "MIGRATIONS", broken)
+        patched.setattr(database, "VERSION", len(broken))
         with pytest.raises(SessionsError, match="nowhere"):
             SessionStore.open(path)
     with SessionStore.open(path) as store, store.database.reading() as db:
@@ -151,7 +151,7 @@ def test_a_folder_without_permission_is_a_sessions_error(shared_folder: Path, re
 def test_another_process_that_never_ends_its_writing_is_a_sessions_error(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_database, "_WAIT_S", 0.05)
+    monkeypatch.setattr(database, "_WAIT_S", 0.05)
     blocking = sqlite3.connect(path, isolation_level=None)
     blocking.execute("BEGIN IMMEDIATE")
     with SessionStore.open(path) as store:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dslite.app.session_export import to_dict, to_markdown
-from dslite.app.session_import import import_text
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.export import to_dict, to_markdown
+from dslite.app.sessions.importer import import_text
+from dslite.app.sessions.store import SessionStore
 from dslite.runtime.errors import UsageError
 
 

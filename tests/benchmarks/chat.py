@@ -125,7 +125,7 @@ def rate() -> None:
 
 
 def _saved_answer(home: Path) -> str:
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
 
     with SessionStore.open(home / "sessions.db") as store:
         talk = store.latest()
@@ -158,7 +158,7 @@ def stop() -> None:
 
 def long() -> None:
     """A conversation of 32,000 tokens: opened, resized, and what it costs in memory."""
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -239,7 +239,7 @@ def _rss(pid: int) -> int:
 
 def sessions() -> None:
     """10,000 saved conversations: the list's first paint, and a search."""
-    from dslite.app.sessions import SessionStore
+    from dslite.app.sessions.store import SessionStore
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

@@ -28,7 +28,7 @@ from dslite.app.chat.settings import ChatSettings  # noqa: E402
 from dslite.app.chat.launch import ChatStart  # noqa: E402
 from dslite.app.chat.model_loading import Opened, opener  # noqa: E402
 from dslite.app.chat.autosave import Recorder  # noqa: E402
-from dslite.app.sessions import SessionStore  # noqa: E402
+from dslite.app.sessions.store import SessionStore  # noqa: E402
 from dslite.app.tui.app import ChatApp  # noqa: E402
 from dslite.runtime.downloads.hub import parse_model  # noqa: E402
 from dslite.runtime.events import Event, Token  # noqa: E402

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Sized
 from pathlib import Path
 
-from dslite.app.session_names import new_id
-from dslite.app.session_rows import pack
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.ids import new_id
+from dslite.app.sessions.records import pack
+from dslite.app.sessions.store import SessionStore
 
 _COMMON = (
     "the of and quicksort python list tensor model memory cache write read function return value error token".split()

@@ -13,7 +13,7 @@ from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.launch import Looks
 from dslite.app.config import config_path
 from dslite.app.chat.model_loading import opener
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.store import SessionStore
 
 CHOICES = ("forget", "summary", "edit", "stop")
 

@@ -8,7 +8,7 @@ from support.chat import Chat, drive, open_chat
 from support.chat_texts import mixed
 from textual.strip import Strip
 
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.store import SessionStore
 
 
 async def _open_and_close(chat: Chat, key: str) -> None:

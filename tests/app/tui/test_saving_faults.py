@@ -12,10 +12,10 @@ from support.chat import Chat, drive, open_chat
 from support.fake_engine import FakeResponder
 from support.terminal import Terminal, fake_chat
 
-from dslite.app import session_database
+from dslite.app.sessions import database
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.model_loading import opener
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.store import SessionStore
 
 ANSWER = "here is an answer"
 
@@ -116,7 +116,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
                 raise PermissionError(13, "Permission denied", str(name))
             return really(name, flags, *rest, **more)
 
-        monkeypatch.setattr(session_database.os, "open", opened)
+        monkeypatch.setattr(database.os, "open", opened)
 
     return forbid
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.terminal import Terminal, dslite
 
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.store import SessionStore
 
 ROOT = Path(__file__).parents[3]
 WORDS = " ".join(f"w{number:04d}" for number in range(3000))

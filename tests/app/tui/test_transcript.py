@@ -14,7 +14,7 @@ from support.fake_engine import FakeResponder
 from textual.selection import SELECT_ALL
 
 from dslite.app.chat.markdown_blocks import Block, Splitter, code_blocks
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.column import KEPT
 from dslite.app.tui.drawing import draw
 from dslite.app.tui.palette import Palette

@@ -19,11 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dslite.app import session_search
+from dslite.app.sessions import search
 from dslite.app.errors import NoConversationError, SessionsError
-from dslite.app.session_database import Database
-from dslite.app.session_names import clean, new_id, title_of
-from dslite.app.session_rows import (
+from dslite.app.sessions.database import Database
+from dslite.app.sessions.ids import clean, new_id, title_of
+from dslite.app.sessions.records import (
     CONVERSATIONS,
     MESSAGES,
     UPWARD,
@@ -34,7 +34,7 @@ from dslite.app.session_rows import (
     stored_message,
     to_json,
 )
-from dslite.app.session_search import Hit
+from dslite.app.sessions.search import Hit
 from dslite.runtime.places import data_dir, latents_file
 
 __all__ = ["Conversation", "Hit", "Role", "SessionStore", "SessionsError", "StoredMessage", "title_of"]
@@ -122,7 +122,7 @@ class SessionStore:
     def search(self, text: str, *, limit: int = 50) -> list[Hit]:
         """Conversations with a message or a title that holds every word of `text`, the newest message first."""
         with self.database.reading() as db:
-            return session_search.search(db, text, limit)
+            return search.search(db, text, limit)
 
     def rename(self, conversation_id: str, title: str) -> None:
         self._change(conversation_id, title=clean(title))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from dslite.app.session_rows import Conversation, StoredMessage
+from dslite.app.sessions.records import Conversation, StoredMessage
 
 VERSION = 1
 

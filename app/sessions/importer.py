@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dslite.app.session_export import VERSION
-from dslite.app.session_names import clean, new_id, title_of
-from dslite.app.session_rows import Conversation, pack, to_json
-from dslite.app.sessions import SessionStore
+from dslite.app.sessions.export import VERSION
+from dslite.app.sessions.ids import clean, new_id, title_of
+from dslite.app.sessions.records import Conversation, pack, to_json
+from dslite.app.sessions.store import SessionStore
 from dslite.runtime.errors import UsageError
 
 _ROLES = ("system", "user", "assistant")

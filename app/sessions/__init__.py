@@ -1,0 +1,1 @@
+"""Saved conversations: the SQLite store, search, export and import."""
