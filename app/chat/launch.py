@@ -13,7 +13,7 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 
 if TYPE_CHECKING:
-    from dslite.app.config import Config
+    from dslite.app.settings.config_file import Config
     from dslite.app.sessions.store import SessionStore
 
 WhenFull = Literal["ask", "forget", "summary", "stop"]  # what is done when a conversation fills the context

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dslite.app.endpoints import Served
+from dslite.app.settings.endpoint import Served
 from dslite.runtime.downloads.hub import ModelRef, locate
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def opener(engine_options: Mapping[str, Any]) -> Opener:
 
     def open_model(ref: ModelRef, report: Callable[["Loading"], None]) -> Opened:
         folder = locate(ref)
-        from dslite.app.sampling import model_defaults
+        from dslite.app.settings.sampling import model_defaults
         from dslite.runtime.chat import ChatSession
         from dslite.runtime.options import EngineOptions, open_engine
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dslite.app import sampling
-from dslite.app.profiles import PLAIN, Profile
+from dslite.app.settings import sampling
+from dslite.app.settings.profiles import PLAIN, Profile
 from dslite.runtime.errors import UsageError
 from dslite.runtime.sampling_params import SamplingParams
 

@@ -9,7 +9,7 @@ import typer
 
 from dslite.app.commands import flags
 from dslite.app.commands.flags import flag, system_message
-from dslite.app.sampling import chosen
+from dslite.app.settings.sampling import chosen
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError, UsageError
 
@@ -53,8 +53,8 @@ def chat(
     stop: flags.Stop = None,
 ) -> None:
     """Chat with a model in the terminal."""
-    from dslite.app.answer_settings import AnswerSettings, as_profile
-    from dslite.app.profiles import save_profile as keep_profile
+    from dslite.app.settings.precedence import AnswerSettings, as_profile
+    from dslite.app.settings.profiles import save_profile as keep_profile
 
     sampling = chosen(
         temperature=temperature,
@@ -122,14 +122,14 @@ def _start(
     server: tuple[str | None, str | None],
 ) -> "ChatStart":
     """Put together with what the chat begins. A broken config.toml is told, and the chat goes on without it."""
-    from dslite.app.answer_settings import settle
+    from dslite.app.settings.precedence import settle
     from dslite.app.chat.settings import ChatSettings
     from dslite.app.chat.launch import ChatStart, Looks
-    from dslite.app.config import Config, config_path, read_config
-    from dslite.app.endpoints import find_served
+    from dslite.app.settings.config_file import Config, config_path, read_config
+    from dslite.app.settings.endpoint import find_served
     from dslite.app.errors import ConfigFileError
     from dslite.app.chat.model_loading import opener, remote_opener
-    from dslite.app.profiles import default_values
+    from dslite.app.settings.profiles import default_values
     from dslite.app.chat.autosave import Recorder
     from dslite.app.chat.model_setup import FirstRun
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dslite.app.commands import flags
-from dslite.app.endpoints import Served, find_served
+from dslite.app.settings.endpoint import Served, find_served
 from dslite.app.commands.model_prompt import ensure_model
 from dslite.app.commands.flags import flag, system_message
 from dslite.app.output_file import Output, check_output
 from dslite.app.commands.prompt_input import read_batch, read_prompt
-from dslite.app.sampling import chosen
+from dslite.app.settings.sampling import chosen
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.answer_settings import AnswerSettings
+    from dslite.app.settings.precedence import AnswerSettings
     from dslite.app.completion.protocol import Maker, Style
     from dslite.app.sessions.store import Conversation, SessionStore
 
@@ -69,8 +69,8 @@ def complete(
     no_save: flags.NoSave = False,
 ) -> None:
     """Answer one prompt on stdout."""
-    from dslite.app.answer_settings import AnswerSettings, as_profile, settle
-    from dslite.app.profiles import save_profile as keep_profile
+    from dslite.app.settings.precedence import AnswerSettings, as_profile, settle
+    from dslite.app.settings.profiles import save_profile as keep_profile
 
     # Whatever can be wrong with the request is found before torch is imported: an error should not take seconds.
     sampling = chosen(

@@ -51,8 +51,8 @@ def doctor(
 
 def _config_findings() -> "Iterator[Finding]":
     """What is wrong with config.toml and the profiles in it."""
-    from dslite.app.config import read_config
-    from dslite.app.profiles import all_profiles, default_profile, default_values
+    from dslite.app.settings.config_file import read_config
+    from dslite.app.settings.profiles import all_profiles, default_profile, default_values
     from dslite.runtime.doctor import Finding
 
     try:

@@ -18,8 +18,8 @@ Description = Annotated[str | None, flag("--description", help="What the profile
 
 def list_profiles(*, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """List the profiles; a star marks the default one."""
-    from dslite.app.config import read_config
-    from dslite.app.profiles import all_profiles, default_profile
+    from dslite.app.settings.config_file import read_config
+    from dslite.app.settings.profiles import all_profiles, default_profile
     from dslite.app.tables import print_table
 
     config = read_config()
@@ -36,10 +36,10 @@ def list_profiles(*, output: flags.ListOutput = "text", as_json: flags.AsJson = 
 
 def show(name: Name, *, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """Print a profile as its table in config.toml."""
-    from dslite.app.config import read_config
+    from dslite.app.settings.config_file import read_config
     from dslite.app.console import visible
-    from dslite.app.profile_text import profile_text
-    from dslite.app.profiles import default_profile, get_profile
+    from dslite.app.settings.profile_toml import profile_text
+    from dslite.app.settings.profiles import default_profile, get_profile
 
     config = read_config()
     profile = get_profile(name, config)
@@ -67,7 +67,7 @@ def add(
     stop: flags.Stop = None,
 ) -> None:
     """Add a profile."""
-    from dslite.app.profiles import Profile, all_profiles, changed, save_profile
+    from dslite.app.settings.profiles import Profile, all_profiles, changed, save_profile
 
     if name in all_profiles():
         raise UsageError(f"there is a profile {name!r} already", f"change it with dslite profile edit {name}")
@@ -93,8 +93,8 @@ def edit(
 ) -> None:
     """Change a profile: by flags (an empty text takes one away), or without any in your editor."""
     from dslite.app.editor import edit_text
-    from dslite.app.profile_text import profile_text, save_profile_text
-    from dslite.app.profiles import changed, get_profile, save_profile
+    from dslite.app.settings.profile_toml import profile_text, save_profile_text
+    from dslite.app.settings.profiles import changed, get_profile, save_profile
 
     profile = get_profile(name)
     values = _given(context)
@@ -109,14 +109,14 @@ def edit(
 
 def remove(name: Name) -> None:
     """Remove a profile; one that came with dslite can be restored."""
-    from dslite.app.profiles import remove_profile
+    from dslite.app.settings.profiles import remove_profile
 
     remove_profile(name)
 
 
 def restore(name: Name) -> None:
     """Bring back a profile that came with dslite, as it came."""
-    from dslite.app.profiles import restore_profile
+    from dslite.app.settings.profiles import restore_profile
 
     restore_profile(name)
 
@@ -125,7 +125,7 @@ def default(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The profile; without: say which.")] = None,
 ) -> None:
     """Use a profile wherever none is named."""
-    from dslite.app.profiles import default_profile, set_default_profile
+    from dslite.app.settings.profiles import default_profile, set_default_profile
 
     if name is None:
         print(default_profile().name)
@@ -135,7 +135,7 @@ def default(
 
 def _given(context: typer.Context) -> dict[str, Any]:
     """The flags of a profile, checked; not what the environment says, which holds for answers. Raises UsageError."""
-    from dslite.app import sampling
+    from dslite.app.settings import sampling
 
     typed: dict[str, Any] = {
         key: value

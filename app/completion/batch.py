@@ -8,7 +8,7 @@ from dslite.app import console
 from dslite.app.completion.protocol import Answer, Maker
 from dslite.app.interruption import Interruption
 from dslite.app.output_file import Output, open_output
-from dslite.app.profiles import get_profile
+from dslite.app.settings.profiles import get_profile
 from dslite.app.completion.output import answer_object, compact, error_object
 from dslite.model.errors import DsliteError
 from dslite.runtime.chat_template import Message

@@ -8,7 +8,7 @@ from typing import Any
 
 from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, reading
 from dslite.app.console import StatusLine
-from dslite.app.sampling import check_types, model_defaults
+from dslite.app.settings.sampling import check_types, model_defaults
 from dslite.model.errors import DsliteError
 from dslite.runtime.batch import Batch
 from dslite.runtime.chat_template import AnswerSpacing, ChatTemplate, Message

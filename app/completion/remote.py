@@ -7,8 +7,8 @@ from typing import Any
 
 from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, reading
 from dslite.app.console import StatusLine
-from dslite.app.endpoints import Served
-from dslite.app.sampling import check_types
+from dslite.app.settings.endpoint import Served
+from dslite.app.settings.sampling import check_types
 from dslite.model.errors import DsliteError
 from dslite.runtime.chat_template import Message
 from dslite.runtime.errors import UsageError

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dslite.app.console import StatusLine
-from dslite.app.sampling import model_defaults
+from dslite.app.settings.sampling import model_defaults
 from dslite.app.server.requests import Served
 from dslite.runtime.chat_template import ChatTemplate
 from dslite.runtime.downloads.hub import ModelRef, locate

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.chat.markdown_blocks import code_blocks
-from dslite.app.profiles import all_profiles, get_profile
+from dslite.app.settings.profiles import all_profiles, get_profile
 from dslite.app.chat.slash_commands import Command, split_setting
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError

@@ -10,9 +10,9 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Input, Static, TextArea
 
-from dslite.app import sampling
+from dslite.app.settings import sampling
 from dslite.app.console import visible
-from dslite.app.profiles import Profile
+from dslite.app.settings.profiles import Profile
 from dslite.app.tui.dialogs import Area, Field
 from dslite.app.tui.panel import Panel
 from dslite.app.tui.text import inert

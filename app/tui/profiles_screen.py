@@ -11,8 +11,8 @@ from textual.containers import Vertical
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from dslite.app.profile_text import profile_text, save_profile_text
-from dslite.app.profiles import (
+from dslite.app.settings.profile_toml import profile_text, save_profile_text
+from dslite.app.settings.profiles import (
     Profile,
     all_profiles,
     check_name,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dslite.app.config import config_path, editing, read_config, write_atomically
+from dslite.app.settings.config_file import config_path, editing, read_config, write_atomically
 from dslite.app.errors import ConfigFileError
 
 

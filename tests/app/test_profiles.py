@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dslite.app.errors import ConfigFileError, NotFoundError
-from dslite.app.profile_text import profile_text, save_profile_text
-from dslite.app.profiles import (
+from dslite.app.settings.profile_toml import profile_text, save_profile_text
+from dslite.app.settings.profiles import (
     Profile,
     all_profiles,
     default_profile,

@@ -13,9 +13,9 @@ from support.scripted_server import HANG, ScriptedServer, delta, events
 from support.serving import Server
 
 from dslite.app.chat.settings import ChatSettings
-from dslite.app.endpoints import find_served
+from dslite.app.settings.endpoint import find_served
 from dslite.app.chat.model_loading import remote_opener
-from dslite.app.profiles import Profile
+from dslite.app.settings.profiles import Profile
 from dslite.runtime.chat import ChatSession
 from dslite.runtime.chat_template import Message
 from dslite.runtime.engine import Engine

@@ -10,7 +10,7 @@ from support.chat import drive, open_chat
 from support.fake_engine import FakeResponder, fake_opener
 
 from dslite.app.chat.launch import Looks
-from dslite.app.config import config_path
+from dslite.app.settings.config_file import config_path
 from dslite.app.errors import ConfigFileError
 from dslite.app.chat.model_loading import Opened
 from dslite.app.chat.autosave import Recorder

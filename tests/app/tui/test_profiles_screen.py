@@ -7,10 +7,10 @@ import pytest
 from support.chat import Chat, drive, open_chat
 from textual import events
 
-from dslite.app import config
-from dslite.app.config import config_path
+from dslite.app.settings import config_file
+from dslite.app.settings.config_file import config_path
 from dslite.app.errors import ConfigFileError
-from dslite.app.profiles import all_profiles, default_profile, get_profile
+from dslite.app.settings.profiles import all_profiles, default_profile, get_profile
 
 
 @drive
@@ -201,7 +201,7 @@ async def test_what_cannot_be_saved_stays_in_the_editor(
                 def refuse(*_: object) -> None:
                     raise ConfigFileError(f"{path} cannot be written: Read-only file system", "check the folder")
 
-                patch.setattr(config, "write_atomically", refuse)
+                patch.setattr(config_file, "write_atomically", refuse)
             await chat.press("ctrl+s")
             await chat.until("is not valid TOML" if fault == "broken" else "Read-only file system")
             assert path.read_text() == ("[profiles\n" if fault == "broken" else MINE)

@@ -11,8 +11,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from dslite.app import sampling
-from dslite.app.config import Config, editing, read_config
+from dslite.app.settings import sampling
+from dslite.app.settings.config_file import Config, editing, read_config
 from dslite.app.errors import ConfigFileError, NotFoundError
 from dslite.runtime.errors import UsageError
 from dslite.runtime.sampling_params import SamplingParams

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dslite.app.config import config_path, editing, parse_toml, read_config
-from dslite.app.profiles import forget_removed, get_profile, parse_profile, toml_text
+from dslite.app.settings.config_file import config_path, editing, parse_toml, read_config
+from dslite.app.settings.profiles import forget_removed, get_profile, parse_profile, toml_text
 
 
 def profile_text(name: str) -> str:

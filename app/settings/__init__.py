@@ -1,0 +1,1 @@
+"""config.toml, profiles, and which setting wins."""
