@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dslite.app import console
+from dslite.app.terminal import console
 from dslite.app.commands import bench, chat, complete, doctor, model, plan, profile, serve, session
 from dslite.app.commands.flags import command
 from dslite.model.errors import DsliteError

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dslite.app.commands import flags
 from dslite.app.commands.flags import flag
-from dslite.app.tables import print_table
+from dslite.app.terminal.tables import print_table
 from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
 from dslite.runtime.downloads.model_config import config_of
 from dslite.runtime.errors import ModelUnavailableError, UsageError

@@ -11,7 +11,7 @@ from dslite.app.commands import flags
 from dslite.app.settings.endpoint import Served, find_served
 from dslite.app.commands.model_prompt import ensure_model
 from dslite.app.commands.flags import flag, system_message
-from dslite.app.output_file import Output, check_output
+from dslite.app.terminal.output_file import Output, check_output
 from dslite.app.commands.prompt_input import read_batch, read_prompt
 from dslite.app.settings.sampling import chosen
 from dslite.runtime.downloads.hub import ModelRef, parse_model
@@ -172,7 +172,7 @@ def _open_conversation(
 
     A store that only was to save may fail: the answer counts for more. Raises SessionsError, NotFoundError.
     """
-    from dslite.app import console
+    from dslite.app.terminal import console
     from dslite.app.sessions.store import SessionsError, SessionStore
 
     if not (saves or latest or id is not None):

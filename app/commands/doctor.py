@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app import console
+from dslite.app.terminal import console
 from dslite.app.commands import flags
 from dslite.app.commands.flags import flag
 from dslite.runtime.downloads.hub import locate, parse_model

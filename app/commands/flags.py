@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dslite.app import console
-from dslite.app.logfile import keep_log
+from dslite.app.terminal import console
+from dslite.app.terminal.log_file import keep_log
 from dslite.runtime.errors import UsageError
 
 

@@ -33,7 +33,7 @@ _PART_NAMES = {
 
 def list_models(*, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """List the DeepSeek-V2 models on this machine."""
-    from dslite.app.tables import print_table
+    from dslite.app.terminal.tables import print_table
     from dslite.runtime.downloads.inventory import stored_models
     from dslite.runtime.sizes import size_text
 
@@ -69,8 +69,8 @@ def _stored_object(model: "StoredModel") -> dict[str, Any]:
 
 def pull(name: Name, *, revision: flags.Revision = None, offline: flags.Offline = False) -> None:
     """Download a model, or go on with a download; its folder is printed at the end."""
-    from dslite.app import console
-    from dslite.app.pull_display import show_pull
+    from dslite.app.terminal import console
+    from dslite.app.terminal.download_progress import show_pull
     from dslite.runtime.downloads import download
     from dslite.runtime.downloads.hub import locate
     from dslite.runtime.downloads.layout import read_config
@@ -100,9 +100,9 @@ def verify(
     as_json: flags.AsJson = False,
 ) -> None:
     """Check every file of a model against its hash."""
-    from dslite.app import console
-    from dslite.app.pull_display import PullDisplay
-    from dslite.app.tables import print_table
+    from dslite.app.terminal import console
+    from dslite.app.terminal.download_progress import PullDisplay
+    from dslite.app.terminal.tables import print_table
     from dslite.runtime.downloads.hub import locate
     from dslite.runtime.downloads.verify import complaint
     from dslite.runtime.downloads.verify import verify as check
@@ -128,7 +128,7 @@ def verify(
 
 def rm(name: Name, *, revision: flags.Revision = None) -> None:
     """Remove a model from the Hugging Face cache: all its revisions, or the one that is named."""
-    from dslite.app import console
+    from dslite.app.terminal import console
     from dslite.runtime.downloads.inventory import remove
     from dslite.runtime.sizes import size_text
 
@@ -176,7 +176,7 @@ def _info_object(found: "ModelInfo") -> dict[str, Any]:
 
 
 def _info_text(found: "ModelInfo") -> str:
-    from dslite.app.console import visible
+    from dslite.app.terminal.console import visible
     from dslite.runtime.sizes import size_text
 
     config = found.config

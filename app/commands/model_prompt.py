@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from dslite.app import console
+from dslite.app.terminal import console
 from dslite.runtime.downloads.hub import DEMO, ModelRef, locate, parse_model
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
 from dslite.runtime.events import Found
@@ -74,7 +74,7 @@ def _ask(ref: ModelRef) -> ModelRef:
 
 def _show_download(ref: ModelRef, events: "Generator[PullEvent, None, None]") -> bool:
     """Show licence, size, place, room and plan; whether the model can be downloaded."""
-    from dslite.app.pull_display import show_found
+    from dslite.app.terminal.download_progress import show_found
 
     try:
         found = next(events)
@@ -126,7 +126,7 @@ def _other_folder() -> Path | None:
 
 
 def _download(ref: ModelRef, events: "Generator[PullEvent, None, None]") -> None:
-    from dslite.app.pull_display import show_pull
+    from dslite.app.terminal.download_progress import show_pull
 
     try:
         show_pull(events)

@@ -20,7 +20,7 @@ def list_profiles(*, output: flags.ListOutput = "text", as_json: flags.AsJson = 
     """List the profiles; a star marks the default one."""
     from dslite.app.settings.config_file import read_config
     from dslite.app.settings.profiles import all_profiles, default_profile
-    from dslite.app.tables import print_table
+    from dslite.app.terminal.tables import print_table
 
     config = read_config()
     profiles, default = all_profiles(config).values(), default_profile(config).name
@@ -37,7 +37,7 @@ def list_profiles(*, output: flags.ListOutput = "text", as_json: flags.AsJson = 
 def show(name: Name, *, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """Print a profile as its table in config.toml."""
     from dslite.app.settings.config_file import read_config
-    from dslite.app.console import visible
+    from dslite.app.terminal.console import visible
     from dslite.app.settings.profile_toml import profile_text
     from dslite.app.settings.profiles import default_profile, get_profile
 
@@ -92,7 +92,7 @@ def edit(
     stop: flags.Stop = None,
 ) -> None:
     """Change a profile: by flags (an empty text takes one away), or without any in your editor."""
-    from dslite.app.editor import edit_text
+    from dslite.app.terminal.editor import edit_text
     from dslite.app.settings.profile_toml import profile_text, save_profile_text
     from dslite.app.settings.profiles import changed, get_profile, save_profile
 

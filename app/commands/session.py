@@ -23,7 +23,7 @@ def list_sessions(*, limit: Limit = None, output: flags.ListOutput = "text", as_
     """List the conversations, the last changed first."""
     from dslite.app.sessions.export import local_time
     from dslite.app.sessions.store import SessionStore
-    from dslite.app.tables import print_table
+    from dslite.app.terminal.tables import print_table
 
     with SessionStore.open() as store:
         found = store.conversations(limit=limit)
@@ -44,7 +44,7 @@ def search(
     """Find conversations by what is said in them."""
     from dslite.app.sessions.export import local_time
     from dslite.app.sessions.store import SessionStore
-    from dslite.app.tables import print_table
+    from dslite.app.terminal.tables import print_table
 
     with SessionStore.open() as store:
         hits = store.search(" ".join(text), limit=limit)
@@ -58,7 +58,7 @@ def search(
 
 def show(id: Id, *, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """Print a conversation: its active branch, or with -o json all of it."""
-    from dslite.app.console import visible
+    from dslite.app.terminal.console import visible
 
     print(visible(_exported(id, "json" if flags.wants_json(output, as_json) else "md")), end="")
 
@@ -71,8 +71,8 @@ def export(
     output_file: Annotated[Path | None, flag("--output-file", help="Write into a file.")] = None,
 ) -> None:
     """Export a conversation as Markdown, or as JSON that `import` takes."""
-    from dslite.app.console import visible
-    from dslite.app.output_file import open_output
+    from dslite.app.terminal.console import visible
+    from dslite.app.terminal.output_file import open_output
 
     if output not in ("md", "json"):
         raise UsageError(f"--output is {output!r}; it must be md or json")
@@ -97,7 +97,7 @@ def import_file(file: Annotated[str, typer.Argument(metavar="FILE", help="The fi
     from dslite.app.commands.prompt_input import read_stdin
     from dslite.app.sessions.importer import import_text
     from dslite.app.sessions.store import SessionStore
-    from dslite.app.tables import print_table
+    from dslite.app.terminal.tables import print_table
 
     text = read_stdin() if file == "-" else read_text(Path(file), "the file")
     with SessionStore.open() as store:

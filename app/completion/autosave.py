@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dslite.app import console
+from dslite.app.terminal import console
 from dslite.app.errors import SessionsError
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from dslite.app import console
+from dslite.app.terminal import console
 from dslite.app.completion.protocol import Answer, Maker
-from dslite.app.interruption import Interruption
-from dslite.app.output_file import Output, open_output
+from dslite.app.terminal.signals import Interruption
+from dslite.app.terminal.output_file import Output, open_output
 from dslite.app.settings.profiles import get_profile
 from dslite.app.completion.output import answer_object, compact, error_object
 from dslite.model.errors import DsliteError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, reading
-from dslite.app.console import StatusLine
+from dslite.app.terminal.console import StatusLine
 from dslite.app.settings.sampling import check_types, model_defaults
 from dslite.model.errors import DsliteError
 from dslite.runtime.batch import Batch

@@ -5,7 +5,7 @@ import re
 from typing import Any, TextIO
 
 from dslite.app.completion.protocol import Answer, Maker
-from dslite.app.console import visible
+from dslite.app.terminal.console import visible
 from dslite.model.errors import DsliteError
 from dslite.runtime.events import Candidate, Token
 

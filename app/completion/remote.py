@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, reading
-from dslite.app.console import StatusLine
+from dslite.app.terminal.console import StatusLine
 from dslite.app.settings.endpoint import Served
 from dslite.app.settings.sampling import check_types
 from dslite.model.errors import DsliteError

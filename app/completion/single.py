@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
-from dslite.app import console
+from dslite.app.terminal import console
 from dslite.app.completion.protocol import Answer, Maker
-from dslite.app.interruption import Interruption
-from dslite.app.output_file import Output, open_output
+from dslite.app.terminal.signals import Interruption
+from dslite.app.terminal.output_file import Output, open_output
 from dslite.app.completion.output import (
     TextWriter,
     answer_object,

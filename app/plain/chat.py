@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dslite.app import console
+from dslite.app.terminal import console
 from dslite.app.chat.launch import ChatStart
 from dslite.app.chat.message_tree import Dialogue, Node
-from dslite.app.interruption import Interruption
+from dslite.app.terminal.signals import Interruption
 from dslite.app.chat.model_loading import Opened
 from dslite.app.plain.commands import Deeds
 from dslite.app.plain.context_overflow import FullContext, NewChatWanted

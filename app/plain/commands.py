@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dslite.app import console
+from dslite.app.terminal import console
 from dslite.app.chat.export import export
 from dslite.app.chat.markdown_blocks import code_blocks
 from dslite.app.settings.profiles import all_profiles, get_profile
@@ -46,7 +46,7 @@ class Deeds:
         self.chat.go_on(self.chat.dialogue.last_answer())
 
     def do_edit(self, text: str) -> None:
-        from dslite.app.editor import edit_text
+        from dslite.app.terminal.editor import edit_text
 
         written = edit_text(text).strip("\n")
         if written:
@@ -54,7 +54,7 @@ class Deeds:
             self.chat.take(written)
 
     def do_copy(self, which: str) -> None:
-        from dslite.app.clipboard import copy_natively
+        from dslite.app.terminal.clipboard import copy_natively
 
         content = self.chat.dialogue.last_answer().content
         if which:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dslite.app.console import StatusLine
+from dslite.app.terminal.console import StatusLine
 from dslite.app.settings.sampling import model_defaults
 from dslite.app.server.requests import Served
 from dslite.runtime.chat_template import ChatTemplate

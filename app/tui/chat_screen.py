@@ -12,7 +12,7 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Rule, Static
 
-from dslite.app import clipboard
+from dslite.app.terminal import clipboard
 from dslite.app.chat import slash_commands
 from dslite.app.chat.slash_commands import COMMANDS
 from dslite.app.tui import keys

@@ -52,7 +52,7 @@ class Deeds:
         self.conductor.go_on()
 
     def do_edit(self, text: str) -> None:
-        from dslite.app.editor import edit_text
+        from dslite.app.terminal.editor import edit_text
 
         prompt = self.screen.prompt
         written = self.screen.app_suspended(lambda: edit_text(text or prompt.text).rstrip("\n"))

@@ -11,7 +11,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Input, Static, TextArea
 
 from dslite.app.settings import sampling
-from dslite.app.console import visible
+from dslite.app.terminal.console import visible
 from dslite.app.settings.profiles import Profile
 from dslite.app.tui.dialogs import Area, Field
 from dslite.app.tui.panel import Panel

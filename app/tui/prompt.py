@@ -11,7 +11,7 @@ from textual.keys import Keys
 from textual.message import Message
 from textual.widgets import TextArea
 
-from dslite.app.console import visible
+from dslite.app.terminal.console import visible
 from dslite.app.tui.in_order import run_own_binding
 
 BLOCK = '"""'

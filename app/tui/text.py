@@ -1,6 +1,6 @@
 """Text that a terminal cannot obey: what models and files say is shown, never executed."""
 
-from dslite.app.console import visible
+from dslite.app.terminal.console import visible
 
 # Embeddings, overrides and isolates reorder what stands behind them, beyond the end of the text that holds them.
 _OTHERS: dict[int, str] = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd")

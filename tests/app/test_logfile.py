@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dslite.app import logfile
-from dslite.app.logfile import keep_log
+from dslite.app.terminal import log_file
+from dslite.app.terminal.log_file import keep_log
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_a_log_that_cannot_be_written_harms_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_a_large_log_begins_anew_and_keeps_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logfile, "_MOST_BYTES", 100)
+    monkeypatch.setattr(log_file, "_MOST_BYTES", 100)
     keep_log()
     for number in range(5):
         logging.getLogger("dslite.runtime.some").info("line %d of forty characters or so, in all", number)

@@ -7,7 +7,7 @@ import pytest
 from support.outside import Dslite
 
 from dslite.app.sessions.store import SessionStore
-from dslite.app.tables import cell_width
+from dslite.app.terminal.tables import cell_width
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from support.fake_engine import FakeResponder
 from textual import events
 from textual.widgets import Input
 
-from dslite.app import clipboard
+from dslite.app.terminal import clipboard
 
 CODE = "First:\n\n```python\nprint(1)\n```\n\nThen:\n\n```sh\nls -l\n```\n"
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from dslite.app.console import settings, visible
+from dslite.app.terminal.console import settings, visible
 from dslite.runtime.events import Downloading, Found, Present
 from dslite.runtime.sizes import size_text, time_text
 

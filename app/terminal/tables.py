@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from dslite.app.console import visible
+from dslite.app.terminal.console import visible
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
