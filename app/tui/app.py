@@ -20,15 +20,15 @@ from textual.screen import Screen
 
 from dslite.app.chat.launch import ChatStart
 from dslite.app.errors import SessionsError
-from dslite.app.tui import keys
-from dslite.app.tui.chat_screen import FLASH_S, LOW, ChatScreen
-from dslite.app.tui.colourless import Colourless
-from dslite.app.tui.conductor import Conductor
-from dslite.app.tui.inspector import Inspector
-from dslite.app.tui.pace import BESIDE_A_CPU, BESIDE_ANOTHER, Pace
-from dslite.app.tui.textual_memory import let_go
-from dslite.app.tui.themes import DEFAULT, THEMES
-from dslite.app.tui.worker import EngineWorker
+from dslite.app.tui.style import keys
+from dslite.app.tui.screens.chat import FLASH_S, LOW, ChatScreen
+from dslite.app.tui.style.no_color import Colourless
+from dslite.app.tui.control.controller import Conductor
+from dslite.app.tui.widgets.inspector import Inspector
+from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER, Pace
+from dslite.app.tui.textual_fixes.memory import let_go
+from dslite.app.tui.style.themes import DEFAULT, THEMES
+from dslite.app.tui.control.engine_worker import EngineWorker
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
 from dslite.runtime.places import log_dir
@@ -266,7 +266,7 @@ def _driver() -> type[Driver] | None:
     """Ours on POSIX; None is Textual's own choice."""
     if os.name != "posix":
         return None
-    from dslite.app.tui.driver import QuickDriver
+    from dslite.app.tui.textual_fixes.driver import QuickDriver
 
     return QuickDriver
 

@@ -15,7 +15,7 @@ from dslite.app.errors import ConfigFileError
 from dslite.app.chat.model_loading import Opened
 from dslite.app.chat.autosave import Recorder
 from dslite.app.sessions.store import SessionStore
-from dslite.app.tui.themes import THEMES
+from dslite.app.tui.style.themes import THEMES
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ModelUnavailableError
 from dslite.runtime.events import Loading, Prefilling

@@ -12,9 +12,9 @@ from support.fake_engine import FakeResponder
 from textual.scrollbar import ScrollBar
 from textual.strip import Strip
 
-from dslite.app.tui.pace import BESIDE_A_CPU, BESIDE_ANOTHER, Pace
-from dslite.app.tui.pieces import Entry
-from dslite.app.tui.transcript import Transcript
+from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER, Pace
+from dslite.app.tui.transcript.blocks import Entry
+from dslite.app.tui.transcript.transcript import Transcript
 
 
 @pytest.mark.parametrize("make", [prose, fence, table, mixed])

@@ -10,8 +10,8 @@ from support.fake_engine import FakeResponder
 
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.model_loading import Opened
-from dslite.app.tui import worker as module
-from dslite.app.tui.worker import Answering, EngineWorker
+from dslite.app.tui.control import engine_worker as module
+from dslite.app.tui.control.engine_worker import Answering, EngineWorker
 from dslite.runtime.downloads.hub import parse_model
 
 

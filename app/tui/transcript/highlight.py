@@ -7,7 +7,7 @@ from typing import Any
 from rich.style import Style
 from rich.text import Text
 
-from dslite.app.tui.palette import Palette
+from dslite.app.tui.style.palette import Palette
 
 MOST_CHARACTERS = 200_000  # beyond that, colours are not worth the wait
 

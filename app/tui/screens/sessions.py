@@ -15,13 +15,13 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from dslite.app.sessions.export import local_time
-from dslite.app.tui.dialogs import Field, LineDialog
-from dslite.app.tui.panel import Panel
-from dslite.app.tui.text import one_line
+from dslite.app.tui.screens.dialogs import Field, LineDialog
+from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.transcript.sanitize import one_line
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import Conversation, Hit, SessionStore
-    from dslite.app.tui.conductor import Conductor
+    from dslite.app.tui.control.controller import Conductor
 
 _PAGE = 50
 _HINTS = "Enter opens · Ctrl+T renames · Ctrl+D deletes · Ctrl+Z undoes · Esc closes"
@@ -209,7 +209,7 @@ def _snippet(snippet: str, marks: Sequence[tuple[int, int]], width: int) -> Text
 
 
 def _flat(text: str) -> str:
-    from dslite.app.tui.text import inert
+    from dslite.app.tui.transcript.sanitize import inert
 
     return inert(text).replace("\n", " ")
 

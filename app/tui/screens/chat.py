@@ -15,19 +15,19 @@ from textual.widgets import Rule, Static
 from dslite.app.terminal import clipboard
 from dslite.app.chat import slash_commands
 from dslite.app.chat.slash_commands import COMMANDS
-from dslite.app.tui import keys
-from dslite.app.tui.deeds import Deeds
-from dslite.app.tui.entries import short_name
-from dslite.app.tui.prompt import Prompt
-from dslite.app.tui.status import StatusLine, TitleLine
-from dslite.app.tui.text import one_line
-from dslite.app.tui.transcript import Transcript
+from dslite.app.tui.style import keys
+from dslite.app.tui.control.commands import Deeds
+from dslite.app.tui.transcript.items import short_name
+from dslite.app.tui.widgets.prompt import Prompt
+from dslite.app.tui.widgets.status import StatusLine, TitleLine
+from dslite.app.tui.transcript.sanitize import one_line
+from dslite.app.tui.transcript.transcript import Transcript
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 
 if TYPE_CHECKING:
     from dslite.app.tui.app import ChatApp
-    from dslite.app.tui.conductor import Conductor
+    from dslite.app.tui.control.controller import Conductor
 
 T = TypeVar("T")
 _BY_NAME = {command.name: command for command in COMMANDS}
@@ -216,12 +216,12 @@ class ChatScreen(Screen[None]):
             return None
 
     def show_help(self) -> None:
-        from dslite.app.tui.help import HelpScreen
+        from dslite.app.tui.screens.help import HelpScreen
 
         self.app.push_screen(HelpScreen())
 
     def show_sessions(self) -> None:
-        from dslite.app.tui.sessions_panel import SessionsPanel
+        from dslite.app.tui.screens.sessions import SessionsPanel
 
         def opened(identity: str | None) -> None:
             if identity:
@@ -230,7 +230,7 @@ class ChatScreen(Screen[None]):
         self.app.push_screen(SessionsPanel(self.conductor), opened)
 
     def show_profiles(self) -> None:
-        from dslite.app.tui.profiles_screen import ProfilesScreen
+        from dslite.app.tui.screens.profiles import ProfilesScreen
 
         def chosen(name: str | None) -> None:
             if name:
@@ -240,7 +240,7 @@ class ChatScreen(Screen[None]):
 
     def offer_room(self, error: DsliteError) -> None:
         """The context is full: let the user choose."""
-        from dslite.app.tui.dialogs import RoomDialog
+        from dslite.app.tui.screens.dialogs import RoomDialog
 
         def chosen(what: Any) -> None:
             if what == "edit":
@@ -252,7 +252,7 @@ class ChatScreen(Screen[None]):
 
     def offer_first_run(self, ref: ModelRef, error: DsliteError) -> None:
         """The model is not here: show what can be done."""
-        from dslite.app.tui.first_run import FirstRunScreen
+        from dslite.app.tui.screens.first_run import FirstRunScreen
 
         def chosen(model: str | None) -> None:
             if model:

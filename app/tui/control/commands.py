@@ -13,8 +13,8 @@ from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore
-    from dslite.app.tui.chat_screen import ChatScreen
-    from dslite.app.tui.conductor import Conductor
+    from dslite.app.tui.screens.chat import ChatScreen
+    from dslite.app.tui.control.controller import Conductor
 
 
 class Deeds:

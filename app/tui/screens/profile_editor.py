@@ -13,9 +13,9 @@ from textual.widgets import Input, Static, TextArea
 from dslite.app.settings import sampling
 from dslite.app.terminal.console import visible
 from dslite.app.settings.profiles import Profile
-from dslite.app.tui.dialogs import Area, Field
-from dslite.app.tui.panel import Panel
-from dslite.app.tui.text import inert
+from dslite.app.tui.screens.dialogs import Area, Field
+from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.transcript.sanitize import inert
 from dslite.model.errors import DsliteError
 
 _NUMBERS = tuple(key for key in sampling.KEYS if key != "stop")

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from dslite.app.chat import summary
 from dslite.app.chat.launch import WhenFull
 from dslite.app.chat.message_tree import Dialogue, Node
-from dslite.app.tui.entries import short_name
-from dslite.app.tui.pieces import Entry
-from dslite.app.tui.reply import Reply
-from dslite.app.tui.status import WARN_AT
-from dslite.app.tui.worker import Answering
+from dslite.app.tui.transcript.items import short_name
+from dslite.app.tui.transcript.blocks import Entry
+from dslite.app.tui.control.reply import Reply
+from dslite.app.tui.widgets.status import WARN_AT
+from dslite.app.tui.control.engine_worker import Answering
 from dslite.model.errors import DsliteError
 
 if TYPE_CHECKING:
-    from dslite.app.tui.conductor import Conductor
+    from dslite.app.tui.control.controller import Conductor
 
 
 class FullContext:

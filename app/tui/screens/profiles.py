@@ -24,10 +24,10 @@ from dslite.app.settings.profiles import (
     set_default_profile,
     shipped_profiles,
 )
-from dslite.app.tui.dialogs import LineDialog
-from dslite.app.tui.panel import Panel
-from dslite.app.tui.profile_editor import ProfileEditor
-from dslite.app.tui.text import inert, one_line
+from dslite.app.tui.screens.dialogs import LineDialog
+from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.screens.profile_editor import ProfileEditor
+from dslite.app.tui.transcript.sanitize import inert, one_line
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
 

@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from dslite.app.terminal.console import visible
-from dslite.app.tui.in_order import run_own_binding
+from dslite.app.tui.textual_fixes.key_order import run_own_binding
 
 BLOCK = '"""'
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from textual.strip import Strip
 
-from dslite.app.tui.pieces import Artist, Piece
+from dslite.app.tui.transcript.blocks import Artist, Piece
 
 KEPT = 400  # pieces whose lines are kept
 

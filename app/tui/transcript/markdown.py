@@ -9,11 +9,11 @@ from rich.style import Style
 from rich.text import Text
 
 from dslite.app.chat.markdown_blocks import Block
-from dslite.app.tui.highlight import highlight
-from dslite.app.tui.inline import parser, styled
-from dslite.app.tui.palette import Palette
-from dslite.app.tui.tables import draw_open_table, draw_table
-from dslite.app.tui.wrapping import chop, wrap
+from dslite.app.tui.transcript.highlight import highlight
+from dslite.app.tui.transcript.inline import parser, styled
+from dslite.app.tui.style.palette import Palette
+from dslite.app.tui.transcript.tables import draw_open_table, draw_table
+from dslite.app.tui.transcript.wrapping import chop, wrap
 
 if TYPE_CHECKING:
     from markdown_it.token import Token

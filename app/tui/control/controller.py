@@ -14,20 +14,20 @@ from dslite.app.chat.launch import WhenFull
 from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.chat.autosave import Recorder
 from dslite.app.sessions.ids import title_of
-from dslite.app.tui.entries import GREETING, entries_of, entry_of, greeting, note_of
-from dslite.app.tui.full_context import FullContext
-from dslite.app.tui.listener import Listener
-from dslite.app.tui.pieces import Entry
-from dslite.app.tui.reply import Reply
-from dslite.app.tui.status import Status
-from dslite.app.tui.worker import Answering, EngineWorker
+from dslite.app.tui.transcript.items import GREETING, entries_of, entry_of, greeting, note_of
+from dslite.app.tui.control.context_overflow import FullContext
+from dslite.app.tui.control.engine_events import Listener
+from dslite.app.tui.transcript.blocks import Entry
+from dslite.app.tui.control.reply import Reply
+from dslite.app.tui.widgets.status import Status
+from dslite.app.tui.control.engine_worker import Answering, EngineWorker
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore
-    from dslite.app.tui.chat_screen import ChatScreen
+    from dslite.app.tui.screens.chat import ChatScreen
 
 T = TypeVar("T")
 

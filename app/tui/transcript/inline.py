@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.style import Style
 from rich.text import Text
 
-from dslite.app.tui.palette import Palette
+from dslite.app.tui.style.palette import Palette
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt

@@ -10,13 +10,13 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from dslite.app.tui.drawing import segments
-from dslite.app.tui.palette import Palette
-from dslite.app.tui.status import size
+from dslite.app.tui.transcript.markdown import segments
+from dslite.app.tui.style.palette import Palette
+from dslite.app.tui.widgets.status import size
 from dslite.runtime.responder import Facts
 
 if TYPE_CHECKING:
-    from dslite.app.tui.conductor import Conductor
+    from dslite.app.tui.control.controller import Conductor
 
 _SHADES = " ·░▒▓█"
 _SPARKS = "▁▂▃▄▅▆▇█"

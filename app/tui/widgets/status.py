@@ -10,7 +10,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from dslite.app.tui.palette import Palette
+from dslite.app.tui.style.palette import Palette
 from dslite.runtime.events import Loading, Prefilling
 from dslite.runtime.responder import Facts
 from dslite.runtime.sizes import size_text

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING
 
 from dslite.app.chat.message_tree import Dialogue, Node
-from dslite.app.tui.pieces import Entry
-from dslite.app.tui.status import where
-from dslite.app.tui.text import one_line
+from dslite.app.tui.transcript.blocks import Entry
+from dslite.app.tui.widgets.status import where
+from dslite.app.tui.transcript.sanitize import one_line
 
 if TYPE_CHECKING:
-    from dslite.app.tui.conductor import Conductor
+    from dslite.app.tui.control.controller import Conductor
 
 GREETING = 0  # key of the entry that a message makes superfluous
 

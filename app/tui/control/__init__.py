@@ -1,0 +1,1 @@
+"""What connects the screen to the conversation and to the engine's thread."""

@@ -1,0 +1,1 @@
+"""Themes, key bindings, the command palette, and output without colour."""

@@ -1,0 +1,1 @@
+"""The prompt, the status line and the inspector."""
