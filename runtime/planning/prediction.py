@@ -9,7 +9,7 @@ which no GPU has shown yet: their share and what a launch costs are assumptions 
 from dataclasses import dataclass
 from typing import Literal
 
-from dslite.model import launches
+from dslite.runtime.planning import launch_count
 from dslite.runtime.planning.footprint import Footprint
 from dslite.runtime.planning.hardware import MachineSpec
 
@@ -84,8 +84,8 @@ def _seconds(count: float, bandwidth: float) -> float:
 def _launches(machine: MachineSpec, size: Footprint, traffic: Traffic) -> int:
     """Kernels of a token on a GPU that are launched whatever the experts do."""
     if machine.device != "cuda":
-        return size.config.num_hidden_layers * launches.EAGER_LAYER
-    return launches.per_token(size.config) - (0 if traffic.resident else size.moe_layers * _EXPERT_LAUNCHES)
+        return size.config.num_hidden_layers * launch_count.EAGER_LAYER
+    return launch_count.per_token(size.config) - (0 if traffic.resident else size.moe_layers * _EXPERT_LAUNCHES)
 
 
 def _cpu_seconds(machine: MachineSpec, size: Footprint, traffic: Traffic) -> dict[Bound, float]:

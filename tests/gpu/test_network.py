@@ -15,7 +15,7 @@ from support.forward import new_cache, random_ids, read
 from support.reference import golden
 from torch import Tensor
 
-from dslite.model import launches
+from dslite.runtime.planning import launch_count
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import gpu, grouped
@@ -127,7 +127,7 @@ def test_a_token_is_no_more_kernels_than_planned(lite: Transformer) -> None:
         lite.logits(lite.forward(torch.tensor([5]), [Span(cache, 1)]))
         torch.cuda.synchronize()
     kernels = [event.name for event in seen.events() if "Memcpy" not in event.name and "Memset" not in event.name]
-    assert 3 * launches.LAYER - 1 <= len(kernels) <= launches.per_token(lite.config), kernels
+    assert 3 * launch_count.LAYER - 1 <= len(kernels) <= launch_count.per_token(lite.config), kernels
 
 
 @pytest.mark.parametrize("config", [{}, {"q_lora_rank": 24}, {"n_shared_experts": None}, {"kv_lora_rank": 30}])

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="Triton is not here")
-from dslite.model import launches, one_token
+from dslite.runtime.planning import launch_count
+from dslite.model import decode_cuda
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import gpu, triton_experts
@@ -151,7 +152,7 @@ def fake_step(config: ModelConfig, monkeypatch: pytest.MonkeyPatch, **options: b
 
     monkeypatch.setattr(gpu, "usable", lambda device: device.type == "cuda")
     monkeypatch.setattr(triton_experts, "address_table", table)
-    monkeypatch.setattr(one_token, "address", lambda tensor: 4096)
+    monkeypatch.setattr(decode_cuda, "address", lambda tensor: 4096)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         yield Step(RecordingGpu(), config, **options)
 
@@ -168,14 +169,14 @@ def test_a_token_of_lite_takes_at_most_eight_launches_a_layer(monkeypatch: pytes
     assert len(own) == 26 * 8 + 7
     assert len(tape.recorded) - len(own) == 6  # the token's row and its rotation, by torch
     assert [name for name, *_ in tape.between] == ["aten.clone.default", "dslite.norm_product.default"]
-    assert len(tape.recorded) + len(tape.between) == launches.per_token(config) == 223
+    assert len(tape.recorded) + len(tape.between) == launch_count.per_token(config) == 223
 
 
 def test_compressed_queries_take_one_launch_more(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.from_dict(tiny_config(q_lora_rank=24))
     with fake_step(config, monkeypatch) as step:
         tape = step.token(on_host(7), 3)
-    assert len(tape.recorded) + len(tape.between) == launches.per_token(config) == 3 * 9 - 1 + 6 + 2
+    assert len(tape.recorded) + len(tape.between) == launch_count.per_token(config) == 3 * 9 - 1 + 6 + 2
 
 
 def test_every_position_of_every_cache_is_the_same_recording(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,25 +223,25 @@ def test_experts_elsewhere_are_asked_between_recordings(monkeypatch: pytest.Monk
 def test_what_waits_within_a_recording_is_found(
     monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any], error: type[Exception]
 ) -> None:
-    embed = one_token._Fixed._embed
+    embed = decode_cuda._Fixed._embed
 
     def faulty(fixed: Any) -> None:
         embed(fixed)
         fault(fixed)
 
-    monkeypatch.setattr(one_token._Fixed, "_embed", faulty)
+    monkeypatch.setattr(decode_cuda._Fixed, "_embed", faulty)
     with fake_step(TINY, monkeypatch) as step, pytest.raises(error):
         step.token(on_host(1), 0)
 
 
 def test_a_recording_that_depends_on_the_position_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A buffer made for each token is other memory; here it is also as long as the sequence."""
-    begin = one_token.OneToken._begin
+    begin = decode_cuda.OneToken._begin
 
     def faulty(self: Any, fixed: Any, token_ids: Tensor, position: int, rows: Tensor) -> None:
         begin(self, fixed, token_ids, position, rows)
         fixed._scores = torch.empty(TINY.n_routed_experts + position, device=CUDA)
 
-    monkeypatch.setattr(one_token.OneToken, "_begin", faulty)
+    monkeypatch.setattr(decode_cuda.OneToken, "_begin", faulty)
     with fake_step(TINY, monkeypatch) as step:
         assert step.token(on_host(1), 0).recorded != step.token(on_host(1), 1).recorded
