@@ -13,7 +13,7 @@ from typing import Any, Literal
 from dslite.runtime.downloads.hub import cache_root
 from dslite.runtime.downloads.inventory import StoredModel, stored_models
 from dslite.runtime.errors import DsliteError
-from dslite.runtime.places import cache_dir, config_dir, data_dir
+from dslite.runtime.paths import cache_dir, config_dir, data_dir
 from dslite.runtime.planning.hardware import MachineSpec, cpu_features, cpu_name, machine, physical_cores
 
 _PACKAGES = "torch triton safetensors tokenizers huggingface_hub httpx2 numpy textual typer rich".split()

@@ -30,7 +30,7 @@ def opener(engine_options: Mapping[str, Any]) -> Opener:
         folder = locate(ref)
         from dslite.app.settings.sampling import model_defaults
         from dslite.runtime.chat import ChatSession
-        from dslite.runtime.options import EngineOptions, open_engine
+        from dslite.runtime.open_engine import EngineOptions, open_engine
 
         engine = open_engine(folder, EngineOptions(**engine_options), report)
         return Opened(ChatSession(engine, ref.key), model_defaults(folder))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import CheckpointError, UsageError
-from dslite.runtime.sizes import size_text
+from dslite.runtime.units import size_text
 
 if TYPE_CHECKING:
     from dslite.runtime.events import PullEvent

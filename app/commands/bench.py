@@ -13,7 +13,7 @@ from dslite.runtime.errors import ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from dslite.model.transformer import Transformer
-    from dslite.runtime.options import EngineOptions
+    from dslite.runtime.open_engine import EngineOptions
     from dslite.runtime.planning.speed import SpeedRow
 
 
@@ -56,7 +56,7 @@ def bench(
     placement = flags.placing(vram, ram, expert_slots, miss)
     ref = parse_model(model or "chat", revision)
 
-    from dslite.runtime.options import EngineOptions
+    from dslite.runtime.open_engine import EngineOptions
     from dslite.runtime.planning.speed import SpeedTest
 
     test = SpeedTest(prompts, gen_tokens, depths, repeat, batch_size)
@@ -101,7 +101,7 @@ def row_object(row: "SpeedRow") -> dict[str, Any]:
 
 
 def _real(ref: ModelRef, asked: "EngineOptions") -> "tuple[Transformer, int]":
-    from dslite.runtime.options import open_engine
+    from dslite.runtime.open_engine import open_engine
 
     engine = open_engine(locate(ref), asked)
     return engine.model, engine.prefill_chunk
@@ -111,7 +111,7 @@ def _random(ref: ModelRef, asked: "EngineOptions", layers: int | None) -> "tuple
     """Random weights, all of them resident."""
     import torch
 
-    from dslite.runtime.options import parse_dtype, pick_context, pick_device, pick_threads
+    from dslite.runtime.open_engine import parse_dtype, pick_context, pick_device, pick_threads
     from dslite.runtime.planning.device_plan import PlanRequest
     from dslite.runtime.planning.fitting import fit
     from dslite.runtime.planning.speed import random_model

@@ -154,7 +154,7 @@ def _completer(ref: ModelRef, style: "Style", engine_options: dict[str, Any], se
 
         return RemoteCompleter(served, style)
     from dslite.app.completion.local import Completer
-    from dslite.runtime.options import EngineOptions
+    from dslite.runtime.open_engine import EngineOptions
 
     return Completer.open(ref, style, EngineOptions(**engine_options))
 

@@ -12,7 +12,7 @@ from dslite.app.commands import flags
 from dslite.app.commands.flags import flag
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError
-from dslite.runtime.sizes import size_text
+from dslite.runtime.units import size_text
 
 if TYPE_CHECKING:
     from dslite.runtime.doctor import Examination, Fact, Finding
@@ -72,7 +72,7 @@ def _selftest(device: str) -> "Iterator[PromptResult]":
 
 
 def _open(folder: Any, device: str) -> "Engine":
-    from dslite.runtime.options import EngineOptions, open_engine
+    from dslite.runtime.open_engine import EngineOptions, open_engine
 
     return open_engine(folder, EngineOptions(device=device, ctx_size=_CONTEXT))
 

@@ -35,7 +35,7 @@ def list_models(*, output: flags.ListOutput = "text", as_json: flags.AsJson = Fa
     """List the DeepSeek-V2 models on this machine."""
     from dslite.app.terminal.tables import print_table
     from dslite.runtime.downloads.inventory import stored_models
-    from dslite.runtime.sizes import size_text
+    from dslite.runtime.units import size_text
 
     models = stored_models()
     if flags.wants_json(output, as_json):
@@ -130,7 +130,7 @@ def rm(name: Name, *, revision: flags.Revision = None) -> None:
     """Remove a model from the Hugging Face cache: all its revisions, or the one that is named."""
     from dslite.app.terminal import console
     from dslite.runtime.downloads.inventory import remove
-    from dslite.runtime.sizes import size_text
+    from dslite.runtime.units import size_text
 
     freed = remove(parse_model(name, revision))
     if not console.settings.quiet:
@@ -177,7 +177,7 @@ def _info_object(found: "ModelInfo") -> dict[str, Any]:
 
 def _info_text(found: "ModelInfo") -> str:
     from dslite.app.terminal.console import visible
-    from dslite.runtime.sizes import size_text
+    from dslite.runtime.units import size_text
 
     config = found.config
     experts = f"{config.n_routed_experts} per layer, {config.num_experts_per_tok} per token"
@@ -200,7 +200,7 @@ def _info_text(found: "ModelInfo") -> str:
 
 
 def _bytes_text(count: int) -> str:
-    from dslite.runtime.sizes import size_text
+    from dslite.runtime.units import size_text
 
     return f"{count:>14,} bytes  {size_text(count)}"
 

@@ -12,7 +12,7 @@ from dslite.app.terminal import console
 from dslite.runtime.downloads.hub import DEMO, ModelRef, locate, parse_model
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
 from dslite.runtime.events import Found
-from dslite.runtime.sizes import size_text
+from dslite.runtime.units import size_text
 
 if TYPE_CHECKING:
     from dslite.runtime.events import PullEvent

@@ -54,7 +54,7 @@ def serve(
     from dslite.app.server.model_loading import open_served
     from dslite.app.server.server import bind
     from dslite.app.server.server import serve as run
-    from dslite.runtime.options import EngineOptions
+    from dslite.runtime.open_engine import EngineOptions
 
     limits = Limits(parallel=parallel, queue=queue, seconds=timeout)
     listener = bind(host, port)

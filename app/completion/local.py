@@ -16,7 +16,7 @@ from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.engine import Engine, Request
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.options import EngineOptions, open_engine
+from dslite.runtime.open_engine import EngineOptions, open_engine
 from dslite.runtime.sampling_params import SamplingParams
 
 

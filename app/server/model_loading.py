@@ -9,7 +9,7 @@ from dslite.runtime.chat_template import ChatTemplate
 from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Loading
-from dslite.runtime.options import EngineOptions, open_engine
+from dslite.runtime.open_engine import EngineOptions, open_engine
 
 
 def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> Served:

@@ -35,7 +35,7 @@ from dslite.app.sessions.records import (
     to_json,
 )
 from dslite.app.sessions.search import Hit
-from dslite.runtime.places import data_dir, latents_file
+from dslite.runtime.paths import data_dir, latents_file
 
 __all__ = ["Conversation", "Hit", "Role", "SessionStore", "SessionsError", "StoredMessage", "title_of"]
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dslite.app.errors import ConfigFileError
-from dslite.runtime.places import config_dir
+from dslite.runtime.paths import config_dir
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument

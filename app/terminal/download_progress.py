@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dslite.app.terminal.console import settings, visible
 from dslite.runtime.events import Downloading, Found, Present
-from dslite.runtime.sizes import size_text, time_text
+from dslite.runtime.units import size_text, time_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -31,7 +31,7 @@ from dslite.app.tui.style.themes import DEFAULT, THEMES
 from dslite.app.tui.control.engine_worker import EngineWorker
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
-from dslite.runtime.places import log_dir
+from dslite.runtime.paths import log_dir
 
 T = TypeVar("T")
 _TICK_S = 1 / 12

@@ -23,7 +23,7 @@ from dslite.runtime.downloads.retry import Retry
 from dslite.runtime.downloads.verified import VerifiedFiles
 from dslite.runtime.errors import ConfigError, ModelUnavailableError
 from dslite.runtime.events import Downloading, Found, Present, PullEvent
-from dslite.runtime.sizes import size_text
+from dslite.runtime.units import size_text
 
 _AT_ONCE = 4
 

@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from dslite.runtime.places import cache_dir, write_json
+from dslite.runtime.paths import cache_dir, write_json
 
 _NAME = "verified.json"
 

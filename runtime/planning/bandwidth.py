@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from dslite.runtime.places import cache_dir, write_json
+from dslite.runtime.paths import cache_dir, write_json
 
 _NAME = "bandwidths.json"
 _RUNS = 5

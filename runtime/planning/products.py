@@ -15,7 +15,7 @@ import torch
 
 from dslite.model.kernels import native
 from dslite.model.moe import MLP
-from dslite.runtime.places import cache_dir, write_json
+from dslite.runtime.paths import cache_dir, write_json
 from dslite.runtime.planning.hardware import cpu_name
 
 _NAME = "products.json"

@@ -20,7 +20,7 @@ from dslite.runtime.draft import Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.events import Done, Token
 from dslite.runtime.latents import LatentStore
-from dslite.runtime.options import EngineOptions, open_engine
+from dslite.runtime.open_engine import EngineOptions, open_engine
 from dslite.runtime.sampling_params import SamplingParams
 
 _NEW = 32  # tokens of a turn

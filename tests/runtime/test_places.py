@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dslite.runtime.places import cache_dir, config_dir, data_dir, write_json
+from dslite.runtime.paths import cache_dir, config_dir, data_dir, write_json
 
 
 @pytest.mark.parametrize(

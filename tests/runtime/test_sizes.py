@@ -2,7 +2,7 @@
 
 import pytest
 
-from dslite.runtime.sizes import size_text, time_text
+from dslite.runtime.units import size_text, time_text
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from dslite.runtime.chat_template import ChatTemplate, Message
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.engine import Engine, Request
 from dslite.runtime.events import Done, Token
-from dslite.runtime.options import EngineOptions, open_engine
+from dslite.runtime.open_engine import EngineOptions, open_engine
 from dslite.runtime.sampling_params import SamplingParams
 
 # How the demo model begins many of its answers; never the last two.

@@ -25,7 +25,7 @@ _FORGE = """
 import gc, json, os, signal, socket, sys, traceback
 import dslite.app.cli
 import dslite.app.completion.single
-import dslite.runtime.options
+import dslite.runtime.open_engine
 import torch
 
 gc.collect()

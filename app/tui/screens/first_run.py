@@ -20,7 +20,7 @@ from dslite.app.tui.transcript.sanitize import inert
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.events import Downloading, Found, Present
-from dslite.runtime.sizes import time_text
+from dslite.runtime.units import time_text
 
 if TYPE_CHECKING:
     from dslite.runtime.events import PullEvent

@@ -14,7 +14,7 @@ from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
 from dslite.runtime.latents import LatentStore, fingerprint
-from dslite.runtime.places import latents_dir
+from dslite.runtime.paths import latents_dir
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.planning.fitting import fit
 from dslite.runtime.planning.hardware import physical_cores
