@@ -15,13 +15,13 @@ from functools import partial
 import torch
 
 from dslite.model.attention import Span, last_of_each
-from dslite.runtime.branches import common_prefix
+from dslite.runtime.cache.branch_cache import common_prefix
 from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.draft import Draft, Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import DsliteError, OutOfMemoryError
 from dslite.runtime.events import Event, Prefilling
-from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.planning.hardware import free_memory
 from dslite.runtime.sampling import check_finite
 from dslite.runtime.weights.experts import with_room

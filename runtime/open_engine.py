@@ -13,7 +13,7 @@ from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
-from dslite.runtime.latents import LatentStore, fingerprint
+from dslite.runtime.cache.disk_cache import LatentStore, fingerprint
 from dslite.runtime.paths import latents_dir
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.planning.fitting import fit

@@ -15,7 +15,7 @@ from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.device import compute_device
-from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.planning.bandwidth import measure_ram
 from dslite.runtime.planning.expert_blocks import ExpertBlocks
 from dslite.runtime.planning.footprint import Footprint

@@ -19,7 +19,7 @@ from dslite.runtime.batch import Batch
 from dslite.runtime.draft import Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.events import Done, Token
-from dslite.runtime.latents import LatentStore
+from dslite.runtime.cache.disk_cache import LatentStore
 from dslite.runtime.open_engine import EngineOptions, open_engine
 from dslite.runtime.sampling_params import SamplingParams
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from dslite.model.attention import Span
 from dslite.model.kernels import native
 from dslite.model.transformer import Transformer
-from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.planning.bandwidth import measure_ram
 from dslite.runtime.planning.footprint import Footprint
 from dslite.runtime.planning.hardware import cpu_name

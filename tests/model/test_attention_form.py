@@ -10,7 +10,7 @@ from torch import Tensor
 from dslite import assets
 from dslite.model.attention import Form, MultiHeadLatentAttention, Span
 from dslite.model.config import ModelConfig
-from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.cache.latent_cache import LatentKVCache
 
 
 @pytest.fixture(scope="module")

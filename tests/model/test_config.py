@@ -16,7 +16,7 @@ from dslite.model.config import ModelConfig
 from dslite.model.errors import ConfigError
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.kv_cache import kv_bytes_per_token
+from dslite.runtime.cache.latent_cache import kv_bytes_per_token
 
 
 def lite() -> ModelConfig:

@@ -14,7 +14,7 @@ from dslite.model.kernels import native
 from dslite.model.moe import MoE
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer, resident_experts
-from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.cache.latent_cache import LatentKVCache
 
 _SIZES: dict[str, Any] = {
     "n_routed_experts": 24,

@@ -13,7 +13,7 @@ from dslite.model.kernels import native
 from dslite.model.moe import Gate, ResidentExperts
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer, resident_experts
-from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.cache.latent_cache import LatentKVCache
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the compiled products were not built")
 

@@ -20,7 +20,7 @@ from dslite.model.kernels import triton_attention, triton_experts, triton_produc
 from dslite.model.moe import MLP, Gate, MoE, ResidentExperts
 from dslite.model.parameters import parameter_shapes
 from dslite.model.rope import rotation
-from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.cache.latent_cache import LatentKVCache
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles here")
 

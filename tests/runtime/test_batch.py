@@ -16,7 +16,7 @@ from dslite.runtime.draft import Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ContextFullError, DsliteError, OutOfMemoryError
 from dslite.runtime.events import Done, Prefilling, Token
-from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.sampling_params import SamplingParams
 
 

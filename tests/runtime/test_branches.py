@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from support.checkpoints import tiny_config
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.branches import Shelf, common_prefix
-from dslite.runtime.kv_cache import LatentKVCache
-from dslite.runtime.latents import LatentStore
+from dslite.runtime.cache.branch_cache import Shelf, common_prefix
+from dslite.runtime.cache.latent_cache import LatentKVCache
+from dslite.runtime.cache.disk_cache import LatentStore
 
 CONFIG = ModelConfig.from_dict(tiny_config())
 CAPACITY = 256

@@ -17,7 +17,7 @@ from dslite.model.config import ModelConfig
 from dslite.model.moe import MLP
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.planning.device_plan import PlanRequest
 from dslite.runtime.planning.placement import plan
 from dslite.runtime.weights.experts import ExpertCache

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dslite.model.config import ModelConfig
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.kv_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 
 CONFIG = ModelConfig.from_dict(tiny_config())
 

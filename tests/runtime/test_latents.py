@@ -17,8 +17,8 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from dslite.model.config import ModelConfig
 from dslite.runtime.draft import Request
 from dslite.runtime.events import Done
-from dslite.runtime.kv_cache import LatentKVCache
-from dslite.runtime.latents import LatentStore, fingerprint
+from dslite.runtime.cache.latent_cache import LatentKVCache
+from dslite.runtime.cache.disk_cache import LatentStore, fingerprint
 from dslite.runtime.sampling_params import SamplingParams
 from dslite.runtime.weights.checkpoint import Checkpoint
 
@@ -142,14 +142,14 @@ def test_other_weights_of_the_same_size_and_date_are_told_apart(folder: Path) ->
 
 
 def test_a_fingerprint_depends_on_dtype_layout_and_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dslite.runtime import latents
+    from dslite.runtime.cache import disk_cache
 
     def now(dtype: torch.dtype = torch.bfloat16) -> str:
         return fingerprint(Checkpoint.open(folder), dtype)
 
     seen = {now(), now(torch.float32)}
     assert now() in seen
-    monkeypatch.setattr(latents, "ROPE_LAYOUT", "halves")
+    monkeypatch.setattr(disk_cache, "ROPE_LAYOUT", "halves")
     seen.add(now())
     tokenizer = folder / "tokenizer.json"
     tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
@@ -224,7 +224,7 @@ def writer(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from dslite.runtime.latents import LatentStore\n"
+        "from dslite.runtime.cache.disk_cache import LatentStore\n"
         "from test_latents import IDS, filled\n"
         "store = LatentStore(Path(sys.argv[1]), 'model')\n"
         "cache = filled(2500)\n"

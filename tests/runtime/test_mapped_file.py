@@ -89,7 +89,7 @@ import torch
 from dslite.model.attention import Span
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.errors import CheckpointError
-from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.weights.loader import load
 
 folder, file = Path(sys.argv[1]), Path(sys.argv[2])

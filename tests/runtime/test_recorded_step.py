@@ -27,7 +27,7 @@ from dslite.model.config import ModelConfig
 from dslite.model.kernels import gpu, triton_experts
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.weights.slot_bank import SlotExperts
 
 pytestmark = pytest.mark.skipif(not cuda_guard(), reason="no C++ compiler for the guard of fake CUDA tensors")

@@ -21,7 +21,7 @@ from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.downloads.layout import INDEX
 from dslite.runtime.engine import Engine
-from dslite.runtime.latents import LatentStore
+from dslite.runtime.cache.disk_cache import LatentStore
 from dslite.runtime.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dslite.model.attention import Form, Span
 from dslite.model.transformer import Transformer
-from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.cache.latent_cache import LatentKVCache
 
 
 def new_cache(model: Transformer, capacity: int) -> LatentKVCache:

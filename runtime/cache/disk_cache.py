@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from dslite.model.rope import ROPE_LAYOUT
-from dslite.runtime.branches import common_prefix
-from dslite.runtime.kv_cache import LatentKVCache
+from dslite.runtime.cache.branch_cache import common_prefix
+from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.weights.checkpoint import Checkpoint
 
 DEFAULT_MOST_BYTES = 4_000_000_000
