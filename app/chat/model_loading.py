@@ -9,7 +9,7 @@ from dslite.runtime.downloads.hub import ModelRef, locate
 
 if TYPE_CHECKING:
     from dslite.runtime.events import Loading
-    from dslite.runtime.responder import Responder
+    from dslite.runtime.chat.protocol import Responder
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def opener(engine_options: Mapping[str, Any]) -> Opener:
     def open_model(ref: ModelRef, report: Callable[["Loading"], None]) -> Opened:
         folder = locate(ref)
         from dslite.app.settings.sampling import model_defaults
-        from dslite.runtime.chat import ChatSession
+        from dslite.runtime.chat.local import ChatSession
         from dslite.runtime.open_engine import EngineOptions, open_engine
 
         engine = open_engine(folder, EngineOptions(**engine_options), report)
@@ -42,7 +42,7 @@ def remote_opener(served: Served) -> Opener:
     """How models of a server are "opened": by naming them."""
 
     def open_model(ref: ModelRef, report: Callable[["Loading"], None]) -> Opened:
-        from dslite.runtime.remote import RemoteChat, RemoteModel
+        from dslite.runtime.chat.remote import RemoteChat, RemoteModel
 
         return Opened(RemoteChat(RemoteModel(served.endpoint, ref.name)))
 

@@ -21,7 +21,7 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.responder import Remembers
+from dslite.runtime.chat.protocol import Remembers
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore

@@ -8,7 +8,7 @@ from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from dslite.runtime.endpoint import Endpoint
+    from dslite.runtime.chat.http import Endpoint
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def find_served(url: str | None, key_env: str | None, model: str | None, remembe
         if key_env is not None:
             raise UsageError("--endpoint-key-env needs --endpoint", "name the server with --endpoint URL")
         return None
-    from dslite.runtime.endpoint import Endpoint
+    from dslite.runtime.chat.http import Endpoint
 
     endpoint = Endpoint(url, key=_key(key_env))
     if model is None:

@@ -7,7 +7,7 @@ import pytest
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.tokenizers import EOS_ID
 
-from dslite.runtime.chat import ChatSession
+from dslite.runtime.chat.local import ChatSession
 from dslite.runtime.chat_template import Message
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ContextFullError

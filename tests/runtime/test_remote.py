@@ -17,11 +17,11 @@ from support.scripted_server import HANG, HEAD, ScriptedServer, delta, events, r
 from support.serving import Server, serving_here
 
 from dslite.runtime.chat_template import ChatTemplate, Message
-from dslite.runtime.endpoint import ConnectionLostError, Endpoint
+from dslite.runtime.chat.http import ConnectionLostError, Endpoint
 from dslite.runtime.engine import Engine, Request
 from dslite.runtime.errors import ContextFullError, DsliteError, ModelUnavailableError, UsageError
 from dslite.runtime.events import Done, Event, Prefilling, Token
-from dslite.runtime.remote import RemoteChat, RemoteModel, RemoteRequest
+from dslite.runtime.chat.remote import RemoteChat, RemoteModel, RemoteRequest
 from dslite.runtime.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)

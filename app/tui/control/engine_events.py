@@ -11,7 +11,7 @@ from dslite.app.tui.control.engine_worker import Answering
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.responder import Facts
+from dslite.runtime.chat.protocol import Facts
 
 if TYPE_CHECKING:
     from dslite.app.tui.control.controller import Conductor

@@ -17,7 +17,7 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.responder import Counts, Facts, Remembers
+from dslite.runtime.chat.protocol import Counts, Facts, Remembers
 
 if TYPE_CHECKING:
     from dslite.runtime.chat_template import Message

@@ -13,7 +13,7 @@ from textual.strip import Strip
 from dslite.app.tui.transcript.markdown import segments
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.widgets.status import size
-from dslite.runtime.responder import Facts
+from dslite.runtime.chat.protocol import Facts
 
 if TYPE_CHECKING:
     from dslite.app.tui.control.controller import Conductor

@@ -12,7 +12,7 @@ from textual.widget import Widget
 
 from dslite.app.tui.style.palette import Palette
 from dslite.runtime.events import Loading, Prefilling
-from dslite.runtime.responder import Facts
+from dslite.runtime.chat.protocol import Facts
 from dslite.runtime.units import size_text
 
 Doing = Literal["starting", "loading", "reading", "writing", "stopping", "idle", "nothing"]

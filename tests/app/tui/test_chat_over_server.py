@@ -16,7 +16,7 @@ from dslite.app.chat.settings import ChatSettings
 from dslite.app.settings.endpoint import find_served
 from dslite.app.chat.model_loading import remote_opener
 from dslite.app.settings.profiles import Profile
-from dslite.runtime.chat import ChatSession
+from dslite.runtime.chat.local import ChatSession
 from dslite.runtime.chat_template import Message
 from dslite.runtime.engine import Engine
 from dslite.runtime.events import Done

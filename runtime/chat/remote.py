@@ -14,10 +14,10 @@ from threading import Event as Flag
 from typing import Any
 
 from dslite.runtime.chat_template import Message
-from dslite.runtime.endpoint import Endpoint
+from dslite.runtime.chat.http import Endpoint
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Candidate, Done, Event, FinishReason, Prefilling, Timing, Token
-from dslite.runtime.responder import Facts
+from dslite.runtime.chat.protocol import Facts
 from dslite.runtime.sampling_params import SamplingParams
 
 # What dslite serve tells while it reads a prompt, in a comment that other clients skip.

@@ -12,7 +12,7 @@ from dslite.runtime.draft import Request
 from dslite.runtime.engine import Engine
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Event, Prefilling
-from dslite.runtime.responder import Facts
+from dslite.runtime.chat.protocol import Facts
 from dslite.runtime.sampling_params import SamplingParams
 
 

@@ -1,0 +1,1 @@
+"""Chat backends: one protocol, the local engine, an OpenAI-compatible server."""
