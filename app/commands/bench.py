@@ -14,7 +14,7 @@ from dslite.runtime.errors import ModelUnavailableError, UsageError
 if TYPE_CHECKING:
     from dslite.model.transformer import Transformer
     from dslite.runtime.open_engine import EngineOptions
-    from dslite.runtime.planning.speed import SpeedRow
+    from dslite.runtime.diagnostics.benchmark import SpeedRow
 
 
 def bench(
@@ -57,7 +57,7 @@ def bench(
     ref = parse_model(model or "chat", revision)
 
     from dslite.runtime.open_engine import EngineOptions
-    from dslite.runtime.planning.speed import SpeedTest
+    from dslite.runtime.diagnostics.benchmark import SpeedTest
 
     test = SpeedTest(prompts, gen_tokens, depths, repeat, batch_size)
     if ctx_size is not None and ctx_size < test.context:
@@ -114,7 +114,7 @@ def _random(ref: ModelRef, asked: "EngineOptions", layers: int | None) -> "tuple
     from dslite.runtime.open_engine import parse_dtype, pick_context, pick_device, pick_threads
     from dslite.runtime.planning.device_plan import PlanRequest
     from dslite.runtime.planning.fitting import fit
-    from dslite.runtime.planning.speed import random_model
+    from dslite.runtime.diagnostics.benchmark import random_model
 
     config = config_of(ref, offline=asked.offline)
     if layers is not None:

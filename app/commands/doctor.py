@@ -15,9 +15,9 @@ from dslite.runtime.errors import DsliteError
 from dslite.runtime.units import size_text
 
 if TYPE_CHECKING:
-    from dslite.runtime.doctor import Examination, Fact, Finding
+    from dslite.runtime.diagnostics.doctor import Examination, Fact, Finding
     from dslite.runtime.engine import Engine
-    from dslite.runtime.selftest import PromptResult
+    from dslite.runtime.diagnostics.selftest import PromptResult
 
 _CONTEXT = 128  # tokens: the self-test's longest prompt and answer have 32
 
@@ -31,7 +31,7 @@ def doctor(
     as_json: flags.AsJson = False,
 ) -> None:
     """Show what this machine can do, what is wrong, and the remedy; ends with 1 where something is wrong."""
-    from dslite.runtime.doctor import examine
+    from dslite.runtime.diagnostics.doctor import examine
 
     wants_json = flags.wants_json(output, as_json)
     if not wants_json and not console.settings.quiet and sys.stderr.isatty():
@@ -53,7 +53,7 @@ def _config_findings() -> "Iterator[Finding]":
     """What is wrong with config.toml and the profiles in it."""
     from dslite.app.settings.config_file import read_config
     from dslite.app.settings.profiles import all_profiles, default_profile, default_values
-    from dslite.runtime.doctor import Finding
+    from dslite.runtime.diagnostics.doctor import Finding
 
     try:
         config = read_config()
@@ -66,7 +66,7 @@ def _config_findings() -> "Iterator[Finding]":
 
 def _selftest(device: str) -> "Iterator[PromptResult]":
     """Raises ModelUnavailableError where the base weights are not here."""
-    from dslite.runtime.selftest import MODEL, read_published, run
+    from dslite.runtime.diagnostics.selftest import MODEL, read_published, run
 
     yield from run(_open(locate(parse_model(MODEL)), device), read_published()["sets"])
 
@@ -105,7 +105,7 @@ def _print(seen: "Examination") -> None:
 
 
 def _text(value: "Fact") -> str:
-    from dslite.runtime.doctor import Bytes, Rate
+    from dslite.runtime.diagnostics.doctor import Bytes, Rate
 
     if isinstance(value, Bytes | Rate):
         return size_text(value) + ("/s" if isinstance(value, Rate) else "")
@@ -114,7 +114,7 @@ def _text(value: "Fact") -> str:
 
 def _key(name: str, value: "Fact") -> str:
     """A fact's name in JSON, with its unit."""
-    from dslite.runtime.doctor import Bytes, Rate
+    from dslite.runtime.diagnostics.doctor import Bytes, Rate
 
     unit = "_bytes" if isinstance(value, Bytes) else "_bytes_per_s" if isinstance(value, Rate) else ""
     return name.replace(" ", "_") + unit

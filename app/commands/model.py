@@ -13,7 +13,7 @@ from dslite.runtime.downloads.hub import parse_model
 if TYPE_CHECKING:
     from dslite.runtime.downloads.inventory import StoredModel
     from dslite.runtime.downloads.verify import CheckedFile
-    from dslite.runtime.planning.model_info import ModelInfo
+    from dslite.runtime.diagnostics.model_info import ModelInfo
 
 app = typer.Typer(help="Download, check and remove models.", no_args_is_help=True)
 
@@ -146,7 +146,7 @@ def info(
     as_json: flags.AsJson = False,
 ) -> None:
     """Show what a model is made of, in bytes; it need not be here."""
-    from dslite.runtime.planning.model_info import describe
+    from dslite.runtime.diagnostics.model_info import describe
 
     wants_json = flags.wants_json(output, as_json)
     found = describe(parse_model(name, revision), offline=offline)

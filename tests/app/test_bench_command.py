@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 from dslite.app.cli import app
 from dslite.model.config import ModelConfig
 from dslite.runtime.errors import DsliteError, UsageError
-from dslite.runtime.planning import bandwidth, speed
+from dslite.runtime.planning import bandwidth
+from dslite.runtime.diagnostics import benchmark
 from dslite.runtime.planning.footprint import Footprint
 
 KEYS = "test depth tps_median tps_min tps_max bytes_per_token achieved_gbps read_bandwidth_gbps".split()
@@ -21,7 +22,7 @@ KEYS = "test depth tps_median tps_min tps_max bytes_per_token achieved_gbps read
 
 @pytest.fixture(autouse=True)
 def memory_of_10_gbps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "measure_ram", lambda: 10e9)
+    monkeypatch.setattr(benchmark, "measure_ram", lambda: 10e9)
     monkeypatch.setattr(bandwidth, "measure_ram", lambda: 10e9)
 
 
@@ -107,7 +108,7 @@ def test_too_many_random_weights_are_refused_before_they_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.json").write_bytes((GOLDEN / "deepseek-v2-lite.config.json").read_bytes())
-    monkeypatch.setattr(speed, "random_model", lambda *_: pytest.fail("weights were made"))
+    monkeypatch.setattr(benchmark, "random_model", lambda *_: pytest.fail("weights were made"))
     result = run("-m", tmp_path, "--random-weights", "--ram", "12GiB", "-d", 0)
     assert isinstance(result.exception, DsliteError)
     assert result.exception.exit_code == 3
@@ -116,6 +117,6 @@ def test_too_many_random_weights_are_refused_before_they_are_made(
 def test_one_token_reads_what_the_plan_says_and_many_read_everything() -> None:
     config = ModelConfig.from_dict(json.loads((GOLDEN / "deepseek-v2-lite.config.json").read_text()))
     size = Footprint(config, "bfloat16")
-    assert speed.bytes_per_token(config, torch.bfloat16, 1) == size.read_per_token == 4_902_874_112
-    many = speed.bytes_per_token(config, torch.bfloat16, 4096) * 4096
+    assert benchmark.bytes_per_token(config, torch.bfloat16, 1) == size.read_per_token == 4_902_874_112
+    many = benchmark.bytes_per_token(config, torch.bfloat16, 4096) * 4096
     assert many == pytest.approx(size.weights - size.embedding, rel=1e-2)

@@ -11,8 +11,8 @@ from support.hub_fixtures import LITE
 from support.in_process import Dslite
 
 from dslite.app.commands import doctor as command
-from dslite.runtime import doctor
-from dslite.runtime.doctor import Examination, examine
+from dslite.runtime.diagnostics import doctor
+from dslite.runtime.diagnostics.doctor import Examination, examine
 from dslite.runtime.downloads.hub import RepoCache
 from dslite.runtime.planning.bandwidth import Bandwidths
 
@@ -158,7 +158,7 @@ def test_the_self_test_counts_what_a_present_model_says(
         ([wrong], "3 of 4 published tokens are the likeliest here; 0 near ties, 1 wrong", 1),
     ):
         sets = {"sets": [{"near_tie_nats": 0.0, "entries": entries}]}
-        monkeypatch.setattr("dslite.runtime.selftest.read_published", lambda sets=sets: sets)
+        monkeypatch.setattr("dslite.runtime.diagnostics.selftest.read_published", lambda sets=sets: sets)
         code, out, _ = dslite("doctor", "--selftest")
         assert line in out
         assert code == expected

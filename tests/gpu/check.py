@@ -151,7 +151,7 @@ def _speeds(config: "ModelConfig", here: "MachineSpec") -> Iterator[str]:
 
     from dslite.model.kernels import gpu
     from dslite.runtime.planning.placement import PREFILL_CHUNKS, plan
-    from dslite.runtime.planning.speed import SpeedTest, random_model
+    from dslite.runtime.diagnostics.benchmark import SpeedTest, random_model
 
     expected = plan(here, config).prediction
     model = random_model(config, torch.device("cuda", 0), torch.bfloat16)

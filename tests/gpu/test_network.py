@@ -24,7 +24,7 @@ from dslite.runtime.device import PlainDevice, compute_device
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.planning.hardware import unmeasured
 from dslite.runtime.planning.placement import plan
-from dslite.runtime.planning.speed import random_model
+from dslite.runtime.diagnostics.benchmark import random_model
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load
 

@@ -11,7 +11,7 @@ from dslite.model.config import ModelConfig
 from dslite.model.errors import ConfigError
 from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.errors import ModelUnavailableError
-from dslite.runtime.planning.model_info import describe, part_bytes
+from dslite.runtime.diagnostics.model_info import describe, part_bytes
 from dslite.runtime.weights.checkpoint import Checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -5,7 +5,7 @@ from typing import Any
 
 from support.tokenizers import BOS_ID  # any special token does
 
-from dslite.runtime import selftest
+from dslite.runtime.diagnostics import selftest
 from dslite.runtime.draft import Request
 from dslite.runtime.events import Candidate, Token
 

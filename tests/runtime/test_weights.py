@@ -17,7 +17,7 @@ from support.checkpoints import load_engine
 from dslite.runtime.engine import Engine, Request
 from dslite.runtime.events import Token
 from dslite.runtime.sampling_params import SamplingParams
-from dslite.runtime.selftest import read_published
+from dslite.runtime.diagnostics.selftest import read_published
 
 pytestmark = pytest.mark.weights
 
