@@ -10,7 +10,7 @@ import torch
 
 from dslite.model.config import ModelConfig
 from dslite.runtime.downloads.layout import read_json
-from dslite.runtime.engine import Engine
+from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
 from dslite.runtime.cache.disk_cache import LatentStore, fingerprint

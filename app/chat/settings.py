@@ -7,7 +7,7 @@ from typing import Any
 from dslite.app.settings import sampling
 from dslite.app.settings.profiles import PLAIN, Profile
 from dslite.runtime.errors import UsageError
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 _INTEGERS = ("top_k", "seed", "max_tokens")
 _ALIASES = {"temp": "temperature", "num_predict": "max_tokens", "system_prompt": "system"}

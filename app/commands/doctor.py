@@ -16,7 +16,7 @@ from dslite.runtime.units import size_text
 
 if TYPE_CHECKING:
     from dslite.runtime.diagnostics.doctor import Examination, Fact, Finding
-    from dslite.runtime.engine import Engine
+    from dslite.runtime.engine.engine import Engine
     from dslite.runtime.diagnostics.selftest import PromptResult
 
 _CONTEXT = 128  # tokens: the self-test's longest prompt and answer have 32

@@ -10,14 +10,14 @@ from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, r
 from dslite.app.terminal.console import StatusLine
 from dslite.app.settings.sampling import check_types, model_defaults
 from dslite.model.errors import DsliteError
-from dslite.runtime.batch import Batch
+from dslite.runtime.engine.batch import Batch
 from dslite.runtime.chat_template import AnswerSpacing, ChatTemplate, Message
 from dslite.runtime.downloads.hub import ModelRef, locate
-from dslite.runtime.engine import Engine, Request
+from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
 from dslite.runtime.open_engine import EngineOptions, open_engine
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 
 class Completer:

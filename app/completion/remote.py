@@ -14,7 +14,7 @@ from dslite.runtime.chat_template import Message
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Prefilling, Token
 from dslite.runtime.chat.remote import RemoteModel, RemoteRequest
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 _TOGETHER = 8  # requests under way at a time
 

@@ -1,7 +1,7 @@
 """The one thread that drives the network, and the way of its events to the event loop.
 
 The event loop only puts commands into a queue and takes events out of queues: it never waits for the network, and the
-network never waits for a reader. All answers under way decode together (runtime/batch.py).
+network never waits for a reader. All answers under way decode together (runtime/engine/batch.py).
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from queue import SimpleQueue
 
 from dslite.app.server.errors import ApiError, busy, from_runtime, internal
 from dslite.app.server.limits import Limits
-from dslite.runtime.batch import Batch, Happening
-from dslite.runtime.draft import Request
-from dslite.runtime.engine import Engine
+from dslite.runtime.engine.batch import Batch, Happening
+from dslite.runtime.engine.sequence import Request
+from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Done, Event
 

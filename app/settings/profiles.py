@@ -15,7 +15,7 @@ from dslite.app.settings import sampling
 from dslite.app.settings.config_file import Config, editing, read_config
 from dslite.app.errors import ConfigFileError, NotFoundError
 from dslite.runtime.errors import UsageError
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 PLAIN = "plain"  # the profile where none is chosen: nothing set
 _TEXTS = ("description", "system", "model")

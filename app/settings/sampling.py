@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dslite.runtime.errors import UsageError
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "temperature": (int, float),

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from threading import Event as Flag
 
 from dslite.runtime.chat_template import AnswerSpacing, ChatTemplate, Message
-from dslite.runtime.draft import Request
-from dslite.runtime.engine import Engine
+from dslite.runtime.engine.sequence import Request
+from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.chat.protocol import Facts
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 
 class ChatSession:

@@ -6,7 +6,7 @@ from threading import Event as Flag
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from dslite.runtime.events import Event
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from dslite.runtime.chat_template import Message

@@ -18,7 +18,7 @@ from dslite.runtime.chat.http import Endpoint
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Candidate, Done, Event, FinishReason, Prefilling, Timing, Token
 from dslite.runtime.chat.protocol import Facts
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 # What dslite serve tells while it reads a prompt, in a comment that other clients skip.
 _READING = re.compile(r": reading (\d+) of (\d+), (\d+) cached")

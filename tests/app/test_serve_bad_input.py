@@ -18,7 +18,7 @@ from support.serving import Server, serving_here
 
 from dslite.app.server.limits import Limits
 from dslite.model.transformer import Transformer
-from dslite.runtime.engine import Engine
+from dslite.runtime.engine.engine import Engine
 
 LIMITS = Limits(
     parallel=2, queue=6, seconds=20, body_bytes=200_000, body_seconds=0.3, head_seconds=0.3, choices=4, stops=4

@@ -10,9 +10,9 @@ import pytest
 from support.serving import Server, serving
 
 from dslite.runtime.chat_template import ChatTemplate, Message
-from dslite.runtime.engine import Engine, Request
+from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.events import Done, Token
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 QUESTION = "How do I save a profile?"
 ASKED = [{"role": "user", "content": QUESTION}]

@@ -9,9 +9,9 @@ import openai
 import pytest
 from support.serving import Server, serving
 
-from dslite.runtime.engine import Engine, Request
+from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.events import Done
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 CLIENTS, REQUESTS = 16, 20
 

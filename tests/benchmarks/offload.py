@@ -52,7 +52,7 @@ def enter_group(limit: int) -> None:
 def measure(args: argparse.Namespace, ram: int) -> dict[str, Any]:
     import torch
 
-    from dslite.runtime.engine import Engine
+    from dslite.runtime.engine.engine import Engine
     from dslite.runtime.planning.device_plan import PlanRequest
     from dslite.runtime.planning.fitting import fit
     from dslite.runtime.planning.hardware import peak_rss, physical_cores

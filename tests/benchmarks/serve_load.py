@@ -20,11 +20,11 @@ from dslite.assets import __file__ as assets
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.batch import Batch
-from dslite.runtime.draft import Request
-from dslite.runtime.engine import Engine
+from dslite.runtime.engine.batch import Batch
+from dslite.runtime.engine.sequence import Request
+from dslite.runtime.engine.engine import Engine
 from dslite.runtime.events import Done
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 
 def random_engine(layers: int) -> Engine:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from dslite.model.attention import Span
 from dslite.model.transformer import Transformer
-from dslite.runtime.batch import Batch, room
-from dslite.runtime.draft import Request
-from dslite.runtime.engine import Engine
+from dslite.runtime.engine.batch import Batch, room
+from dslite.runtime.engine.sequence import Request
+from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import ContextFullError, DsliteError, OutOfMemoryError
 from dslite.runtime.events import Done, Prefilling, Token
 from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_prompt_over_the_context_is_refused_at_the_door(engine: Engine) -> Non
 
 
 def test_one_broken_answer_leaves_the_others_whole(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dslite.runtime import batch as module
+    from dslite.runtime.engine import batch as module
 
     checks = iter([None, None, None, DsliteError("broken")])
 

@@ -9,11 +9,11 @@ from support.tokenizers import EOS_ID
 
 from dslite.runtime.chat.local import ChatSession
 from dslite.runtime.chat_template import Message
-from dslite.runtime.engine import Engine
+from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token
 from dslite.runtime.cache.disk_cache import LatentStore
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 

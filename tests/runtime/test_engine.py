@@ -17,10 +17,10 @@ from support.oracle import Oracle
 from support.tokenizers import BOS_ID, N_TOKENS
 
 from dslite.model.transformer import Transformer
-from dslite.runtime.engine import Engine, Request
+from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.errors import ContextFullError, UsageError
 from dslite.runtime.events import Done, Event, Prefilling, Token
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 TOLERANCE = 2e-5
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -98,8 +98,8 @@ def test_logprobs_are_those_of_the_raw_logits_whatever_the_temperature(
 def test_echo_gives_the_prompt_the_logprobs_of_transformers(
     engine: Engine, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr("dslite.runtime.engine.PREFILL_CHUNK", chunk)
-    monkeypatch.setattr("dslite.runtime.engine._LOGIT_ROWS", 5)
+    monkeypatch.setattr("dslite.runtime.engine.engine.PREFILL_CHUNK", chunk)
+    monkeypatch.setattr("dslite.runtime.engine.engine._LOGIT_ROWS", 5)
     events = list(engine.generate(Request(PROMPT, SamplingParams(temperature=0, max_tokens=0), logprobs=2, echo=True)))
     tokens = [event for event in events if isinstance(event, Token)]
     expected = oracle.logprobs(PROMPT)
@@ -344,7 +344,7 @@ def test_reading_reports_progress_at_least_four_times_a_second(
     slow: MakeSlow, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """Layers of up to 250 ms: the engine can speak between them, not within."""
-    monkeypatch.setattr("dslite.runtime.engine.PREFILL_CHUNK", 4)  # 11 chunks of 3 layers
+    monkeypatch.setattr("dslite.runtime.engine.engine.PREFILL_CHUNK", 4)  # 11 chunks of 3 layers
     making = slow(seconds)
     spoken, shares = [0.0], [0.0]
 

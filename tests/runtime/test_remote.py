@@ -18,11 +18,11 @@ from support.serving import Server, serving_here
 
 from dslite.runtime.chat_template import ChatTemplate, Message
 from dslite.runtime.chat.http import ConnectionLostError, Endpoint
-from dslite.runtime.engine import Engine, Request
+from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.errors import ContextFullError, DsliteError, ModelUnavailableError, UsageError
 from dslite.runtime.events import Done, Event, Prefilling, Token
 from dslite.runtime.chat.remote import RemoteChat, RemoteModel, RemoteRequest
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 ASKED = [Message("user", "the end")]

@@ -20,7 +20,7 @@ from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.downloads.layout import INDEX
-from dslite.runtime.engine import Engine
+from dslite.runtime.engine.engine import Engine
 from dslite.runtime.cache.disk_cache import LatentStore
 from dslite.runtime.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint

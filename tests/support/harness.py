@@ -20,10 +20,10 @@ from transformers import AutoTokenizer
 
 from dslite.runtime.chat_template import ChatTemplate, Message
 from dslite.runtime.downloads.hub import locate, parse_model
-from dslite.runtime.engine import Engine, Request
+from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.events import Done, Token
 from dslite.runtime.open_engine import EngineOptions, open_engine
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 # How the demo model begins many of its answers; never the last two.
 QUESTIONS = {

@@ -18,9 +18,9 @@ from dslite.app.chat.model_loading import remote_opener
 from dslite.app.settings.profiles import Profile
 from dslite.runtime.chat.local import ChatSession
 from dslite.runtime.chat_template import Message
-from dslite.runtime.engine import Engine
+from dslite.runtime.engine.engine import Engine
 from dslite.runtime.events import Done
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling_params import SamplingParams
 
 QUESTION = "How do I save a profile?"
 

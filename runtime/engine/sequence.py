@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dslite.runtime.events import Candidate, Done, FinishReason, Timing, Token
-from dslite.runtime.sampling import Sampler, Scores, score
-from dslite.runtime.sampling_params import SamplingParams
+from dslite.runtime.engine.sampling import Sampler, Scores, score
+from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.tokenizer import StopTexts, StreamDecoder, Tokenizer
 
 
