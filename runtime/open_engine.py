@@ -16,10 +16,10 @@ from dslite.runtime.events import Loading
 from dslite.runtime.cache.disk_cache import LatentStore, fingerprint
 from dslite.runtime.paths import latents_dir
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
-from dslite.runtime.planning.fitting import fit
+from dslite.runtime.planning.fit import fit
 from dslite.runtime.planning.hardware import physical_cores
 from dslite.runtime.planning.placement import DEFAULT_CONTEXT
-from dslite.runtime.planning.products import choose_products
+from dslite.runtime.planning.autotune import choose_products
 from dslite.runtime.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load

@@ -113,7 +113,7 @@ def _random(ref: ModelRef, asked: "EngineOptions", layers: int | None) -> "tuple
 
     from dslite.runtime.open_engine import parse_dtype, pick_context, pick_device, pick_threads
     from dslite.runtime.planning.device_plan import PlanRequest
-    from dslite.runtime.planning.fitting import fit
+    from dslite.runtime.planning.fit import fit
     from dslite.runtime.diagnostics.benchmark import random_model
 
     config = config_of(ref, offline=asked.offline)

@@ -17,7 +17,7 @@ from dslite.model.transformer import Transformer
 from dslite.runtime.device import compute_device
 from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.planning.bandwidth import measure_ram
-from dslite.runtime.planning.expert_blocks import ExpertBlocks
+from dslite.runtime.weights.expert_blocks import ExpertBlocks
 from dslite.runtime.planning.footprint import Footprint
 from dslite.runtime.planning.hardware import machine
 

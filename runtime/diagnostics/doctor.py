@@ -61,7 +61,7 @@ def examine(*, refresh: bool = False) -> Examination:
     import torch
 
     from dslite.model.kernels import native
-    from dslite.runtime.planning.products import choose_products
+    from dslite.runtime.planning.autotune import choose_products
 
     seen = Examination()
     here = machine(refresh=refresh)

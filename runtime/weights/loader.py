@@ -13,7 +13,7 @@ from dslite.runtime.device import ComputeDevice, anonymous_memory, compute_devic
 from dslite.runtime.errors import OutOfMemoryError
 from dslite.runtime.events import Loading
 from dslite.runtime.planning.device_plan import DevicePlan, Source
-from dslite.runtime.planning.expert_blocks import ExpertBlocks
+from dslite.runtime.weights.expert_blocks import ExpertBlocks
 from dslite.runtime.planning.footprint import is_embedding, is_routed
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.disk import DiskSource, Reader

@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace, ram: int) -> dict[str, Any]:
 
     from dslite.runtime.engine.engine import Engine
     from dslite.runtime.planning.device_plan import PlanRequest
-    from dslite.runtime.planning.fitting import fit
+    from dslite.runtime.planning.fit import fit
     from dslite.runtime.planning.hardware import peak_rss, physical_cores
     from dslite.runtime.tokenizer import Tokenizer
     from dslite.runtime.weights.checkpoint import Checkpoint

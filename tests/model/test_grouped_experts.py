@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import grouped
 from dslite.model.moe import MLP, ResidentExperts
-from dslite.runtime.planning.expert_blocks import ExpertBlocks
+from dslite.runtime.weights.expert_blocks import ExpertBlocks
 
 HIDDEN, WIDTH, EXPERTS, CHOSEN = 48, 16, 8, 3
 CONFIG = ModelConfig.from_dict(

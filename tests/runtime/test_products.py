@@ -7,8 +7,8 @@ import torch
 
 from dslite.model import kernels
 from dslite.model.kernels import ExpertTable, native
-from dslite.runtime.planning import products
-from dslite.runtime.planning.products import choose_products, torch_from
+from dslite.runtime.planning import autotune
+from dslite.runtime.planning.autotune import choose_products, torch_from
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the compiled products were not built")
 
@@ -44,14 +44,14 @@ def test_products_are_measured_once_for_a_machine(monkeypatch: pytest.MonkeyPatc
         measured.append(1)
         return {32: (1.0, 2.0), 128: (2.0, 1.0)}
 
-    monkeypatch.setattr(products, "_measure", measure)
+    monkeypatch.setattr(autotune, "_measure", measure)
     for turns in (1, 1):
         native.choice.torch_from = None
         choose_products()
         assert (len(measured), native.choice.torch_from) == (turns, 128)
     choose_products(refresh=True)
     assert len(measured) == 2
-    monkeypatch.setattr(products, "cpu_name", lambda: "another")
+    monkeypatch.setattr(autotune, "cpu_name", lambda: "another")
     choose_products()
     assert len(measured) == 3
 
@@ -61,7 +61,7 @@ def test_what_was_kept_and_cannot_be_read_is_measured_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: bytes
 ) -> None:
     (tmp_path / "products.json").write_bytes(kept)
-    monkeypatch.setattr(products, "_measure", lambda _: {32: (2.0, 1.0)})
+    monkeypatch.setattr(autotune, "_measure", lambda _: {32: (2.0, 1.0)})
     choose_products()
     assert native.choice.torch_from == native.MOST_TOKENS + 1
 
@@ -86,6 +86,6 @@ def test_the_choice_is_followed_and_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_measuring_tries_both_at_every_number_of_rows() -> None:
     native_products = native.products()
     assert native_products is not None
-    seconds = products._measure(native_products)
+    seconds = autotune._measure(native_products)
     assert list(seconds) == [32, 128, 256]
     assert all(ours > 0 and theirs > 0 for ours, theirs in seconds.values())
