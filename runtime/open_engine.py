@@ -20,7 +20,7 @@ from dslite.runtime.planning.fit import fit
 from dslite.runtime.planning.hardware import physical_cores
 from dslite.runtime.planning.placement import DEFAULT_CONTEXT
 from dslite.runtime.planning.autotune import choose_products
-from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load
 

@@ -9,7 +9,7 @@ from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import Conversation, StoredMessage
-    from dslite.runtime.chat_template import Message, Role
+    from dslite.runtime.text.chat_template import Message, Role
 
 _keys = itertools.count(1)
 
@@ -134,7 +134,7 @@ class Dialogue:
 
     def messages(self, end: Node | None, model: str) -> list["Message"]:
         """What a model is given to read: its own answers come back as the tokens that it generated."""
-        from dslite.runtime.chat_template import Message  # not above: the first paint does not wait for it
+        from dslite.runtime.text.chat_template import Message  # not above: the first paint does not wait for it
 
         system = [Message("system", self.system)] if self.system else []
         return system + [

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dslite.runtime.chat_template import Message
+    from dslite.runtime.text.chat_template import Message
 
 _REQUEST = (
     "Summarise our conversation so far, so that it can be continued from the summary alone: what was asked, what was"
@@ -17,7 +17,7 @@ _MOST_TOKENS = 1024
 
 def request(messages: Sequence["Message"]) -> list["Message"]:
     """What the model is given to read for a summary of messages."""
-    from dslite.runtime.chat_template import Message  # not above: the first picture does not wait for it
+    from dslite.runtime.text.chat_template import Message  # not above: the first picture does not wait for it
 
     return [*messages, Message("user", _REQUEST)]
 

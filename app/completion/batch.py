@@ -11,7 +11,7 @@ from dslite.app.terminal.output_file import Output, open_output
 from dslite.app.settings.profiles import get_profile
 from dslite.app.completion.output import answer_object, compact, error_object
 from dslite.model.errors import DsliteError
-from dslite.runtime.chat_template import Message
+from dslite.runtime.text.chat_template import Message
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done
 

@@ -11,7 +11,7 @@ from dslite.app.terminal.console import StatusLine
 from dslite.app.settings.sampling import check_types, model_defaults
 from dslite.model.errors import DsliteError
 from dslite.runtime.engine.batch import Batch
-from dslite.runtime.chat_template import AnswerSpacing, ChatTemplate, Message
+from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
 from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.errors import UsageError

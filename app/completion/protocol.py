@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dslite.model.errors import DsliteError
-from dslite.runtime.chat_template import Message
+from dslite.runtime.text.chat_template import Message
 from dslite.runtime.events import Done, Prefilling, Token
 
 RAW_MAX_TOKENS = 256

@@ -10,7 +10,7 @@ from dslite.app.terminal.console import StatusLine
 from dslite.app.settings.endpoint import Served
 from dslite.app.settings.sampling import check_types
 from dslite.model.errors import DsliteError
-from dslite.runtime.chat_template import Message
+from dslite.runtime.text.chat_template import Message
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Prefilling, Token
 from dslite.runtime.chat.remote import RemoteModel, RemoteRequest

@@ -18,7 +18,7 @@ from dslite.app.completion.output import (
     token_object,
 )
 from dslite.app.completion.autosave import Saving
-from dslite.runtime.chat_template import Message
+from dslite.runtime.text.chat_template import Message
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token
 

@@ -15,7 +15,7 @@ from dslite.runtime.events import Prefilling
 
 if TYPE_CHECKING:
     from dslite.app.plain.chat import PlainChat
-    from dslite.runtime.chat_template import Message
+    from dslite.runtime.text.chat_template import Message
 
 _QUESTION = "Forget the oldest turns (f), go on from a summary in a new chat (s), or stop (Enter)? "
 _ANSWERS: dict[str, WhenFull] = {"f": "forget", "s": "summary"}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dslite.app.terminal.console import StatusLine
 from dslite.app.settings.sampling import model_defaults
 from dslite.app.server.requests import Served
-from dslite.runtime.chat_template import ChatTemplate
+from dslite.runtime.text.chat_template import ChatTemplate
 from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Loading

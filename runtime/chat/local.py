@@ -7,7 +7,7 @@ whole. ChatSession is the Responder whose model runs in this process.
 from collections.abc import Iterator, Sequence
 from threading import Event as Flag
 
-from dslite.runtime.chat_template import AnswerSpacing, ChatTemplate, Message
+from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import ContextFullError

@@ -9,7 +9,7 @@ from dslite.runtime.events import Event
 from dslite.runtime.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from dslite.runtime.chat_template import Message
+    from dslite.runtime.text.chat_template import Message
 
 
 @dataclass(frozen=True)

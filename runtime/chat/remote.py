@@ -13,7 +13,7 @@ from itertools import chain
 from threading import Event as Flag
 from typing import Any
 
-from dslite.runtime.chat_template import Message
+from dslite.runtime.text.chat_template import Message
 from dslite.runtime.chat.http import Endpoint
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Candidate, Done, Event, FinishReason, Prefilling, Timing, Token

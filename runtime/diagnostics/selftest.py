@@ -15,7 +15,7 @@ from dslite.runtime.events import Token
 
 if TYPE_CHECKING:
     from dslite.runtime.engine.sequence import Request
-    from dslite.runtime.tokenizer import Tokenizer
+    from dslite.runtime.text.tokenizer import Tokenizer
 
 MODEL = "base"
 _FILE = "deepseek-v2-lite.greedy.json"

@@ -29,7 +29,7 @@ from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.cache.disk_cache import LatentStore
 from dslite.runtime.planning.hardware import peak_rss
 from dslite.runtime.engine.sampling import check_finite
-from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.experts import with_room
 from dslite.runtime.weights.loader import expert_cache
 

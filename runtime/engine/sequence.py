@@ -12,7 +12,7 @@ from torch import Tensor
 from dslite.runtime.events import Candidate, Done, FinishReason, Timing, Token
 from dslite.runtime.engine.sampling import Sampler, Scores, score
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.tokenizer import StopTexts, StreamDecoder, Tokenizer
+from dslite.runtime.text.tokenizer import StopTexts, StreamDecoder, Tokenizer
 
 
 @dataclass(frozen=True)

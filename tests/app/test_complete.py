@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.outside import Dslite
 
-from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.text.tokenizer import Tokenizer
 
 
 def ask(dslite: Dslite, folder: Path, *args: str, **more: Any) -> Any:

@@ -56,7 +56,7 @@ def measure(args: argparse.Namespace, ram: int) -> dict[str, Any]:
     from dslite.runtime.planning.device_plan import PlanRequest
     from dslite.runtime.planning.fit import fit
     from dslite.runtime.planning.hardware import peak_rss, physical_cores
-    from dslite.runtime.tokenizer import Tokenizer
+    from dslite.runtime.text.tokenizer import Tokenizer
     from dslite.runtime.weights.checkpoint import Checkpoint
     from dslite.runtime.weights.loader import load
 

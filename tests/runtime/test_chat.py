@@ -8,7 +8,7 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.tokenizers import EOS_ID
 
 from dslite.runtime.chat.local import ChatSession
-from dslite.runtime.chat_template import Message
+from dslite.runtime.text.chat_template import Message
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token

@@ -22,7 +22,7 @@ from dslite.runtime.events import Token
 from dslite.runtime.planning.device_plan import PlanRequest
 from dslite.runtime.planning.placement import plan
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights import disk, loader
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load

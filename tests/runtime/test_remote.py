@@ -16,7 +16,7 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.scripted_server import HANG, HEAD, ScriptedServer, delta, events, refusal
 from support.serving import Server, serving_here
 
-from dslite.runtime.chat_template import ChatTemplate, Message
+from dslite.runtime.text.chat_template import ChatTemplate, Message
 from dslite.runtime.chat.http import ConnectionLostError, Endpoint
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.errors import ContextFullError, DsliteError, ModelUnavailableError, UsageError

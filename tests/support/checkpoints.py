@@ -22,7 +22,7 @@ from dslite.model.transformer import Transformer
 from dslite.runtime.downloads.layout import INDEX
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.cache.disk_cache import LatentStore
-from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load
 from support.tokenizers import BOS_ID, EOS_ID, VOCAB_SIZE, write_tokenizer

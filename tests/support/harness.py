@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from dslite.runtime.chat_template import ChatTemplate, Message
+from dslite.runtime.text.chat_template import ChatTemplate, Message
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.events import Done, Token

@@ -24,7 +24,7 @@ from dslite.app.server.api import Api
 from dslite.app.server.requests import Served
 from dslite.app.server.limits import Limits
 from dslite.app.server.server import bind, new_server
-from dslite.runtime.chat_template import ChatTemplate
+from dslite.runtime.text.chat_template import ChatTemplate
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.open_engine import EngineOptions, open_engine

@@ -10,7 +10,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.text.tokenizer import Tokenizer
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"

@@ -20,7 +20,7 @@ from dslite.runtime.events import Done, Loading, Prefilling, Token
 from dslite.runtime.chat.protocol import Counts, Facts, Remembers
 
 if TYPE_CHECKING:
-    from dslite.runtime.chat_template import Message
+    from dslite.runtime.text.chat_template import Message
 
 _MOST_EVENTS = 1024
 _FACTS_EVERY_S = 1.0

@@ -17,7 +17,7 @@ from dslite.app.settings.endpoint import find_served
 from dslite.app.chat.model_loading import remote_opener
 from dslite.app.settings.profiles import Profile
 from dslite.runtime.chat.local import ChatSession
-from dslite.runtime.chat_template import Message
+from dslite.runtime.text.chat_template import Message
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.events import Done
 from dslite.runtime.engine.sampling_params import SamplingParams

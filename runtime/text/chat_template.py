@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dslite.runtime.errors import CheckpointError, UsageError
 from dslite.runtime.events import Done, Token
-from dslite.runtime.tokenizer import Tokenizer
+from dslite.runtime.text.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
 _ROLES = ("system", "user", "assistant")
