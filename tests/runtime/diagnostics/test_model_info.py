@@ -14,7 +14,7 @@ from dslite.runtime.errors import ModelUnavailableError
 from dslite.runtime.diagnostics.model_info import describe, part_bytes
 from dslite.runtime.weights.checkpoint import Checkpoint
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 # Sizes of the four weight files of deepseek-ai/DeepSeek-V2-Lite at revision 604d5664, as the Hub lists them.
 LITE_SHARDS = {
     "model-00001-of-000004.safetensors": 8_594_887_408,

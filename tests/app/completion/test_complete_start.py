@@ -112,7 +112,7 @@ def read_terminal(descriptor: int) -> str:
     return b"".join(pieces).decode()
 
 
-DEMO = Path(__file__).parents[2] / "assets" / "demo"
+DEMO = Path(__file__).parents[3] / "assets" / "demo"
 
 
 @pytest.mark.skipif(not (DEMO / "model.safetensors").is_file(), reason="the demo model is not in assets/demo")

@@ -261,7 +261,7 @@ def test_old_turns_are_forgotten_by_halves() -> None:
 @pytest.mark.slow
 def test_transformers_serve_is_chatted_with() -> None:
     """A server that was not written here: `transformers serve`, of the extra transformers[serving]."""
-    demo = Path(__file__).parents[2] / "assets" / "demo"
+    demo = Path(__file__).parents[3] / "assets" / "demo"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = Path(sys.executable).with_name("transformers")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.serving import Server
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 def test_lm_eval_gives_the_scores_of_the_engine(demo_server: Server, tmp_path: Path) -> None:

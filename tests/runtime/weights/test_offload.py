@@ -21,7 +21,7 @@ from dslite.runtime.weights.loader import expert_cache, load
 
 EXPERTS, PER_TOKEN, LAYERS = 16, 3, 4
 CPU = torch.device("cpu")
-DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo"
+DEMO = Path(__file__).resolve().parents[3] / "assets" / "demo"
 TOLERANCE = 2e-5
 
 # all, half, seven and the fewest allowed
