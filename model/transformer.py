@@ -17,8 +17,8 @@ from dslite.model import kernels
 from dslite.model.attention import Form, MultiHeadLatentAttention, Span, last_of_each, rms_norm
 from dslite.model.config import ModelConfig
 from dslite.model.decode_cpu import FewTokens
-from dslite.model.moe import MLP, ExpertBank, Gate, MoE, ResidentExperts
 from dslite.model.decode_cuda import OneToken, Recorder
+from dslite.model.moe import MLP, ExpertBank, Gate, MoE, ResidentExperts
 from dslite.model.rope import amplitude, inverse_frequencies, rotation
 
 TakeTensor = Callable[[str], Tensor]

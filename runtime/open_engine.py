@@ -9,17 +9,17 @@ from typing import Literal
 import torch
 
 from dslite.model.config import ModelConfig
+from dslite.runtime.cache.disk_cache import LatentStore, fingerprint
 from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
-from dslite.runtime.cache.disk_cache import LatentStore, fingerprint
 from dslite.runtime.paths import latents_dir
+from dslite.runtime.planning.autotune import choose_products
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.planning.fit import fit
 from dslite.runtime.planning.hardware import physical_cores
 from dslite.runtime.planning.placement import DEFAULT_CONTEXT
-from dslite.runtime.planning.autotune import choose_products
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load

@@ -4,17 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from dslite.app.chat.autosave import Recorder
+from dslite.app.chat.model_loading import Opener
+from dslite.app.chat.model_setup import FirstRun
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.errors import ConfigFileError
-from dslite.app.chat.model_loading import Opener
-from dslite.app.chat.autosave import Recorder
-from dslite.app.chat.model_setup import FirstRun
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 
 if TYPE_CHECKING:
-    from dslite.app.settings.config_file import Config
     from dslite.app.sessions.store import SessionStore
+    from dslite.app.settings.config_file import Config
 
 WhenFull = Literal["ask", "forget", "summary", "stop"]  # what is done when a conversation fills the context
 WAYS = get_args(WhenFull)

@@ -8,8 +8,8 @@ from dslite.app.settings.endpoint import Served
 from dslite.runtime.downloads.hub import ModelRef, locate
 
 if TYPE_CHECKING:
-    from dslite.runtime.events import Loading
     from dslite.runtime.chat.protocol import Responder
+    from dslite.runtime.events import Loading
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from dslite.app.settings import sampling
 from dslite.app.settings.profiles import PLAIN, Profile
-from dslite.runtime.errors import UsageError
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.errors import UsageError
 
 _INTEGERS = ("top_k", "seed", "max_tokens")
 _ALIASES = {"temp": "temperature", "num_predict": "max_tokens", "system_prompt": "system"}

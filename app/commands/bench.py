@@ -13,8 +13,8 @@ from dslite.runtime.errors import ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from dslite.model.transformer import Transformer
-    from dslite.runtime.open_engine import EngineOptions
     from dslite.runtime.diagnostics.benchmark import SpeedRow
+    from dslite.runtime.open_engine import EngineOptions
 
 
 def bench(
@@ -56,8 +56,8 @@ def bench(
     placement = flags.placing(vram, ram, expert_slots, miss)
     ref = parse_model(model or "chat", revision)
 
-    from dslite.runtime.open_engine import EngineOptions
     from dslite.runtime.diagnostics.benchmark import SpeedTest
+    from dslite.runtime.open_engine import EngineOptions
 
     test = SpeedTest(prompts, gen_tokens, depths, repeat, batch_size)
     if ctx_size is not None and ctx_size < test.context:
@@ -111,10 +111,10 @@ def _random(ref: ModelRef, asked: "EngineOptions", layers: int | None) -> "tuple
     """Random weights, all of them resident."""
     import torch
 
+    from dslite.runtime.diagnostics.benchmark import random_model
     from dslite.runtime.open_engine import parse_dtype, pick_context, pick_device, pick_threads
     from dslite.runtime.planning.device_plan import PlanRequest
     from dslite.runtime.planning.fit import fit
-    from dslite.runtime.diagnostics.benchmark import random_model
 
     config = config_of(ref, offline=asked.offline)
     if layers is not None:

@@ -66,17 +66,17 @@ def chat(
         max_tokens=max_tokens,
         stop=stop,
     )
-    flags = AnswerSettings(model, system=system_message(system, system_file), sampling=sampling)
+    given = AnswerSettings(model, system=system_message(system, system_file), sampling=sampling)
     if continue_ and session is not None:
         raise UsageError("--session does not go with --continue", "leave one of them out")
     if save_profile is not None:
-        keep_profile(as_profile(save_profile, flags, profile))
+        keep_profile(as_profile(save_profile, given, profile))
     plain = plain or os.environ.get("TERM") in ("dumb", "")
     talk = _find(latest=continue_, id=session)
     engine_options = {"device": device, "dtype": dtype, "ctx_size": ctx_size, "threads": threads, "offline": offline}
     engine_options |= flags.placing(vram, ram, expert_slots, miss)
     start = _start(
-        flags, profile, talk, revision, engine_options, saving=not no_save, server=(endpoint, endpoint_key_env)
+        given, profile, talk, revision, engine_options, saving=not no_save, server=(endpoint, endpoint_key_env)
     )
     if not plain and not (sys.stdin.isatty() and sys.stderr.isatty()):
         if endpoint is None:
@@ -106,13 +106,15 @@ def _find(*, latest: bool, id: str | None) -> "Conversation | None":
 
 
 def _open_store() -> "SessionStore":
-    from dslite.app.sessions.store import SessionStore  # by the recorder's thread: the first picture does not wait for SQLite
+    from dslite.app.sessions.store import (
+        SessionStore,  # by the recorder's thread: the first picture does not wait for SQLite
+    )
 
     return SessionStore.open()
 
 
 def _start(
-    flags: Any,
+    given: Any,
     profile: str | None,
     talk: "Conversation | None",
     revision: str | None,
@@ -122,34 +124,34 @@ def _start(
     server: tuple[str | None, str | None],
 ) -> "ChatStart":
     """Put together with what the chat begins. A broken config.toml is told, and the chat goes on without it."""
-    from dslite.app.settings.precedence import settle
-    from dslite.app.chat.settings import ChatSettings
+    from dslite.app.chat.autosave import Recorder
     from dslite.app.chat.launch import ChatStart, Looks
+    from dslite.app.chat.model_loading import opener, remote_opener
+    from dslite.app.chat.model_setup import FirstRun
+    from dslite.app.chat.settings import ChatSettings
+    from dslite.app.errors import ConfigFileError
     from dslite.app.settings.config_file import Config, config_path, read_config
     from dslite.app.settings.endpoint import find_served
-    from dslite.app.errors import ConfigFileError
-    from dslite.app.chat.model_loading import opener, remote_opener
+    from dslite.app.settings.precedence import settle
     from dslite.app.settings.profiles import default_values
-    from dslite.app.chat.autosave import Recorder
-    from dslite.app.chat.model_setup import FirstRun
 
     warnings: list[DsliteError] = []
     try:
         config: Config = read_config()
-        made = settle(flags, profile, talk, raw=False)
+        made = settle(given, profile, talk, raw=False)
         defaults = default_values(config)
         looks = Looks.of_config(config)
     except ConfigFileError as error:
         if profile is not None:
             raise
         warnings.append(error)
-        made, defaults, looks = flags, {}, Looks.of_config(Config(config_path(), {}))
-    served = find_served(*server, flags.model, made.model)
+        made, defaults, looks = given, {}, Looks.of_config(Config(config_path(), {}))
+    served = find_served(*server, given.model, made.model)
     ref = served.ref if served else parse_model(made.model or _CHAT_MODEL, revision)
     settings = ChatSettings(
         model=ref.name,
         profile=made.profile,
-        chosen=dict(flags.sampling),
+        chosen=dict(given.sampling),
         defaults=defaults,
         system=None if made.system == made.profile.system else made.system or "",
     )

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dslite.app.commands import flags
-from dslite.app.settings.endpoint import Served, find_served
-from dslite.app.commands.model_prompt import ensure_model
 from dslite.app.commands.flags import flag, system_message
-from dslite.app.terminal.output_file import Output, check_output
+from dslite.app.commands.model_prompt import ensure_model
 from dslite.app.commands.prompt_input import read_batch, read_prompt
+from dslite.app.settings.endpoint import Served, find_served
 from dslite.app.settings.sampling import chosen
+from dslite.app.terminal.output_file import Output, check_output
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.settings.precedence import AnswerSettings
     from dslite.app.completion.protocol import Maker, Style
     from dslite.app.sessions.store import Conversation, SessionStore
+    from dslite.app.settings.precedence import AnswerSettings
 
 
 def complete(
@@ -86,16 +86,16 @@ def complete(
     if logprobs is not None and not 0 <= logprobs <= 20:
         raise UsageError(f"--logprobs is {logprobs}; it must be from 0 to 20")
     placement = flags.placing(vram, ram, expert_slots, miss)
-    flags = AnswerSettings(model, system=system_message(system, system_file), sampling=sampling)
+    given = AnswerSettings(model, system=system_message(system, system_file), sampling=sampling)
     output_kind = "json" if as_json else output
     where = Output(output_kind, file=output_file, stream=not no_stream, extract=extract, stats=stats)
     check_output(output_file)
     goes_on = {"--continue": continue_, "--session": session is not None}
     _refuse_together("--session", session is not None, {"--continue": continue_})
-    _refuse_together("--raw", raw, {"--system": flags.system is not None} | goes_on)
+    _refuse_together("--raw", raw, {"--system": given.system is not None} | goes_on)
     _refuse_together("--batch", batch is not None, {"a prompt": bool(words or prompt or file)} | goes_on)
     if save_profile is not None:
-        keep_profile(as_profile(save_profile, flags, profile))
+        keep_profile(as_profile(save_profile, given, profile))
     lines = None if batch is None else read_batch(batch)
     empty = (prompt is not None and raw and not no_bos) or save_profile is not None
     text = read_prompt(words or [], prompt, file or [], may_be_empty=empty) if lines is None else ""
@@ -104,7 +104,7 @@ def complete(
     saves = lines is None and not raw and not no_save
     store, talk = _open_conversation(saves=saves, latest=continue_, id=session)
     with store or nullcontext():
-        made_with = settle(flags, profile, talk, raw=raw)
+        made_with = settle(given, profile, talk, raw=raw)
         served = find_served(endpoint, endpoint_key_env, model, made_with.model)
         named = parse_model(made_with.model or ("base" if raw else "chat"), revision)
         ref = served.ref if served else ensure_model(named, offline=offline)
@@ -130,10 +130,10 @@ def _answer(
     asked: _Asked, ref: ModelRef, style: dict[str, Any], engine_options: dict[str, Any], served: Served | None
 ) -> int:
     """Load the model, or turn to the server, and answer; return the exit code."""
-    from dslite.app.completion.protocol import Style
-    from dslite.app.completion.batch import complete_batch
-    from dslite.app.completion.single import Question, complete_one
     from dslite.app.completion.autosave import Saving
+    from dslite.app.completion.batch import complete_batch
+    from dslite.app.completion.protocol import Style
+    from dslite.app.completion.single import Question, complete_one
 
     made_with, store, talk = asked.made_with, asked.store, asked.talk
     drawn = Style(made_with.sampling, system=made_with.system, **style)
@@ -172,8 +172,8 @@ def _open_conversation(
 
     A store that only was to save may fail: the answer counts for more. Raises SessionsError, NotFoundError.
     """
-    from dslite.app.terminal import console
     from dslite.app.sessions.store import SessionsError, SessionStore
+    from dslite.app.terminal import console
 
     if not (saves or latest or id is not None):
         return None, None

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app.terminal import console
 from dslite.app.commands import flags
 from dslite.app.commands.flags import flag
+from dslite.app.terminal import console
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.units import size_text
 
 if TYPE_CHECKING:
     from dslite.runtime.diagnostics.doctor import Examination, Fact, Finding
-    from dslite.runtime.engine.engine import Engine
     from dslite.runtime.diagnostics.selftest import PromptResult
+    from dslite.runtime.engine.engine import Engine
 
 _CONTEXT = 128  # tokens: the self-test's longest prompt and answer have 32
 

@@ -11,9 +11,9 @@ from dslite.app.commands.flags import command
 from dslite.runtime.downloads.hub import parse_model
 
 if TYPE_CHECKING:
+    from dslite.runtime.diagnostics.model_info import ModelInfo
     from dslite.runtime.downloads.inventory import StoredModel
     from dslite.runtime.downloads.verify import CheckedFile
-    from dslite.runtime.diagnostics.model_info import ModelInfo
 
 app = typer.Typer(help="Download, check and remove models.", no_args_is_help=True)
 

@@ -37,9 +37,9 @@ def list_profiles(*, output: flags.ListOutput = "text", as_json: flags.AsJson = 
 def show(name: Name, *, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
     """Print a profile as its table in config.toml."""
     from dslite.app.settings.config_file import read_config
-    from dslite.app.terminal.console import visible
     from dslite.app.settings.profile_toml import profile_text
     from dslite.app.settings.profiles import default_profile, get_profile
+    from dslite.app.terminal.console import visible
 
     config = read_config()
     profile = get_profile(name, config)
@@ -92,9 +92,9 @@ def edit(
     stop: flags.Stop = None,
 ) -> None:
     """Change a profile: by flags (an empty text takes one away), or without any in your editor."""
-    from dslite.app.terminal.editor import edit_text
     from dslite.app.settings.profile_toml import profile_text, save_profile_text
     from dslite.app.settings.profiles import changed, get_profile, save_profile
+    from dslite.app.terminal.editor import edit_text
 
     profile = get_profile(name)
     values = _given(context)

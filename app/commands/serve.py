@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from dslite.app.commands import flags
-from dslite.app.commands.model_prompt import ensure_model
 from dslite.app.commands.flags import flag
+from dslite.app.commands.model_prompt import ensure_model
 from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef, parse_model
 from dslite.runtime.errors import DsliteError, UsageError
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dslite.app.terminal import console
 from dslite.app.errors import SessionsError
+from dslite.app.terminal import console
 
 if TYPE_CHECKING:
     from dslite.app.completion.protocol import Answer

@@ -4,16 +4,16 @@ import json
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from dslite.app.terminal import console
-from dslite.app.completion.protocol import Answer, Maker
-from dslite.app.terminal.signals import Interruption
-from dslite.app.terminal.output_file import Output, open_output
-from dslite.app.settings.profiles import get_profile
 from dslite.app.completion.output import answer_object, compact, error_object
+from dslite.app.completion.protocol import Answer, Maker
+from dslite.app.settings.profiles import get_profile
+from dslite.app.terminal import console
+from dslite.app.terminal.output_file import Output, open_output
+from dslite.app.terminal.signals import Interruption
 from dslite.model.errors import DsliteError
-from dslite.runtime.text.chat_template import Message
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done
+from dslite.runtime.text.chat_template import Message
 
 
 class _Lines:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, reading
-from dslite.app.terminal.console import StatusLine
 from dslite.app.settings.sampling import check_types, model_defaults
+from dslite.app.terminal.console import StatusLine
 from dslite.model.errors import DsliteError
-from dslite.runtime.engine.batch import Batch
-from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
 from dslite.runtime.downloads.hub import ModelRef, locate
+from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine, Request
+from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
 from dslite.runtime.open_engine import EngineOptions, open_engine
-from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
 
 
 class Completer:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dslite.model.errors import DsliteError
-from dslite.runtime.text.chat_template import Message
 from dslite.runtime.events import Done, Prefilling, Token
+from dslite.runtime.text.chat_template import Message
 
 RAW_MAX_TOKENS = 256
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, reading
-from dslite.app.terminal.console import StatusLine
 from dslite.app.settings.endpoint import Served
 from dslite.app.settings.sampling import check_types
+from dslite.app.terminal.console import StatusLine
 from dslite.model.errors import DsliteError
-from dslite.runtime.text.chat_template import Message
-from dslite.runtime.errors import UsageError
-from dslite.runtime.events import Done, Prefilling, Token
 from dslite.runtime.chat.remote import RemoteModel, RemoteRequest
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.errors import UsageError
+from dslite.runtime.events import Done, Prefilling, Token
+from dslite.runtime.text.chat_template import Message
 
 _TOGETHER = 8  # requests under way at a time
 

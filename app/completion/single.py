@@ -5,10 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
-from dslite.app.terminal import console
-from dslite.app.completion.protocol import Answer, Maker
-from dslite.app.terminal.signals import Interruption
-from dslite.app.terminal.output_file import Output, open_output
+from dslite.app.completion.autosave import Saving
 from dslite.app.completion.output import (
     TextWriter,
     answer_object,
@@ -17,10 +14,13 @@ from dslite.app.completion.output import (
     stats_line,
     token_object,
 )
-from dslite.app.completion.autosave import Saving
-from dslite.runtime.text.chat_template import Message
+from dslite.app.completion.protocol import Answer, Maker
+from dslite.app.terminal import console
+from dslite.app.terminal.output_file import Output, open_output
+from dslite.app.terminal.signals import Interruption
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token
+from dslite.runtime.text.chat_template import Message
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dslite.app.terminal import console
 from dslite.app.chat.launch import ChatStart
 from dslite.app.chat.message_tree import Dialogue, Node
-from dslite.app.terminal.signals import Interruption
 from dslite.app.chat.model_loading import Opened
+from dslite.app.chat.slash_commands import parse
 from dslite.app.plain.commands import Deeds
 from dslite.app.plain.context_overflow import FullContext, NewChatWanted
-from dslite.app.chat.slash_commands import parse
+from dslite.app.terminal import console
+from dslite.app.terminal.signals import Interruption
 from dslite.model.errors import DsliteError
+from dslite.runtime.chat.protocol import Remembers
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.chat.protocol import Remembers
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore

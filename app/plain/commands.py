@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dslite.app.terminal import console
 from dslite.app.chat.export import export
 from dslite.app.chat.markdown_blocks import code_blocks
-from dslite.app.settings.profiles import all_profiles, get_profile
 from dslite.app.chat.slash_commands import COMMANDS, Command, split_setting
+from dslite.app.settings.profiles import all_profiles, get_profile
+from dslite.app.terminal import console
 from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.errors import UsageError
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dslite.app.terminal import console
 from dslite.app.chat import summary
 from dslite.app.chat.launch import WhenFull
 from dslite.app.chat.message_tree import Dialogue, Node
+from dslite.app.terminal import console
 from dslite.app.terminal.signals import Interruption
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Prefilling

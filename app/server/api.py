@@ -13,13 +13,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dslite.app.server.requests import Asking, Served, check_name, parse_chat, parse_completion
+from dslite.app.server.auth import Guard
 from dslite.app.server.errors import ApiError, from_runtime, internal
 from dslite.app.server.json_fields import parse_object
-from dslite.app.server.auth import Guard
 from dslite.app.server.limits import Limits
-from dslite.app.server.streaming import EventStream, Json, collect, error_response, unless_gone
+from dslite.app.server.requests import Asking, Served, check_name, parse_chat, parse_completion
 from dslite.app.server.responses import ChatShape, CompletionShape, Shape
+from dslite.app.server.streaming import EventStream, Json, collect, error_response, unless_gone
 from dslite.app.server.worker import Worker
 from dslite.runtime.errors import DsliteError
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from dslite.app.terminal.console import StatusLine
-from dslite.app.settings.sampling import model_defaults
 from dslite.app.server.requests import Served
-from dslite.runtime.text.chat_template import ChatTemplate
+from dslite.app.settings.sampling import model_defaults
+from dslite.app.terminal.console import StatusLine
 from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Loading
 from dslite.runtime.open_engine import EngineOptions, open_engine
+from dslite.runtime.text.chat_template import ChatTemplate
 
 
 def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> Served:

@@ -7,10 +7,10 @@ from typing import Any
 from dslite.app.server.errors import ApiError, invalid
 from dslite.app.server.json_fields import Fields
 from dslite.app.server.limits import Limits
-from dslite.runtime.text.chat_template import ChatTemplate, Message, Role
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.sequence import Request
+from dslite.runtime.text.chat_template import ChatTemplate, Message, Role
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 COMPLETION_TOKENS = 16  # what OpenAI's completions give when nobody says how many

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dslite.app.server.requests import Asking
-from dslite.runtime.text.chat_template import AnswerSpacing
 from dslite.runtime.events import Candidate, Done, Event, Prefilling, Token
+from dslite.runtime.text.chat_template import AnswerSpacing
 from dslite.runtime.text.tokenizer import Tokenizer
 
 _FINISH = {"stop": "stop", "length": "length", "context": "length", "interrupted": "length"}

@@ -14,8 +14,8 @@ from queue import SimpleQueue
 from dslite.app.server.errors import ApiError, busy, from_runtime, internal
 from dslite.app.server.limits import Limits
 from dslite.runtime.engine.batch import Batch, Happening
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Done, Event
 

@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dslite.app.sessions import search
 from dslite.app.errors import NoConversationError, SessionsError
+from dslite.app.sessions import search
 from dslite.app.sessions.database import Database
 from dslite.app.sessions.ids import clean, new_id, title_of
 from dslite.app.sessions.records import (

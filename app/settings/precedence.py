@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dslite.app.settings.config_file import Config, read_config
 from dslite.app.errors import NotFoundError
+from dslite.app.settings.config_file import Config, read_config
 from dslite.app.settings.profiles import PLAIN, Profile, default_profile, default_values, get_profile
 
 if TYPE_CHECKING:

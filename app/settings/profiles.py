@@ -11,11 +11,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from dslite.app.errors import ConfigFileError, NotFoundError
 from dslite.app.settings import sampling
 from dslite.app.settings.config_file import Config, editing, read_config
-from dslite.app.errors import ConfigFileError, NotFoundError
-from dslite.runtime.errors import UsageError
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.errors import UsageError
 
 PLAIN = "plain"  # the profile where none is chosen: nothing set
 _TEXTS = ("description", "system", "model")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dslite.runtime.errors import UsageError
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.errors import UsageError
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "temperature": (int, float),

@@ -20,15 +20,15 @@ from textual.screen import Screen
 
 from dslite.app.chat.launch import ChatStart
 from dslite.app.errors import SessionsError
-from dslite.app.tui.style import keys
-from dslite.app.tui.screens.chat import FLASH_S, LOW, ChatScreen
-from dslite.app.tui.style.no_color import Colourless
 from dslite.app.tui.control.controller import Conductor
-from dslite.app.tui.widgets.inspector import Inspector
+from dslite.app.tui.control.engine_worker import EngineWorker
+from dslite.app.tui.screens.chat import FLASH_S, LOW, ChatScreen
+from dslite.app.tui.style import keys
+from dslite.app.tui.style.no_color import Colourless
+from dslite.app.tui.style.themes import DEFAULT, THEMES
 from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER, Pace
 from dslite.app.tui.textual_fixes.memory import let_go
-from dslite.app.tui.style.themes import DEFAULT, THEMES
-from dslite.app.tui.control.engine_worker import EngineWorker
+from dslite.app.tui.widgets.inspector import Inspector
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
 from dslite.runtime.paths import log_dir

@@ -7,13 +7,13 @@ whole. ChatSession is the Responder whose model runs in this process.
 from collections.abc import Iterator, Sequence
 from threading import Event as Flag
 
-from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
-from dslite.runtime.engine.sequence import Request
+from dslite.runtime.chat.protocol import Facts
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Event, Prefilling
-from dslite.runtime.chat.protocol import Facts
-from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
 
 
 class ChatSession:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from threading import Event as Flag
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from dslite.runtime.events import Event
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.events import Event
 
 if TYPE_CHECKING:
     from dslite.runtime.text.chat_template import Message

@@ -13,12 +13,12 @@ from itertools import chain
 from threading import Event as Flag
 from typing import Any
 
-from dslite.runtime.text.chat_template import Message
 from dslite.runtime.chat.http import Endpoint
-from dslite.runtime.errors import DsliteError
-from dslite.runtime.events import Candidate, Done, Event, FinishReason, Prefilling, Timing, Token
 from dslite.runtime.chat.protocol import Facts
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.errors import DsliteError
+from dslite.runtime.events import Candidate, Done, Event, FinishReason, Prefilling, Timing, Token
+from dslite.runtime.text.chat_template import Message
 
 # What dslite serve tells while it reads a prompt, in a comment that other clients skip.
 _READING = re.compile(r": reading (\d+) of (\d+), (\d+) cached")

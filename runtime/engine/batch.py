@@ -16,14 +16,14 @@ import torch
 
 from dslite.model.attention import Span, last_of_each
 from dslite.runtime.cache.branch_cache import common_prefix
+from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.device import is_out_of_memory
-from dslite.runtime.engine.sequence import Draft, Request
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.sampling import check_finite
+from dslite.runtime.engine.sequence import Draft, Request
 from dslite.runtime.errors import DsliteError, OutOfMemoryError
 from dslite.runtime.events import Event, Prefilling
-from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.planning.hardware import free_memory
-from dslite.runtime.engine.sampling import check_finite
 from dslite.runtime.weights.experts import with_room
 
 DEFAULT_BATCH = 16  # what the compiled kernels of a CPU take at once

@@ -19,16 +19,16 @@ from dslite.model.attention import Span
 from dslite.model.moe import MoE
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.engine.request_log import AnswerLog
 from dslite.runtime.cache.branch_cache import Shelf, common_prefix
+from dslite.runtime.cache.disk_cache import LatentStore
+from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.device import is_out_of_memory
+from dslite.runtime.engine.request_log import AnswerLog
+from dslite.runtime.engine.sampling import check_finite
 from dslite.runtime.engine.sequence import Draft, Request
 from dslite.runtime.errors import ContextFullError, NumericsError, OutOfMemoryError, UsageError
 from dslite.runtime.events import Event, Prefilling
-from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
-from dslite.runtime.cache.disk_cache import LatentStore
 from dslite.runtime.planning.hardware import peak_rss
-from dslite.runtime.engine.sampling import check_finite
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.experts import with_room
 from dslite.runtime.weights.loader import expert_cache

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dslite.runtime.errors import NumericsError
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.errors import NumericsError
 
 _COLDEST = 1e-6  # a temperature below it would divide logits to infinity; its draw is greedy already
 _FEW = 512  # candidates that top-p looks at before it sorts the whole vocabulary

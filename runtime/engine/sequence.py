@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from dslite.runtime.events import Candidate, Done, FinishReason, Timing, Token
 from dslite.runtime.engine.sampling import Sampler, Scores, score
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.events import Candidate, Done, FinishReason, Timing, Token
 from dslite.runtime.text.tokenizer import StopTexts, StreamDecoder, Tokenizer
 
 

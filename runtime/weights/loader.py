@@ -13,10 +13,10 @@ from dslite.runtime.device import ComputeDevice, anonymous_memory, compute_devic
 from dslite.runtime.errors import OutOfMemoryError
 from dslite.runtime.events import Loading
 from dslite.runtime.planning.device_plan import DevicePlan, Source
-from dslite.runtime.weights.expert_blocks import ExpertBlocks
 from dslite.runtime.planning.footprint import is_embedding, is_routed
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.disk import DiskSource, Reader
+from dslite.runtime.weights.expert_blocks import ExpertBlocks
 from dslite.runtime.weights.experts import ExpertCache, with_room
 from dslite.runtime.weights.slot_bank import SlotExperts
 from dslite.runtime.weights.sources import MATRICES, ExpertSource, HostArena, HostSource, expert_name

@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support.terminal import Terminal  # noqa: E402
 
-from dslite.app.chat.settings import ChatSettings  # noqa: E402
+from dslite.app.chat.autosave import Recorder  # noqa: E402
 from dslite.app.chat.launch import ChatStart  # noqa: E402
 from dslite.app.chat.model_loading import Opened, opener  # noqa: E402
-from dslite.app.chat.autosave import Recorder  # noqa: E402
+from dslite.app.chat.settings import ChatSettings  # noqa: E402
 from dslite.app.sessions.store import SessionStore  # noqa: E402
 from dslite.app.tui.app import ChatApp  # noqa: E402
 from dslite.runtime.downloads.hub import parse_model  # noqa: E402

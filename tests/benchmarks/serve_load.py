@@ -21,10 +21,10 @@ from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.engine.batch import Batch
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.engine.engine import Engine
-from dslite.runtime.events import Done
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.sequence import Request
+from dslite.runtime.events import Done
 
 
 def random_engine(layers: int) -> Engine:

@@ -150,8 +150,8 @@ def _speeds(config: "ModelConfig", here: "MachineSpec") -> Iterator[str]:
     import torch
 
     from dslite.model.kernels import gpu
-    from dslite.runtime.planning.placement import PREFILL_CHUNKS, plan
     from dslite.runtime.diagnostics.benchmark import SpeedTest, random_model
+    from dslite.runtime.planning.placement import PREFILL_CHUNKS, plan
 
     expected = plan(here, config).prediction
     model = random_model(config, torch.device("cuda", 0), torch.bfloat16)

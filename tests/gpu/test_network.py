@@ -15,16 +15,16 @@ from support.forward import new_cache, random_ids, read
 from support.reference import golden
 from torch import Tensor
 
-from dslite.runtime.planning import launch_count
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import gpu, grouped
 from dslite.model.transformer import Transformer
 from dslite.runtime.device import PlainDevice, compute_device
+from dslite.runtime.diagnostics.benchmark import random_model
+from dslite.runtime.planning import launch_count
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.planning.hardware import unmeasured
 from dslite.runtime.planning.placement import plan
-from dslite.runtime.diagnostics.benchmark import random_model
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from dslite.app.chat.settings import ChatSettings
-from dslite.app.chat.launch import ChatStart, Looks
 from dslite.app.chat.autosave import Recorder
+from dslite.app.chat.launch import ChatStart, Looks
+from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.app import ChatApp
 from dslite.runtime.downloads.hub import parse_model

@@ -19,9 +19,9 @@ from torch import Tensor
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
+from dslite.runtime.cache.disk_cache import LatentStore
 from dslite.runtime.downloads.layout import INDEX
 from dslite.runtime.engine.engine import Engine
-from dslite.runtime.cache.disk_cache import LatentStore
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load

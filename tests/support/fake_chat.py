@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dslite.app.chat.settings import ChatSettings
-from dslite.app.chat.launch import ChatStart
 from dslite.app.chat.autosave import Recorder
+from dslite.app.chat.launch import ChatStart
+from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.app import ChatApp, run_chat
 from dslite.runtime.downloads.hub import parse_model

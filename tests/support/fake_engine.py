@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dslite.app.chat.model_loading import Opened
+from dslite.runtime.chat.protocol import Facts
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Event, Loading, Prefilling, Timing, Token
-from dslite.runtime.chat.protocol import Facts
 
 PIECE = re.compile(r"\s*\S{1,4}|\s+")
 

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.model_loading import opener
+from dslite.app.chat.settings import ChatSettings
 from support.chat import Chat, open_chat
 
 PLACE = Path(__file__).parents[2] / "assets" / "screens"

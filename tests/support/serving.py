@@ -21,13 +21,13 @@ import openai
 import pytest
 
 from dslite.app.server.api import Api
-from dslite.app.server.requests import Served
 from dslite.app.server.limits import Limits
+from dslite.app.server.requests import Served
 from dslite.app.server.server import bind, new_server
-from dslite.runtime.text.chat_template import ChatTemplate
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.open_engine import EngineOptions, open_engine
+from dslite.runtime.text.chat_template import ChatTemplate
 
 DSLITE = [sys.executable, "-c", "from dslite.app.cli import main; main()"]
 

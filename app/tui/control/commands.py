@@ -4,17 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.chat.markdown_blocks import code_blocks
-from dslite.app.settings.profiles import all_profiles, get_profile
+from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.chat.slash_commands import Command, split_setting
+from dslite.app.settings.profiles import all_profiles, get_profile
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore
-    from dslite.app.tui.screens.chat import ChatScreen
     from dslite.app.tui.control.controller import Conductor
+    from dslite.app.tui.screens.chat import ChatScreen
 
 
 class Deeds:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from dslite.app.chat import summary
 from dslite.app.chat.launch import WhenFull
 from dslite.app.chat.message_tree import Dialogue, Node
-from dslite.app.tui.transcript.items import short_name
-from dslite.app.tui.transcript.blocks import Entry
-from dslite.app.tui.control.reply import Reply
-from dslite.app.tui.widgets.status import WARN_AT
 from dslite.app.tui.control.engine_worker import Answering
+from dslite.app.tui.control.reply import Reply
+from dslite.app.tui.transcript.blocks import Entry
+from dslite.app.tui.transcript.items import short_name
+from dslite.app.tui.widgets.status import WARN_AT
 from dslite.model.errors import DsliteError
 
 if TYPE_CHECKING:

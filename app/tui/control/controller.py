@@ -9,18 +9,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from dslite.app.chat import summary
-from dslite.app.chat.settings import ChatSettings
+from dslite.app.chat.autosave import Recorder
 from dslite.app.chat.launch import WhenFull
 from dslite.app.chat.message_tree import Dialogue, Node
-from dslite.app.chat.autosave import Recorder
+from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.ids import title_of
-from dslite.app.tui.transcript.items import GREETING, entries_of, entry_of, greeting, note_of
 from dslite.app.tui.control.context_overflow import FullContext
 from dslite.app.tui.control.engine_events import Listener
-from dslite.app.tui.transcript.blocks import Entry
-from dslite.app.tui.control.reply import Reply
-from dslite.app.tui.widgets.status import Status
 from dslite.app.tui.control.engine_worker import Answering, EngineWorker
+from dslite.app.tui.control.reply import Reply
+from dslite.app.tui.transcript.blocks import Entry
+from dslite.app.tui.transcript.items import GREETING, entries_of, entry_of, greeting, note_of
+from dslite.app.tui.widgets.status import Status
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import UsageError

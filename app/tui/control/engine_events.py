@@ -5,13 +5,13 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from dslite.app.tui.control import engine_worker as told
-from dslite.app.tui.transcript.items import note_of
-from dslite.app.tui.control.reply import Reply, ids_of
 from dslite.app.tui.control.engine_worker import Answering
+from dslite.app.tui.control.reply import Reply, ids_of
+from dslite.app.tui.transcript.items import note_of
 from dslite.model.errors import DsliteError
+from dslite.runtime.chat.protocol import Facts
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.chat.protocol import Facts
 
 if TYPE_CHECKING:
     from dslite.app.tui.control.controller import Conductor

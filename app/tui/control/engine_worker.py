@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.model_loading import Opened, Opener
+from dslite.app.chat.settings import ChatSettings
 from dslite.model.errors import DsliteError
+from dslite.runtime.chat.protocol import Counts, Facts, Remembers
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.chat.protocol import Counts, Facts, Remembers
 
 if TYPE_CHECKING:
     from dslite.runtime.text.chat_template import Message

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dslite.app.chat.message_tree import Node
-from dslite.app.tui.transcript.blocks import Entry
 from dslite.app.tui.control.engine_worker import Answering
+from dslite.app.tui.transcript.blocks import Entry
 from dslite.runtime.events import Done
 
 

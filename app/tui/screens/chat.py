@@ -12,16 +12,16 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Rule, Static
 
-from dslite.app.terminal import clipboard
 from dslite.app.chat import slash_commands
 from dslite.app.chat.slash_commands import COMMANDS
-from dslite.app.tui.style import keys
+from dslite.app.terminal import clipboard
 from dslite.app.tui.control.commands import Deeds
+from dslite.app.tui.style import keys
 from dslite.app.tui.transcript.items import short_name
-from dslite.app.tui.widgets.prompt import Prompt
-from dslite.app.tui.widgets.status import StatusLine, TitleLine
 from dslite.app.tui.transcript.sanitize import one_line
 from dslite.app.tui.transcript.transcript import Transcript
+from dslite.app.tui.widgets.prompt import Prompt
+from dslite.app.tui.widgets.status import StatusLine, TitleLine
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 

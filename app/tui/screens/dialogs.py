@@ -11,8 +11,8 @@ from textual.reactive import reactive
 from textual.widgets import Input, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
-from dslite.app.tui.textual_fixes.key_order import run_own_binding
 from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.textual_fixes.key_order import run_own_binding
 from dslite.app.tui.transcript.sanitize import inert
 from dslite.model.errors import DsliteError
 

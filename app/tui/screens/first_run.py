@@ -15,8 +15,8 @@ from textual.widgets.option_list import Option
 from dslite.app.chat.model_setup import FirstRun, model_folder
 from dslite.app.tui.screens.dialogs import LineDialog
 from dslite.app.tui.screens.modal import Panel
-from dslite.app.tui.widgets.status import size
 from dslite.app.tui.transcript.sanitize import inert
+from dslite.app.tui.widgets.status import size
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.events import Downloading, Found, Present

@@ -11,8 +11,8 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from dslite.app.chat.slash_commands import COMMANDS
-from dslite.app.tui.style import keys
 from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.style import keys
 
 
 class HelpScreen(Panel[None]):

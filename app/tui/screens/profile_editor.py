@@ -11,8 +11,8 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Input, Static, TextArea
 
 from dslite.app.settings import sampling
-from dslite.app.terminal.console import visible
 from dslite.app.settings.profiles import Profile
+from dslite.app.terminal.console import visible
 from dslite.app.tui.screens.dialogs import Area, Field
 from dslite.app.tui.screens.modal import Panel
 from dslite.app.tui.transcript.sanitize import inert

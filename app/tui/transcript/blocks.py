@@ -13,9 +13,9 @@ from rich.text import Text
 from textual.strip import Strip
 
 from dslite.app.chat.markdown_blocks import Block, Splitter
-from dslite.app.tui.transcript.markdown import Line, code_lines, draw, fence_head
-from dslite.app.tui.transcript.highlight import highlight
 from dslite.app.tui.style.palette import Palette
+from dslite.app.tui.transcript.highlight import highlight
+from dslite.app.tui.transcript.markdown import Line, code_lines, draw, fence_head
 from dslite.app.tui.transcript.sanitize import inert
 from dslite.app.tui.transcript.wrapping import wrap_plain
 

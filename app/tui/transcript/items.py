@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from dslite.app.chat.message_tree import Dialogue, Node
 from dslite.app.tui.transcript.blocks import Entry
-from dslite.app.tui.widgets.status import where
 from dslite.app.tui.transcript.sanitize import one_line
+from dslite.app.tui.widgets.status import where
 
 if TYPE_CHECKING:
     from dslite.app.tui.control.controller import Conductor

@@ -8,8 +8,8 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from dslite.app.tui.transcript.inline import inline_text
 from dslite.app.tui.style.palette import Palette
+from dslite.app.tui.transcript.inline import inline_text
 from dslite.app.tui.transcript.wrapping import wrap, wrap_plain
 
 _GAP = 2

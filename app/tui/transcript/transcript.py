@@ -10,9 +10,9 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.strip import Strip
 
-from dslite.app.tui.transcript.virtual_list_view import ColumnView
 from dslite.app.tui.transcript.blocks import Entry, Piece, estimate, pieces_of
 from dslite.app.tui.transcript.sanitize import inert
+from dslite.app.tui.transcript.virtual_list_view import ColumnView
 
 
 class Transcript(ColumnView, can_focus=True):

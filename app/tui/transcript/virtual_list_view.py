@@ -10,11 +10,11 @@ from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
 
-from dslite.app.tui.transcript.virtual_list import Column
-from dslite.app.tui.transcript.highlight import highlight
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.transcript.blocks import Artist, Entry, Piece, estimate
+from dslite.app.tui.transcript.highlight import highlight
 from dslite.app.tui.transcript.selection import marked, slice_of
+from dslite.app.tui.transcript.virtual_list import Column
 
 MOST_COLUMNS = 110  # longer lines are hard to read
 _MARGIN = 2  # the mark of the chosen message, and a space

@@ -10,8 +10,8 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from dslite.app.tui.transcript.markdown import segments
 from dslite.app.tui.style.palette import Palette
+from dslite.app.tui.transcript.markdown import segments
 from dslite.app.tui.widgets.status import size
 from dslite.runtime.chat.protocol import Facts
 

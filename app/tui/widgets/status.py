@@ -11,8 +11,8 @@ from rich.text import Text
 from textual.widget import Widget
 
 from dslite.app.tui.style.palette import Palette
-from dslite.runtime.events import Loading, Prefilling
 from dslite.runtime.chat.protocol import Facts
+from dslite.runtime.events import Loading, Prefilling
 from dslite.runtime.units import size_text
 
 Doing = Literal["starting", "loading", "reading", "writing", "stopping", "idle", "nothing"]

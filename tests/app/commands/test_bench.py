@@ -12,9 +12,9 @@ from typer.testing import CliRunner, Result
 
 from dslite.app.cli import app
 from dslite.model.config import ModelConfig
+from dslite.runtime.diagnostics import benchmark
 from dslite.runtime.errors import DsliteError, UsageError
 from dslite.runtime.planning import bandwidth
-from dslite.runtime.diagnostics import benchmark
 from dslite.runtime.planning.footprint import Footprint
 
 KEYS = "test depth tps_median tps_min tps_max bytes_per_token achieved_gbps read_bandwidth_gbps".split()

@@ -9,10 +9,10 @@ import openai
 import pytest
 from support.serving import Server, serving
 
-from dslite.runtime.text.chat_template import ChatTemplate, Message
 from dslite.runtime.engine.engine import Engine, Request
-from dslite.runtime.events import Done, Token
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.events import Done, Token
+from dslite.runtime.text.chat_template import ChatTemplate, Message
 
 QUESTION = "How do I save a profile?"
 ASKED = [{"role": "user", "content": QUESTION}]

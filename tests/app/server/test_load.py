@@ -10,8 +10,8 @@ import pytest
 from support.serving import Server, serving
 
 from dslite.runtime.engine.engine import Engine, Request
-from dslite.runtime.events import Done
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.events import Done
 
 CLIENTS, REQUESTS = 16, 20
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dslite.app.sessions import database
 from dslite.app.errors import SessionsError
+from dslite.app.sessions import database
 from dslite.app.sessions.database import MIGRATIONS, VERSION
 from dslite.app.sessions.store import SessionStore
 

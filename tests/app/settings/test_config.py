@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dslite.app.settings.config_file import config_path, editing, read_config, write_atomically
 from dslite.app.errors import ConfigFileError
+from dslite.app.settings.config_file import config_path, editing, read_config, write_atomically
 
 
 @pytest.fixture

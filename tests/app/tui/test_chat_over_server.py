@@ -12,15 +12,15 @@ from support.chat import Chat, drive, open_chat
 from support.scripted_server import HANG, ScriptedServer, delta, events
 from support.serving import Server
 
+from dslite.app.chat.model_loading import remote_opener
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.settings.endpoint import find_served
-from dslite.app.chat.model_loading import remote_opener
 from dslite.app.settings.profiles import Profile
 from dslite.runtime.chat.local import ChatSession
-from dslite.runtime.text.chat_template import Message
 from dslite.runtime.engine.engine import Engine
-from dslite.runtime.events import Done
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.events import Done
+from dslite.runtime.text.chat_template import Message
 
 QUESTION = "How do I save a profile?"
 

@@ -9,12 +9,12 @@ import pytest
 from support.chat import drive, open_chat
 from support.fake_engine import FakeResponder, fake_opener
 
-from dslite.app.chat.launch import Looks
-from dslite.app.settings.config_file import config_path
-from dslite.app.errors import ConfigFileError
-from dslite.app.chat.model_loading import Opened
 from dslite.app.chat.autosave import Recorder
+from dslite.app.chat.launch import Looks
+from dslite.app.chat.model_loading import Opened
+from dslite.app.errors import ConfigFileError
 from dslite.app.sessions.store import SessionStore
+from dslite.app.settings.config_file import config_path
 from dslite.app.tui.style.themes import THEMES
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ModelUnavailableError

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from rich.style import Style
 from support.chat_texts import mixed
 
-from dslite.app.tui.transcript.virtual_list import KEPT, Column
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.transcript.blocks import Artist, Entry, Piece, pieces_of
+from dslite.app.tui.transcript.virtual_list import KEPT, Column
 
 WIDTH = 40
 

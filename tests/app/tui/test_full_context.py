@@ -9,11 +9,11 @@ import pytest
 from support.chat import Chat, drive, open_chat
 from support.fake_engine import FakeResponder, pieces
 
-from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.launch import Looks
-from dslite.app.settings.config_file import config_path
 from dslite.app.chat.model_loading import opener
+from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
+from dslite.app.settings.config_file import config_path
 
 CHOICES = ("forget", "summary", "edit", "stop")
 
@@ -148,8 +148,8 @@ async def test_the_config_chooses_for_every_chat(home: Path, way: Any, told: str
 
 
 def test_an_unknown_way_is_a_config_error_that_names_the_ways(home: Path) -> None:
-    from dslite.app.settings.config_file import read_config
     from dslite.app.errors import ConfigFileError
+    from dslite.app.settings.config_file import read_config
 
     config_path().parent.mkdir(parents=True, exist_ok=True)
     config_path().write_text('[chat]\nwhen_full = "drop"\n')

@@ -5,8 +5,8 @@ from typing import Any
 
 from support.chat import Chat, drive, open_chat
 
-from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.model_loading import opener
+from dslite.app.chat.settings import ChatSettings
 
 
 def demo() -> dict[str, Any]:

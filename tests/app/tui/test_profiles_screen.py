@@ -7,9 +7,9 @@ import pytest
 from support.chat import Chat, drive, open_chat
 from textual import events
 
+from dslite.app.errors import ConfigFileError
 from dslite.app.settings import config_file
 from dslite.app.settings.config_file import config_path
-from dslite.app.errors import ConfigFileError
 from dslite.app.settings.profiles import all_profiles, default_profile, get_profile
 
 

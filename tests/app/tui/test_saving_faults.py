@@ -12,9 +12,9 @@ from support.chat import Chat, drive, open_chat
 from support.fake_engine import FakeResponder
 from support.terminal import Terminal, fake_chat
 
-from dslite.app.sessions import database
-from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.model_loading import opener
+from dslite.app.chat.settings import ChatSettings
+from dslite.app.sessions import database
 from dslite.app.sessions.store import SessionStore
 
 ANSWER = "here is an answer"

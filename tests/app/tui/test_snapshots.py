@@ -12,11 +12,11 @@ import pytest
 from support.fake_engine import FakeResponder, fake_opener
 from textual.pilot import Pilot
 
-from dslite.app.chat.settings import ChatSettings
-from dslite.app.chat.launch import ChatStart
 from dslite.app.chat.autosave import Recorder
-from dslite.app.sessions.store import SessionStore
+from dslite.app.chat.launch import ChatStart
 from dslite.app.chat.model_setup import FirstRun
+from dslite.app.chat.settings import ChatSettings
+from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.app import ChatApp
 from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.errors import ModelUnavailableError

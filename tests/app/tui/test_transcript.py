@@ -15,10 +15,10 @@ from textual.selection import SELECT_ALL
 
 from dslite.app.chat.markdown_blocks import Block, Splitter, code_blocks
 from dslite.app.sessions.store import SessionStore
-from dslite.app.tui.transcript.virtual_list import KEPT
-from dslite.app.tui.transcript.markdown import draw
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.transcript.blocks import Piece
+from dslite.app.tui.transcript.markdown import draw
+from dslite.app.tui.transcript.virtual_list import KEPT
 from dslite.app.tui.transcript.wrapping import wrap_plain
 
 PALETTE = Palette.of_theme({}, Style())

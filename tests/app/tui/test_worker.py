@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.fake_engine import FakeResponder
 
-from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.model_loading import Opened
+from dslite.app.chat.settings import ChatSettings
 from dslite.app.tui.control import engine_worker as module
 from dslite.app.tui.control.engine_worker import Answering, EngineWorker
 from dslite.runtime.downloads.hub import parse_model

@@ -10,8 +10,8 @@ from support.checkpoints import tiny_config
 
 from dslite.model.config import ModelConfig
 from dslite.runtime.cache.branch_cache import Shelf, common_prefix
-from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.cache.disk_cache import LatentStore
+from dslite.runtime.cache.latent_cache import LatentKVCache
 
 CONFIG = ModelConfig.from_dict(tiny_config())
 CAPACITY = 256

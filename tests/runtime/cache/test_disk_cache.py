@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 
 from dslite.model.config import ModelConfig
+from dslite.runtime.cache.disk_cache import LatentStore, fingerprint
+from dslite.runtime.cache.latent_cache import LatentKVCache
+from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done
-from dslite.runtime.cache.latent_cache import LatentKVCache
-from dslite.runtime.cache.disk_cache import LatentStore, fingerprint
-from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.weights.checkpoint import Checkpoint
 
 CONFIG = ModelConfig.from_dict(tiny_config(kv_lora_rank=4, qk_rope_head_dim=2, num_hidden_layers=2))
@@ -235,7 +235,7 @@ def writer(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
         "    assert store.save('chat', IDS[:count], cache)\n"
     )
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
     )

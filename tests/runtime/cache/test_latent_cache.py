@@ -8,8 +8,8 @@ from support.reference import golden
 from torch import Tensor
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.errors import ContextFullError
 from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.errors import ContextFullError
 
 CONFIG = ModelConfig.from_dict(tiny_config())
 

@@ -7,13 +7,13 @@ import pytest
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.tokenizers import EOS_ID
 
+from dslite.runtime.cache.disk_cache import LatentStore
 from dslite.runtime.chat.local import ChatSession
-from dslite.runtime.text.chat_template import Message
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token
-from dslite.runtime.cache.disk_cache import LatentStore
-from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.text.chat_template import Message
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 

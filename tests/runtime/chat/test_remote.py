@@ -16,13 +16,13 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.scripted_server import HANG, HEAD, ScriptedServer, delta, events, refusal
 from support.serving import Server, serving_here
 
-from dslite.runtime.text.chat_template import ChatTemplate, Message
 from dslite.runtime.chat.http import ConnectionLostError, Endpoint
+from dslite.runtime.chat.remote import RemoteChat, RemoteModel, RemoteRequest
 from dslite.runtime.engine.engine import Engine, Request
+from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError, DsliteError, ModelUnavailableError, UsageError
 from dslite.runtime.events import Done, Event, Prefilling, Token
-from dslite.runtime.chat.remote import RemoteChat, RemoteModel, RemoteRequest
-from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.text.chat_template import ChatTemplate, Message
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 ASKED = [Message("user", "the end")]

@@ -9,9 +9,9 @@ from support.hub_server import HubServer
 
 from dslite.model.config import ModelConfig
 from dslite.model.errors import ConfigError
+from dslite.runtime.diagnostics.model_info import describe, part_bytes
 from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.errors import ModelUnavailableError
-from dslite.runtime.diagnostics.model_info import describe, part_bytes
 from dslite.runtime.weights.checkpoint import Checkpoint
 
 GOLDEN = Path(__file__).parents[2] / "golden"

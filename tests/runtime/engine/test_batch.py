@@ -11,13 +11,13 @@ from torch import Tensor
 
 from dslite.model.attention import Span
 from dslite.model.transformer import Transformer
+from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.engine.batch import Batch, room
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import ContextFullError, DsliteError, OutOfMemoryError
 from dslite.runtime.events import Done, Prefilling, Token
-from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
-from dslite.runtime.engine.sampling_params import SamplingParams
 
 
 @pytest.fixture(scope="module")

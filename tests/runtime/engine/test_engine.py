@@ -18,9 +18,9 @@ from support.tokenizers import BOS_ID, N_TOKENS
 
 from dslite.model.transformer import Transformer
 from dslite.runtime.engine.engine import Engine, Request
+from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError, UsageError
 from dslite.runtime.events import Done, Event, Prefilling, Token
-from dslite.runtime.engine.sampling_params import SamplingParams
 
 TOLERANCE = 2e-5
 GREEDY = SamplingParams(temperature=0, max_tokens=12)

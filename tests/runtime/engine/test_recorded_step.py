@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="Triton is not here")
-from dslite.runtime.planning import launch_count
 from dslite.model import decode_cuda
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
@@ -28,6 +27,7 @@ from dslite.model.kernels import gpu, triton_experts
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache
+from dslite.runtime.planning import launch_count
 from dslite.runtime.weights.slot_bank import SlotExperts
 
 pytestmark = pytest.mark.skipif(not cuda_guard(), reason="no C++ compiler for the guard of fake CUDA tensors")

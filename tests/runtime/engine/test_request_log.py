@@ -11,12 +11,12 @@ from support.forward import random_ids
 from support.machines import machine
 
 from dslite.runtime.engine.batch import Batch
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done
 from dslite.runtime.planning.device_plan import PlanRequest
 from dslite.runtime.planning.placement import plan
-from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dslite.runtime.engine import sampling
-from dslite.runtime.errors import NumericsError, UsageError
 from dslite.runtime.engine.sampling import Sampler, check_finite, score
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.errors import NumericsError, UsageError
 
 # Distances between logits keep the reference's cuts away from rounding.
 LOGITS = st.lists(st.integers(-60, 60), min_size=1, max_size=40, unique=True).map(lambda ns: [n / 8 for n in ns])

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from support.reference import reference_file
 from support.tokenizers import BOS, BOS_ID, EOS, EOS_ID, N_TOKENS, tiny_tokenizer
 
-from dslite.runtime.text.chat_template import ChatTemplate, Message
 from dslite.runtime.errors import CheckpointError, UsageError
+from dslite.runtime.text.chat_template import ChatTemplate, Message
 from dslite.runtime.text.tokenizer import StopTexts, StreamDecoder, Tokenizer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -13,9 +13,9 @@ from support.checkpoints import load_engine, random_tensors, tiny_config, write_
 
 from dslite.runtime.downloads.layout import INDEX
 from dslite.runtime.engine.engine import Request
+from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import CheckpointError, ConfigError, DsliteError, NumericsError
 from dslite.runtime.events import Done, Event, Token
-from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.weights.checkpoint import Checkpoint, read_header
 
 # Small enough that every byte of its header can be flipped in turn: 21 tensors.

@@ -10,11 +10,11 @@ import pytest
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.forward import random_ids
 
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Token
-from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.weights import mapped_file
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.mapped_file import MappedFile

@@ -13,15 +13,15 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.forward import random_ids
 from support.machines import machine
 
-from dslite.runtime.engine import engine
 from dslite.runtime.device import PlainDevice
-from dslite.runtime.engine.sequence import Request
+from dslite.runtime.engine import engine
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import CheckpointError, OutOfMemoryError
 from dslite.runtime.events import Token
 from dslite.runtime.planning.device_plan import PlanRequest
 from dslite.runtime.planning.placement import plan
-from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights import disk, loader
 from dslite.runtime.weights.checkpoint import Checkpoint
@@ -157,12 +157,12 @@ def in_network() -> bool:
 def around_network() -> bool:
     """Whether the engine itself works with tensors now: not the network, nor the drawing of tokens."""
     names = callers()
-    return "runtime/engine/engine.py" in names and not names & {"model/transformer.py", "runtime/engine/sequence.py"}
+    return "engine/engine.py" in names and not names & {"model/transformer.py", "engine/sequence.py"}
 
 
 def in_drawing() -> bool:
     """Whether a token is drawn now."""
-    return "runtime/engine/sequence.py" in callers()
+    return "engine/sequence.py" in callers()
 
 
 def operations(folder: Path, during: Callable[[Engine], object]) -> int:

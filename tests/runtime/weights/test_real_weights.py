@@ -14,10 +14,10 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from support.checkpoints import load_engine
 
-from dslite.runtime.engine.engine import Engine, Request
-from dslite.runtime.events import Token
-from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.diagnostics.selftest import read_published
+from dslite.runtime.engine.engine import Engine, Request
+from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.events import Token
 
 pytestmark = pytest.mark.weights
 
