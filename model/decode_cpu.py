@@ -11,14 +11,14 @@ from torch import Tensor
 from dslite.model.attention import LATENT_EPS, Form, Span
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import native
-from dslite.model.kernels.layer import LayerRun, LayerTensors, TokenRows
+from dslite.model.kernels.layer import LayerRun, LayerTensors, TokenBatch
 from dslite.model.moe import MoE, ResidentExperts
 
 if TYPE_CHECKING:
     from dslite.model.transformer import DecoderLayer
 
 
-class FewTokens:
+class CpuDecode:
     """What transformer.DecoderLayer says, for at most `native.MOST_TOKENS` tokens."""
 
     def __init__(self, config: ModelConfig, layers: Sequence["DecoderLayer"]) -> None:
@@ -43,7 +43,7 @@ class FewTokens:
         """As Transformer.steps, behind the embedding: yields the layers done, returns hidden (T, D)."""
         products = native.products()
         assert products is not None
-        rows = TokenRows([(span.cache.reserve(span.count), span.count) for span in spans])
+        rows = TokenBatch([(span.cache.reserve(span.count), span.count) for span in spans])
         for run in self._runs:
             out = run(products, hidden, factors, rows)
             if isinstance(out, Tensor):

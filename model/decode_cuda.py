@@ -36,7 +36,7 @@ _MOST_LATENT = 1024  # values that a program holds of a cached row
 _MOST_EXPERTS = 128  # of which the router's program compares each with each
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """What a device does for recorded launches."""
 
     def put(self, target: Tensor, values: Tensor) -> None:
@@ -49,7 +49,7 @@ class Recorder(Protocol):
 
 
 @dataclass
-class _Run:
+class LayerSegment:
     """Neighbouring layers of one recording. The last one's routed experts lie elsewhere, unless it is `whole`."""
 
     first: int
@@ -58,12 +58,12 @@ class _Run:
     replay: Launch | None = None
 
 
-class OneToken:
+class CudaDecode:
     """What transformer.Transformer.steps says, for one token of one sequence."""
 
-    def __init__(self, model: "Transformer", recorder: Recorder) -> None:
+    def __init__(self, model: "Transformer", recorder: GraphRecorder) -> None:
         self._model, self._recorder = model, recorder
-        self._fixed: _Fixed | None = None
+        self._fixed: DecodeBuffers | None = None
 
     def suits(self, token_ids: Tensor, spans: Sequence[Span], form: Form) -> bool:
         """Whether these tokens can take this way."""
@@ -86,7 +86,7 @@ class OneToken:
 
     def steps(self, token_ids: Tensor, span: Span) -> Generator[int, None, Tensor]:
         """Run one token id (1,): yields the layers done, returns hidden (1, D). The span's cache has the new row."""
-        fixed = self._fixed = self._fixed or _Fixed(self._model)
+        fixed = self._fixed = self._fixed or DecodeBuffers(self._model)
         self._begin(fixed, token_ids, span.cache.length, span.cache.reserve(1))
         for run in fixed.runs:
             if run.replay is None:
@@ -98,7 +98,7 @@ class OneToken:
             yield run.first + run.count
         return fixed.hidden.clone()[None]
 
-    def _begin(self, fixed: "_Fixed", token_ids: Tensor, position: int, rows: Tensor) -> None:
+    def _begin(self, fixed: "DecodeBuffers", token_ids: Tensor, position: int, rows: Tensor) -> None:
         """Tell the device what changes. rows (layers, S, C+R)"""
         known = token_ids.device.type == "cpu"
         embedding = self._model.embed_tokens
@@ -112,14 +112,14 @@ class OneToken:
         if fixed.row is None and not known:
             fixed.state[:1].copy_(token_ids)
 
-    def _mix(self, fixed: "_Fixed", index: int) -> None:
+    def _mix(self, fixed: "DecodeBuffers", index: int) -> None:
         """The experts of a layer whose bank is asked from the host."""
         layer = self._model.layers[index]
         hidden = fixed.middle[None]
         fixed.hidden.copy_((hidden + layer.mlp(rms_norm(hidden, layer.post_attention_layernorm, layer.eps)))[0])
 
 
-class _Fixed:
+class DecodeBuffers:
     """The buffers of a token, and the launches over them. Vectors have no axis of tokens."""
 
     def __init__(self, model: "Transformer") -> None:
@@ -155,7 +155,7 @@ class _Fixed:
         self._dense = buffer(1, config.intermediate_size)
         self._ids, self._weights = buffer(entries, dtype=torch.int64), buffer(entries)
 
-    def launch(self, run: _Run) -> None:
+    def launch(self, run: LayerSegment) -> None:
         """All launches of a run, which begins with `hidden`, the first one with the token."""
         if run.first == 0:
             self._embed()
@@ -227,13 +227,13 @@ def _whole(layer: "DecoderLayer") -> bool:
     return isinstance(layer.mlp, MLP) or isinstance(layer.mlp.experts, ResidentExperts)
 
 
-def _runs(layers: Sequence["DecoderLayer"]) -> list[_Run]:
+def _runs(layers: Sequence["DecoderLayer"]) -> list[LayerSegment]:
     """All layers, in runs as long as may be: a layer whose routed experts lie elsewhere ends one."""
-    runs: list[_Run] = []
+    runs: list[LayerSegment] = []
     for layer in layers:
         if runs and runs[-1].whole:
             runs[-1].count += 1
             runs[-1].whole = _whole(layer)
         else:
-            runs.append(_Run(layer.index, 1, _whole(layer)))
+            runs.append(LayerSegment(layer.index, 1, _whole(layer)))
     return runs

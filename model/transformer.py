@@ -16,8 +16,8 @@ from torch import Tensor
 from dslite.model import kernels
 from dslite.model.attention import Form, MultiHeadLatentAttention, Span, last_of_each, rms_norm
 from dslite.model.config import ModelConfig
-from dslite.model.decode_cpu import FewTokens
-from dslite.model.decode_cuda import OneToken, Recorder
+from dslite.model.decode_cpu import CpuDecode
+from dslite.model.decode_cuda import CudaDecode, GraphRecorder
 from dslite.model.moe import MLP, ExpertBank, Gate, MoE, ResidentExperts
 from dslite.model.rope import amplitude, inverse_frequencies, rotation
 
@@ -62,7 +62,7 @@ class Transformer:
     frequencies: Tensor
     amplitude: float
     check: Callable[[], None] = _nothing_changes  # raises where the weights are no longer what they were
-    recorder: Recorder | None = None  # what keeps one token's launches for the next; None: launch each time
+    recorder: GraphRecorder | None = None  # what keeps one token's launches for the next; None: launch each time
 
     @classmethod
     def build(
@@ -70,7 +70,7 @@ class Transformer:
         config: ModelConfig,
         take: TakeTensor,
         make_bank: MakeBank | None = None,
-        recorder: Recorder | None = None,
+        recorder: GraphRecorder | None = None,
         check: Callable[[], None] = _nothing_changes,
     ) -> "Transformer":
         """`take` gives the tensor of a Hub name; `make_bank` the experts of a layer (default: taken too)."""
@@ -153,13 +153,13 @@ class Transformer:
         return logits
 
     @cached_property
-    def _few_tokens(self) -> FewTokens:
-        return FewTokens(self.config, self.layers)
+    def _few_tokens(self) -> CpuDecode:
+        return CpuDecode(self.config, self.layers)
 
     @cached_property
-    def _one_token(self) -> OneToken | None:
+    def _one_token(self) -> CudaDecode | None:
         # Given a copy: in a circle of references the weights would stay in memory when nobody wants them any more.
-        return None if self.recorder is None else OneToken(replace(self, recorder=None), self.recorder)
+        return None if self.recorder is None else CudaDecode(replace(self, recorder=None), self.recorder)
 
 
 def _build_layer(config: ModelConfig, index: int, take: TakeTensor, make_bank: MakeBank) -> DecoderLayer:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.cache.disk_cache import LatentStore, fingerprint
+from dslite.runtime.cache.disk_cache import LatentDiskCache, fingerprint
 from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import ModelUnavailableError, UsageError
@@ -65,7 +65,7 @@ def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading]
         context=plan.context,
         eos_token_ids=ends,
         prefill_chunk=plan.prefill_chunk,
-        saved=cache(lambda: LatentStore(latents_dir(), fingerprint(checkpoint, dtype))),
+        saved=cache(lambda: LatentDiskCache(latents_dir(), fingerprint(checkpoint, dtype))),
         memory_left=_memory_left(options, plan),
     )
 

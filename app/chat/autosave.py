@@ -1,4 +1,4 @@
-"""Saving a conversation beside the chat: a thread that waits for the disk, so that no screen does.
+"""ConversationSaver a conversation beside the chat: a thread that waits for the disk, so that no screen does.
 
 A fault of the database never ends a chat. It is told once; what could not be saved is tried again with the next
 message.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
-from dslite.app.chat.message_tree import Dialogue, Node
+from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.errors import SessionsError
 from dslite.model.errors import DsliteError
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _UPDATE_EVERY_S = 0.5
 
 
-class Recorder:
+class ConversationWriter:
     """Writes messages in the order in which they were made. With `saving` off it only answers questions."""
 
     def __init__(
@@ -44,11 +44,11 @@ class Recorder:
 
     # Writing.
 
-    def append(self, dialogue: Dialogue, node: Node) -> None:
+    def append(self, dialogue: MessageTree, node: Node) -> None:
         """Save a new message, and those before it that could not be saved."""
         self._write(lambda store: self._save_path(store, dialogue, node))
 
-    def update(self, dialogue: Dialogue, node: Node, ids: Sequence[int] | None) -> None:
+    def update(self, dialogue: MessageTree, node: Node, ids: Sequence[int] | None) -> None:
         """Save an answer as far as it is: its text, and the tokens that it was made of."""
         content = node.content
 
@@ -59,14 +59,14 @@ class Recorder:
 
         self._write(save)
 
-    def update_now_and_then(self, dialogue: Dialogue, node: Node, ids: Sequence[int]) -> None:
+    def update_now_and_then(self, dialogue: MessageTree, node: Node, ids: Sequence[int]) -> None:
         """`update`, at most twice a second: a crash then costs less than a second of text."""
         now = time.monotonic()
         if node.content and now - self._updated > _UPDATE_EVERY_S:
             self._updated = now
             self.update(dialogue, node, tuple(ids) or None)
 
-    def finish(self, dialogue: Dialogue, node: Node) -> None:
+    def finish(self, dialogue: MessageTree, node: Node) -> None:
         """Save a whole answer."""
         content, ids, reason, info = node.content, node.token_ids, node.finish_reason or "stop", dict(node.info)
 
@@ -77,10 +77,10 @@ class Recorder:
 
         self._write(save)
 
-    def rename(self, dialogue: Dialogue, title: str) -> None:
+    def rename(self, dialogue: MessageTree, title: str) -> None:
         self._write(lambda store: store.rename(dialogue.id, title) if dialogue.id else None)
 
-    def configure(self, dialogue: Dialogue) -> None:
+    def configure(self, dialogue: MessageTree) -> None:
         """Save with what later answers are to be made."""
         model, profile, system = dialogue.model, dialogue.profile, dialogue.system
         self._write(
@@ -89,7 +89,7 @@ class Recorder:
             )
         )
 
-    def set_leaf(self, dialogue: Dialogue) -> None:
+    def set_leaf(self, dialogue: MessageTree) -> None:
         """Save which branch is on screen."""
         leaf = dialogue.leaf
         self._write(
@@ -98,7 +98,7 @@ class Recorder:
             )
         )
 
-    def _save_path(self, store: "SessionStore", dialogue: Dialogue, node: Node) -> None:
+    def _save_path(self, store: "SessionStore", dialogue: MessageTree, node: Node) -> None:
         if dialogue.id is None:
             talk = store.create(
                 model=dialogue.model, profile=dialogue.profile, system=dialogue.system, title=dialogue.title

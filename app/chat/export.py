@@ -4,14 +4,14 @@ import json
 import time
 from pathlib import Path
 
-from dslite.app.chat.message_tree import Dialogue, Node
+from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.sessions.export import to_dict, to_markdown
 from dslite.app.sessions.ids import new_id
 from dslite.app.sessions.records import Conversation, StoredMessage
 from dslite.runtime.errors import UsageError
 
 
-def export(dialogue: Dialogue, path: Path) -> Path:
+def export(dialogue: MessageTree, path: Path) -> Path:
     """Write a dialogue and return where. Raises UsageError; a file that is there already is not replaced."""
     now = time.time()
     identity = dialogue.id or new_id(now)
@@ -35,7 +35,7 @@ def export(dialogue: Dialogue, path: Path) -> Path:
     return path
 
 
-def _nodes(dialogue: Dialogue) -> list[Node]:
+def _nodes(dialogue: MessageTree) -> list[Node]:
     """All messages, parents before children."""
     nodes = list(dialogue.roots)
     for node in nodes:

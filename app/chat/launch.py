@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from dslite.app.chat.autosave import Recorder
-from dslite.app.chat.model_loading import Opener
+from dslite.app.chat.autosave import ConversationWriter
+from dslite.app.chat.model_loading import ModelLoader
 from dslite.app.chat.model_setup import FirstRun
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.errors import ConfigFileError
@@ -21,7 +21,7 @@ WAYS = get_args(WhenFull)
 
 
 @dataclass(frozen=True)
-class Looks:
+class ChatConfig:
     """[chat] and [keys] of config.toml."""
 
     theme: str | None = None
@@ -30,7 +30,7 @@ class Looks:
     when_full: WhenFull = "ask"
 
     @classmethod
-    def of_config(cls, config: "Config") -> "Looks":
+    def of_config(cls, config: "Config") -> "ChatConfig":
         """Raises ConfigFileError."""
         mouse = config.table("chat").get("mouse", True)
         if not isinstance(mouse, bool):
@@ -47,14 +47,14 @@ class Looks:
 
 
 @dataclass
-class ChatStart:
+class ChatLaunch:
     """`resume` names the conversation to open; `warnings` are told once the chat is there."""
 
     ref: ModelRef
     settings: ChatSettings
-    open_model: Opener
-    recorder: Recorder
+    open_model: ModelLoader
+    recorder: ConversationWriter
     resume: "Callable[[SessionStore], str | None] | None" = None
-    looks: Looks = field(default_factory=Looks)
+    looks: ChatConfig = field(default_factory=ChatConfig)
     first_run: FirstRun = field(default_factory=FirstRun)
     warnings: list[DsliteError] = field(default_factory=list)

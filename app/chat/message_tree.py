@@ -30,7 +30,7 @@ class Node:
     key: int = field(default_factory=lambda: next(_keys))
 
 
-class Dialogue:
+class MessageTree:
     """The tree, and where in it we are. `id` is the conversation's in the database, once it is there."""
 
     def __init__(self, *, model: str, profile: str | None = None, system: str | None = None, title: str = "") -> None:
@@ -44,7 +44,7 @@ class Dialogue:
         self._first_read: Node | None = None  # what stands before it was too old for the context
 
     @classmethod
-    def load(cls, conversation: "Conversation", stored: Sequence["StoredMessage"]) -> "Dialogue":
+    def load(cls, conversation: "Conversation", stored: Sequence["StoredMessage"]) -> "MessageTree":
         """A saved conversation. An answer that still grows was cut by the end of its process."""
         self = cls(
             model=conversation.model,

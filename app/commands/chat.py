@@ -14,7 +14,7 @@ from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError, UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.chat.launch import ChatStart
+    from dslite.app.chat.launch import ChatLaunch
     from dslite.app.sessions.store import Conversation, SessionStore
 
 _CHAT_MODEL = "chat"
@@ -122,10 +122,10 @@ def _start(
     *,
     saving: bool,
     server: tuple[str | None, str | None],
-) -> "ChatStart":
+) -> "ChatLaunch":
     """Put together with what the chat begins. A broken config.toml is told, and the chat goes on without it."""
-    from dslite.app.chat.autosave import Recorder
-    from dslite.app.chat.launch import ChatStart, Looks
+    from dslite.app.chat.autosave import ConversationWriter
+    from dslite.app.chat.launch import ChatConfig, ChatLaunch
     from dslite.app.chat.model_loading import opener, remote_opener
     from dslite.app.chat.model_setup import FirstRun
     from dslite.app.chat.settings import ChatSettings
@@ -140,12 +140,12 @@ def _start(
         config: Config = read_config()
         made = settle(given, profile, talk, raw=False)
         defaults = default_values(config)
-        looks = Looks.of_config(config)
+        looks = ChatConfig.of_config(config)
     except ConfigFileError as error:
         if profile is not None:
             raise
         warnings.append(error)
-        made, defaults, looks = given, {}, Looks.of_config(Config(config_path(), {}))
+        made, defaults, looks = given, {}, ChatConfig.of_config(Config(config_path(), {}))
     served = find_served(*server, given.model, made.model)
     ref = served.ref if served else parse_model(made.model or _CHAT_MODEL, revision)
     settings = ChatSettings(
@@ -156,11 +156,11 @@ def _start(
         system=None if made.system == made.profile.system else made.system or "",
     )
     identity = talk.id if talk is not None else None
-    return ChatStart(
+    return ChatLaunch(
         ref=ref,
         settings=settings,
         open_model=remote_opener(served) if served else opener(engine_options),
-        recorder=Recorder(_open_store, saving=saving),
+        recorder=ConversationWriter(_open_store, saving=saving),
         resume=(lambda _: identity) if identity else None,
         looks=looks,
         first_run=FirstRun.of(offline=engine_options["offline"]),

@@ -11,14 +11,14 @@ from dslite.app.commands import flags
 from dslite.app.commands.flags import flag, system_message
 from dslite.app.commands.model_prompt import ensure_model
 from dslite.app.commands.prompt_input import read_batch, read_prompt
-from dslite.app.settings.endpoint import Served, find_served
+from dslite.app.settings.endpoint import RemoteModelRef, find_served
 from dslite.app.settings.sampling import chosen
 from dslite.app.terminal.output_file import Output, check_output
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.completion.protocol import Maker, Style
+    from dslite.app.completion.protocol import CompletionBackend, CompletionOptions
     from dslite.app.sessions.store import Conversation, SessionStore
     from dslite.app.settings.precedence import AnswerSettings
 
@@ -127,36 +127,38 @@ class _Asked:
 
 
 def _answer(
-    asked: _Asked, ref: ModelRef, style: dict[str, Any], engine_options: dict[str, Any], served: Served | None
+    asked: _Asked, ref: ModelRef, style: dict[str, Any], engine_options: dict[str, Any], served: RemoteModelRef | None
 ) -> int:
     """Load the model, or turn to the server, and answer; return the exit code."""
-    from dslite.app.completion.autosave import Saving
+    from dslite.app.completion.autosave import ConversationSaver
     from dslite.app.completion.batch import complete_batch
-    from dslite.app.completion.protocol import Style
+    from dslite.app.completion.protocol import CompletionOptions
     from dslite.app.completion.single import Question, complete_one
 
     made_with, store, talk = asked.made_with, asked.store, asked.talk
-    drawn = Style(made_with.sampling, system=made_with.system, **style)
+    drawn = CompletionOptions(made_with.sampling, system=made_with.system, **style)
     completer = _completer(ref, drawn, engine_options, served)
     if not isinstance(asked.prompt, str):
         return complete_batch(completer, asked.prompt, asked.output)
     branch = [] if store is None or talk is None else store.path(talk.leaf)
     question = Question(asked.prompt, [message.to_message(ref.key) for message in branch], talk.id if talk else None)
-    saving = Saving(
+    saving = ConversationSaver(
         store if asked.saves else None, talk, model=ref.key, profile=made_with.profile.name, system=made_with.system
     )
     return complete_one(completer, question, asked.output, saving)
 
 
-def _completer(ref: ModelRef, style: "Style", engine_options: dict[str, Any], served: Served | None) -> "Maker":
+def _completer(
+    ref: ModelRef, style: "CompletionOptions", engine_options: dict[str, Any], served: RemoteModelRef | None
+) -> "CompletionBackend":
     if served is not None:
-        from dslite.app.completion.remote import RemoteCompleter
+        from dslite.app.completion.remote import RemoteCompletion
 
-        return RemoteCompleter(served, style)
-    from dslite.app.completion.local import Completer
+        return RemoteCompletion(served, style)
+    from dslite.app.completion.local import LocalCompletion
     from dslite.runtime.open_engine import EngineOptions
 
-    return Completer.open(ref, style, EngineOptions(**engine_options))
+    return LocalCompletion.open(ref, style, EngineOptions(**engine_options))
 
 
 def _refuse_together(name: str, given: bool, others: dict[str, bool]) -> None:

@@ -101,7 +101,7 @@ def verify(
 ) -> None:
     """Check every file of a model against its hash."""
     from dslite.app.terminal import console
-    from dslite.app.terminal.download_progress import PullDisplay
+    from dslite.app.terminal.download_progress import DownloadProgress
     from dslite.app.terminal.tables import print_table
     from dslite.runtime.downloads.hub import locate
     from dslite.runtime.downloads.verify import complaint
@@ -111,7 +111,10 @@ def verify(
     ref = parse_model(name, revision)
     checked: list[CheckedFile] = []
     try:
-        with closing(check(ref, locate(ref), checked, offline=offline)) as events, PullDisplay("checked") as display:
+        with (
+            closing(check(ref, locate(ref), checked, offline=offline)) as events,
+            DownloadProgress("checked") as display,
+        ):
             for event in events:
                 display.show(event)
     except KeyboardInterrupt:

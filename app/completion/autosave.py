@@ -1,4 +1,4 @@
-"""Saving the conversation of `complete` while its answer is made. A fault costs the saving, never the answer."""
+"""Saves the conversation of `complete` while its answer is made. A failure to save is reported; the answer goes on."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _EVERY_S = 0.8
 _SLOW_S = 0.2  # tokens that come further apart are saved one by one: the next one may be long in coming
 
 
-class Saving:
+class ConversationSaver:
     """One question and its answer, behind a conversation's branch or as a new one's first. Off without a store."""
 
     def __init__(

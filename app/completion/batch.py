@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from dslite.app.completion.output import answer_object, compact, error_object
-from dslite.app.completion.protocol import Answer, Maker
+from dslite.app.completion.protocol import Answer, CompletionBackend
 from dslite.app.settings.profiles import get_profile
 from dslite.app.terminal import console
 from dslite.app.terminal.output_file import Output, open_output
@@ -38,7 +38,7 @@ class _Lines:
         self.put(number, error_object(self.ids[number], error))
 
 
-def complete_batch(completer: Maker, lines: Sequence[str], output: Output) -> int:
+def complete_batch(completer: CompletionBackend, lines: Sequence[str], output: Output) -> int:
     """Answer JSON lines; return the exit code. A bad line says so in its place, and the rest go on."""
     with Interruption() as interruption, open_output(output.file) as file:
         shown = _Lines(lines, file)

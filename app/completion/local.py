@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, reading
+from dslite.app.completion.protocol import RAW_MAX_TOKENS, CompletionOptions, messages_of, reading
 from dslite.app.settings.sampling import check_types, model_defaults
-from dslite.app.terminal.console import StatusLine
+from dslite.app.terminal.console import TerminalStatus
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.engine.batch import Batch
@@ -20,10 +20,12 @@ from dslite.runtime.open_engine import EngineOptions, open_engine
 from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
 
 
-class Completer:
+class LocalCompletion:
     """One loaded model that answers prompts in a style."""
 
-    def __init__(self, ref: ModelRef, style: Style, engine: Engine, defaults: Mapping[str, Any], load_s: float) -> None:
+    def __init__(
+        self, ref: ModelRef, style: CompletionOptions, engine: Engine, defaults: Mapping[str, Any], load_s: float
+    ) -> None:
         self.name = ref.repo_id or ref.name
         self.key = ref.key
         self._engine = engine
@@ -35,10 +37,10 @@ class Completer:
         self._spacings: dict[int, AnswerSpacing] = {}
 
     @classmethod
-    def open(cls, ref: ModelRef, style: Style, options: EngineOptions) -> "Completer":
+    def open(cls, ref: ModelRef, style: CompletionOptions, options: EngineOptions) -> "LocalCompletion":
         """Find and load the model, telling how far on the status line."""
         started = time.perf_counter()
-        status = StatusLine()
+        status = TerminalStatus()
         folder: Path = locate(ref)
         try:
             engine = open_engine(folder, options, lambda event: status.show(_loading(event)))
@@ -85,7 +87,7 @@ class Completer:
 
     def stream(self, request: Request, cancel: threading.Event) -> Iterator[Token | Done]:
         """The tokens of an answer and its end; reading the prompt shows on the status line."""
-        status, spacing = StatusLine(), self._spacing(request)
+        status, spacing = TerminalStatus(), self._spacing(request)
         try:
             for event in self._engine.generate(request, cancel):
                 if isinstance(event, Prefilling):

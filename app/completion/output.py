@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, TextIO
 
-from dslite.app.completion.protocol import Answer, Maker
+from dslite.app.completion.protocol import Answer, CompletionBackend
 from dslite.app.terminal.console import visible
 from dslite.model.errors import DsliteError
 from dslite.runtime.events import Candidate, Token
@@ -30,7 +30,7 @@ def _candidate_object(candidate: Candidate) -> dict[str, Any]:
     return {"id": candidate.id, "text": candidate.text, "logprob": candidate.logprob}
 
 
-def answer_object(completer: Maker, answer: Answer, *, session: str | None = None) -> dict[str, Any]:
+def answer_object(completer: CompletionBackend, answer: Answer, *, session: str | None = None) -> dict[str, Any]:
     """The contract's object of one answer; `session` is the saved conversation's id."""
     done = answer.done
     assert done is not None

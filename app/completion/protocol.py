@@ -15,7 +15,7 @@ RAW_MAX_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Style:
+class CompletionOptions:
     """How prompts are read and answers told; the same for all prompts of a call."""
 
     sampling: Mapping[str, Any]
@@ -50,7 +50,7 @@ class Answer:
         return [token for token in self.tokens if not token.in_prompt]
 
 
-class Maker(Protocol):
+class CompletionBackend(Protocol):
     """Makes answers to prompts in one style. A request is what `request` gives; nobody else looks into it."""
 
     name: str

@@ -5,10 +5,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dslite.app.completion.protocol import RAW_MAX_TOKENS, Style, messages_of, reading
-from dslite.app.settings.endpoint import Served
+from dslite.app.completion.protocol import RAW_MAX_TOKENS, CompletionOptions, messages_of, reading
+from dslite.app.settings.endpoint import RemoteModelRef
 from dslite.app.settings.sampling import check_types
-from dslite.app.terminal.console import StatusLine
+from dslite.app.terminal.console import TerminalStatus
 from dslite.model.errors import DsliteError
 from dslite.runtime.chat.remote import RemoteModel, RemoteRequest
 from dslite.runtime.engine.sampling_params import SamplingParams
@@ -21,12 +21,12 @@ _TOGETHER = 8  # requests under way at a time
 _Happening = tuple[int, Token | Done | DsliteError]
 
 
-class RemoteCompleter:
+class RemoteCompletion:
     """A model of a server that answers prompts in a style."""
 
     load_s = 0.0
 
-    def __init__(self, served: Served, style: Style) -> None:
+    def __init__(self, served: RemoteModelRef, style: CompletionOptions) -> None:
         self.name = self.key = served.ref.name
         self._model = RemoteModel(served.endpoint, served.ref.name)
         self._style = style
@@ -66,7 +66,7 @@ class RemoteCompleter:
 
     def stream(self, request: RemoteRequest, cancel: threading.Event) -> Iterator[Token | Done]:
         """What the server says, as it comes."""
-        status = StatusLine()
+        status = TerminalStatus()
         try:
             for event in self._model.generate(request, cancel):
                 if isinstance(event, Prefilling):

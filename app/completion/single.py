@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
-from dslite.app.completion.autosave import Saving
+from dslite.app.completion.autosave import ConversationSaver
 from dslite.app.completion.output import (
     TextWriter,
     answer_object,
@@ -14,7 +14,7 @@ from dslite.app.completion.output import (
     stats_line,
     token_object,
 )
-from dslite.app.completion.protocol import Answer, Maker
+from dslite.app.completion.protocol import Answer, CompletionBackend
 from dslite.app.terminal import console
 from dslite.app.terminal.output_file import Output, open_output
 from dslite.app.terminal.signals import Interruption
@@ -33,13 +33,13 @@ class Question:
 
 
 @dataclass
-class _Progress:
+class _CompletionProgress:
     """An answer on its way to the screen, to a file and into the database."""
 
-    completer: Maker
+    completer: CompletionBackend
     request: Any
     interruption: Interruption
-    saving: Saving
+    saving: ConversationSaver
     answer: Answer = field(default_factory=Answer)
 
     def events(self) -> Iterator[Token | Done]:
@@ -49,13 +49,13 @@ class _Progress:
             yield event
 
 
-def complete_one(completer: Maker, question: Question, output: Output, saving: Saving) -> int:
+def complete_one(completer: CompletionBackend, question: Question, output: Output, saving: ConversationSaver) -> int:
     """Answer a prompt; return the exit code."""
     before = question.before
     request = completer.request([*before, Message("user", question.text)] if before else question.text)
     completer.check(request)
     with Interruption() as interruption, open_output(output.file) as file:
-        progress = _Progress(completer, request, interruption, saving)
+        progress = _CompletionProgress(completer, request, interruption, saving)
         saving.begin(question.text, {"model": completer.key, "sampling": asdict(request.params)})
         if question.talk is not None:
             completer.resume(question.talk, request)
@@ -70,7 +70,7 @@ def complete_one(completer: Maker, question: Question, output: Output, saving: S
     return interruption.exit_code or _exit_code(progress.answer)
 
 
-def _write_text(progress: _Progress, output: Output, file: TextIO) -> None:
+def _write_text(progress: _CompletionProgress, output: Output, file: TextIO) -> None:
     writer = TextWriter(file)
     streams = output.stream and not output.extract
     try:
@@ -84,7 +84,7 @@ def _write_text(progress: _Progress, output: Output, file: TextIO) -> None:
         writer.end()
 
 
-def _write_json(progress: _Progress, output: Output, file: TextIO) -> None:
+def _write_json(progress: _CompletionProgress, output: Output, file: TextIO) -> None:
     for event in progress.events():
         if output.format == "jsonl" and isinstance(event, Token):
             print(compact(token_object(event)), file=file, flush=output.stream)
@@ -98,7 +98,7 @@ def _exit_code(answer: Answer) -> int:
     return ContextFullError.exit_code if answer.done and answer.done.finish_reason == "context" else 0
 
 
-def _tell_stats(completer: Maker, answer: Answer, output: Output) -> None:
+def _tell_stats(completer: CompletionBackend, answer: Answer, output: Output) -> None:
     assert answer.done is not None
     if output.stats:
         print(stats_line(answer_object(completer, answer)), file=sys.stderr)

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dslite.app.chat.launch import ChatStart
-from dslite.app.chat.message_tree import Dialogue, Node
-from dslite.app.chat.model_loading import Opened
+from dslite.app.chat.launch import ChatLaunch
+from dslite.app.chat.message_tree import MessageTree, Node
+from dslite.app.chat.model_loading import LoadedModel
 from dslite.app.chat.slash_commands import parse
-from dslite.app.plain.commands import Deeds
-from dslite.app.plain.context_overflow import FullContext, NewChatWanted
+from dslite.app.plain.commands import PlainCommands
+from dslite.app.plain.context_overflow import ContextOverflow, NewChatWanted
 from dslite.app.terminal import console
 from dslite.app.terminal.signals import Interruption
 from dslite.model.errors import DsliteError
-from dslite.runtime.chat.protocol import Remembers
+from dslite.runtime.chat.protocol import PersistsCache
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _BLOCK = '"""'
 
 
-def run_plain(start: ChatStart) -> int:
+def run_plain(start: ChatLaunch) -> int:
     """Hold the chat on stdin and stdout; return the exit code."""
     chat = PlainChat(start)
     try:
@@ -42,19 +42,19 @@ def run_plain(start: ChatStart) -> int:
 class PlainChat:
     """One conversation at a time, and the model that answers in it."""
 
-    def __init__(self, start: ChatStart) -> None:
+    def __init__(self, start: ChatLaunch) -> None:
         self.start = start
         self.settings = start.settings
         self.recorder = start.recorder
         self.ref = start.ref
-        self.opened: Opened | None = None
+        self.opened: LoadedModel | None = None
         self.dialogue = self.new_dialogue()
-        self.full_context = FullContext(self)
-        self.deeds = Deeds(self)
+        self.full_context = ContextOverflow(self)
+        self.deeds = PlainCommands(self)
         self.leaving: int | None = None  # the exit code, once the chat is to end
 
-    def new_dialogue(self) -> Dialogue:
-        return Dialogue(model=self.ref.key, profile=self.settings.profile.name, system=self.settings.system_message)
+    def new_dialogue(self) -> MessageTree:
+        return MessageTree(model=self.ref.key, profile=self.settings.profile.name, system=self.settings.system_message)
 
     def run(self) -> int:
         """Read and answer until the input ends."""
@@ -113,7 +113,7 @@ class PlainChat:
 
     # Conversations.
 
-    def begin(self, dialogue: Dialogue) -> None:
+    def begin(self, dialogue: MessageTree) -> None:
         """Hold another conversation."""
         self.dialogue = dialogue
         self.full_context.begin()
@@ -121,9 +121,9 @@ class PlainChat:
     def load(self, identify: "Callable[[SessionStore], str | None]") -> None:
         """Go on with a saved conversation, and print it. Raises DsliteError."""
 
-        def load(store: "SessionStore") -> Dialogue | None:
+        def load(store: "SessionStore") -> MessageTree | None:
             identity = identify(store)
-            return Dialogue.load(store.get(identity), store.tree(identity)) if identity else None
+            return MessageTree.load(store.get(identity), store.tree(identity)) if identity else None
 
         dialogue = self.recorder.ask(load).result()
         if dialogue is None:
@@ -139,7 +139,7 @@ class PlainChat:
 
     def open_model(self, ref: ModelRef) -> None:
         """Load a model; that it is not here is told."""
-        status = console.StatusLine()
+        status = console.TerminalStatus()
 
         def report(event: Loading) -> None:
             status.show(f"loading weights {100 * event.done_bytes // max(event.total_bytes, 1)} %")
@@ -183,7 +183,7 @@ class PlainChat:
             raise ModelUnavailableError("no model is loaded", "choose one with /model, such as /model demo")
         responder, messages = self.opened.responder, self.dialogue.messages(end, self.ref.key)
         params = replace(self.settings).params(self.opened.defaults)
-        if self.dialogue.id is not None and isinstance(responder, Remembers):
+        if self.dialogue.id is not None and isinstance(responder, PersistsCache):
             responder.recall(self.dialogue.id, messages, go_on=go_on)
         with Interruption() as interruption:
             try:
@@ -211,11 +211,11 @@ class PlainChat:
     def keep(self) -> None:
         """Leave on disk what was computed of the conversation."""
         responder = self.opened.responder if self.opened is not None else None
-        if self.dialogue.id is not None and isinstance(responder, Remembers):
+        if self.dialogue.id is not None and isinstance(responder, PersistsCache):
             responder.keep(self.dialogue.id)
 
     def _print(self, node: Node, events: object, cancel: threading.Event) -> None:
-        status, last = console.StatusLine(), "\n"
+        status, last = console.TerminalStatus(), "\n"
         before, ids = node.token_ids, list(node.token_ids or ())
         for event in events:  # type: ignore[attr-defined]
             if isinstance(event, Prefilling):

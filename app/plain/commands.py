@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _SHORT_LIST = 20
 
 
-class Deeds:
+class PlainCommands:
     """The commands of a chat by lines. They raise DsliteError."""
 
     def __init__(self, chat: "PlainChat") -> None:

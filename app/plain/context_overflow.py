@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dslite.app.chat import summary
 from dslite.app.chat.launch import WhenFull
-from dslite.app.chat.message_tree import Dialogue, Node
+from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.terminal import console
 from dslite.app.terminal.signals import Interruption
 from dslite.runtime.errors import ContextFullError
@@ -25,7 +25,7 @@ class NewChatWanted(Exception):
     """The chat is to go on from a summary."""
 
 
-class FullContext:
+class ContextOverflow:
     """The limit of the conversation."""
 
     def __init__(self, chat: "PlainChat") -> None:
@@ -59,7 +59,7 @@ class FullContext:
         chat.keep()
         system = summary.system_message(old.system, text)
         chat.settings.system = system
-        chat.dialogue = Dialogue(model=old.model, profile=old.profile, system=system, title=old.title)
+        chat.dialogue = MessageTree(model=old.model, profile=old.profile, system=system, title=old.title)
         self._choice = choice
         saved = "; the one before is saved" if chat.recorder.saving else ""
         console.warn(f"a new chat goes on from this summary{saved}")

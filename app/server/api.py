@@ -13,30 +13,30 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dslite.app.server.auth import Guard
+from dslite.app.server.auth import RequestGuard
 from dslite.app.server.errors import ApiError, from_runtime, internal
 from dslite.app.server.json_fields import parse_object
 from dslite.app.server.limits import Limits
-from dslite.app.server.requests import Asking, Served, check_name, parse_chat, parse_completion
-from dslite.app.server.responses import ChatShape, CompletionShape, Shape
+from dslite.app.server.requests import ParsedRequest, ServedModel, check_name, parse_chat, parse_completion
+from dslite.app.server.responses import ChatResponse, CompletionResponse, ResponseFormatter
 from dslite.app.server.streaming import EventStream, Json, collect, error_response, unless_gone
 from dslite.app.server.worker import Worker
 from dslite.runtime.errors import DsliteError
 
 _log = logging.getLogger("dslite.server")
 
-Parse = Callable[[dict[str, Any], Served, Limits], Asking]
+Parse = Callable[[dict[str, Any], ServedModel, Limits], ParsedRequest]
 
 
 class Api:
     """The API over one model. `asgi` is what a server runs."""
 
-    def __init__(self, served: Served, limits: Limits, *, key: str | None = None) -> None:
+    def __init__(self, served: ServedModel, limits: Limits, *, key: str | None = None) -> None:
         """`key`: what clients must send."""
         self.worker = Worker(served.engine, limits)
         self._served = served
         self._limits = limits
-        self._guard = Guard(limits, key=key)
+        self._guard = RequestGuard(limits, key=key)
         self._created = int(time.time())
         routes = [
             Route("/health", self._told(self._health), methods=["GET"]),
@@ -94,12 +94,12 @@ class Api:
         }
 
     async def _chat(self, request: Request) -> Response:
-        return await self._answer(request, parse_chat, ChatShape)
+        return await self._answer(request, parse_chat, ChatResponse)
 
     async def _complete(self, request: Request) -> Response:
-        return await self._answer(request, parse_completion, CompletionShape)
+        return await self._answer(request, parse_completion, CompletionResponse)
 
-    async def _answer(self, request: Request, parse: Parse, shape_of: type[Shape]) -> Response:
+    async def _answer(self, request: Request, parse: Parse, shape_of: type[ResponseFormatter]) -> Response:
         self._guard.admit(request)
         body = await self._guard.body(request)
         # In a thread: to parse and encode a long prompt takes as long as some tokens of the others.

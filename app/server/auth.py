@@ -11,7 +11,7 @@ from dslite.app.server.limits import Limits
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class Guard:
+class RequestGuard:
     """Checks a request before its content. Without a key only programs of this machine may ask."""
 
     def __init__(self, limits: Limits, *, key: str | None = None) -> None:
@@ -70,4 +70,4 @@ def _host(header: str) -> str:
     return name.partition(":")[0]
 
 
-__all__ = ["LOOPBACK", "ClientDisconnect", "Guard"]
+__all__ = ["LOOPBACK", "ClientDisconnect", "RequestGuard"]

@@ -26,7 +26,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise invalid(f"the body is not valid JSON: {name} is not a JSON number")
 
 
-class Fields:
+class JsonFields:
     """A JSON object whose fields are asked for by name and kind; null counts as absent."""
 
     def __init__(self, raw: dict[str, Any], prefix: str = "") -> None:
@@ -70,13 +70,13 @@ class Fields:
             self.fail(name, "a text")
         return value
 
-    def object(self, name: str) -> "Fields":
+    def object(self, name: str) -> "JsonFields":
         value = self.get(name)
         if value is None:
             value = {}
         if not isinstance(value, dict):
             self.fail(name, "an object")
-        return Fields(value, f"{self._prefix}{name}.")
+        return JsonFields(value, f"{self._prefix}{name}.")
 
     def only(self, name: str, *allowed: Any, why: str) -> None:
         """Refuse a wish that would be silently ignored."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from dslite.app.server.requests import Served
+from dslite.app.server.requests import ServedModel
 from dslite.app.settings.sampling import model_defaults
-from dslite.app.terminal.console import StatusLine
+from dslite.app.terminal.console import TerminalStatus
 from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Loading
@@ -12,9 +12,9 @@ from dslite.runtime.open_engine import EngineOptions, open_engine
 from dslite.runtime.text.chat_template import ChatTemplate
 
 
-def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> Served:
+def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> ServedModel:
     """Find and load the model, telling how far on the status line. Raises DsliteError."""
-    status = StatusLine()
+    status = TerminalStatus()
     folder = locate(ref)
     try:
         engine = open_engine(folder, options, lambda event: status.show(_loading(event)))
@@ -24,7 +24,7 @@ def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> 
         template = ChatTemplate(engine.tokenizer)
     except CheckpointError:
         template = None  # a base model: it completes text
-    return Served(engine, tuple(names), model_defaults(folder), template)
+    return ServedModel(engine, tuple(names), model_defaults(folder), template)
 
 
 def _loading(event: Loading) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dslite.app.server.errors import ApiError, invalid
-from dslite.app.server.json_fields import Fields
+from dslite.app.server.json_fields import JsonFields
 from dslite.app.server.limits import Limits
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
@@ -20,7 +20,7 @@ _SEEDS = 2**63
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """The model behind the API. `names` are those that it answers to, its own first; `template` None: no chat."""
 
     engine: Engine
@@ -30,7 +30,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Asking:
+class ParsedRequest:
     """What a client asks, understood. `requests` are the choices: `n` for each prompt, in order."""
 
     model: str
@@ -41,9 +41,9 @@ class Asking:
     at_start: bool  # of a chat answer: the template's space before it is no part of it
 
 
-def parse_chat(raw: dict[str, Any], served: Served, limits: Limits) -> Asking:
+def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
     """A body of /v1/chat/completions. Raises ApiError, UsageError, ContextFullError."""
-    fields = Fields(raw)
+    fields = JsonFields(raw)
     model = _model(fields, served)
     if served.template is None:
         raise invalid(f"{model} has no chat template; ask /v1/completions", "model")
@@ -62,9 +62,9 @@ def parse_chat(raw: dict[str, Any], served: Served, limits: Limits) -> Asking:
     return _asking(fields, served, limits, [Request(ids, params, logprobs)], at_start=not goes_on)
 
 
-def parse_completion(raw: dict[str, Any], served: Served, limits: Limits) -> Asking:
+def parse_completion(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
     """A body of /v1/completions. Raises ApiError, UsageError, ContextFullError."""
-    fields = Fields(raw)
+    fields = JsonFields(raw)
     _model(fields, served)
     fields.only("suffix", "", why="the model writes forward only")
     fields.only("best_of", fields.get("n") or 1, why="every answer that is computed is returned: use n")
@@ -75,14 +75,16 @@ def parse_completion(raw: dict[str, Any], served: Served, limits: Limits) -> Ask
     return _asking(fields, served, limits, [Request(ids, params, logprobs, echo) for ids in prompts], at_start=False)
 
 
-def _asking(fields: Fields, served: Served, limits: Limits, prompts: Sequence[Request], *, at_start: bool) -> Asking:
+def _asking(
+    fields: JsonFields, served: ServedModel, limits: Limits, prompts: Sequence[Request], *, at_start: bool
+) -> ParsedRequest:
     n = fields.integer("n", 1, limits.choices, 1)
     assert n is not None
     if n * len(prompts) > limits.choices:
         raise invalid(f"the request asks for {n * len(prompts)} answers; the most is {limits.choices}", "n")
     for prompt in prompts:
         served.engine.check_fits(prompt)
-    return Asking(
+    return ParsedRequest(
         model=str(fields.get("model")),
         requests=[_choice(prompt, number) for prompt in prompts for number in range(n)],
         n=n,
@@ -100,7 +102,7 @@ def _choice(request: Request, number: int) -> Request:
     return replace(request, params=replace(request.params, seed=(seed + number) % _SEEDS))
 
 
-def _model(fields: Fields, served: Served) -> str:
+def _model(fields: JsonFields, served: ServedModel) -> str:
     name = fields.text("model")
     if name is None:
         raise invalid(f"the request names no model; this server has {', '.join(served.names)}", "model")
@@ -108,7 +110,7 @@ def _model(fields: Fields, served: Served) -> str:
     return name
 
 
-def check_name(name: str, served: Served) -> None:
+def check_name(name: str, served: ServedModel) -> None:
     """Raise the 404 that lists the names."""
     if name not in served.names:
         raise ApiError(
@@ -119,7 +121,7 @@ def check_name(name: str, served: Served) -> None:
         )
 
 
-def _params(fields: Fields, served: Served, limits: Limits, max_tokens: int | None) -> SamplingParams:
+def _params(fields: JsonFields, served: ServedModel, limits: Limits, max_tokens: int | None) -> SamplingParams:
     """Sampling values over the model's own; OpenAI's names, and those that vLLM and llama.cpp add."""
     for name in ("frequency_penalty", "presence_penalty"):
         fields.only(name, 0, why="repetition_penalty is")
@@ -142,7 +144,7 @@ def _params(fields: Fields, served: Served, limits: Limits, max_tokens: int | No
     return SamplingParams(**{**served.defaults, **asked}, stop=_stops(fields, limits))
 
 
-def _stops(fields: Fields, limits: Limits) -> tuple[str, ...]:
+def _stops(fields: JsonFields, limits: Limits) -> tuple[str, ...]:
     stop = fields.get("stop")
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or len(stops) > limits.stops:
@@ -152,7 +154,7 @@ def _stops(fields: Fields, limits: Limits) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _chat_logprobs(fields: Fields) -> int | None:
+def _chat_logprobs(fields: JsonFields) -> int | None:
     wanted = fields.boolean("logprobs")
     top = fields.integer("top_logprobs", 0, _MOST_LOGPROBS)
     if top is not None and not wanted:
@@ -160,7 +162,7 @@ def _chat_logprobs(fields: Fields) -> int | None:
     return (top or 0) if wanted else None
 
 
-def _messages(fields: Fields) -> list[Message]:
+def _messages(fields: JsonFields) -> list[Message]:
     raw = fields.get("messages")
     if not isinstance(raw, list) or not raw:
         fields.fail("messages", "a list of at least one message")
@@ -203,7 +205,7 @@ def _chat_ids(messages: Sequence[Message], template: ChatTemplate, engine: Engin
     return template.encode(before) + engine.tokenizer.encode(" " + last.content)
 
 
-def _prompts(fields: Fields, engine: Engine, limits: Limits) -> list[list[int]]:
+def _prompts(fields: JsonFields, engine: Engine, limits: Limits) -> list[list[int]]:
     """A text, a list of texts, token ids, or a list of those."""
     raw = fields.get("prompt")
     some = raw if isinstance(raw, list) and raw and not _is_ids(raw) else [raw]

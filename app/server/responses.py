@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dslite.app.server.requests import Asking
+from dslite.app.server.requests import ParsedRequest
 from dslite.runtime.events import Candidate, Done, Event, Prefilling, Token
 from dslite.runtime.text.chat_template import AnswerSpacing
 from dslite.runtime.text.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ def token_string(tokenizer: Tokenizer, token_id: int) -> str:
 
 
 @dataclass
-class Choice:
+class ChoiceState:
     """One answer as it grows. `offset` is where in the text the next token begins."""
 
     spacing: AnswerSpacing
@@ -46,16 +46,16 @@ class Choice:
         return None if self.done is None else _FINISH[self.done.finish_reason]
 
 
-class Shape:
+class ResponseFormatter:
     """How one endpoint writes. A subclass says what a choice is, whole and as a piece."""
 
     whole = ""
     chunk = ""
     prefix = ""
 
-    def __init__(self, asking: Asking, tokenizer: Tokenizer) -> None:
+    def __init__(self, asking: ParsedRequest, tokenizer: Tokenizer) -> None:
         self.asking = asking
-        self.choices = [Choice(AnswerSpacing(asking.at_start)) for _ in asking.requests]
+        self.choices = [ChoiceState(AnswerSpacing(asking.at_start)) for _ in asking.requests]
         self._tokenizer = tokenizer
         self._head = {"id": self.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": asking.model}
 
@@ -104,7 +104,7 @@ class Shape:
             "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in first)},
         }
 
-    def content(self, choice: Choice) -> dict[str, Any]:
+    def content(self, choice: ChoiceState) -> dict[str, Any]:
         """What is in a whole choice."""
         raise NotImplementedError
 
@@ -112,7 +112,7 @@ class Shape:
         """What is in a chunk's choice."""
         raise NotImplementedError
 
-    def logprobs(self, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any]:
+    def logprobs(self, choice: ChoiceState, tokens: Sequence[Token]) -> dict[str, Any]:
         """Log-probabilities of tokens that come behind those of a choice."""
         raise NotImplementedError
 
@@ -137,7 +137,7 @@ def _scored(event: Token | Done) -> list[Token]:
     return [token] if token is not None and token.top is not None else []
 
 
-class ChatShape(Shape):
+class ChatResponse(ResponseFormatter):
     """/v1/chat/completions."""
 
     whole = "chat.completion"
@@ -150,7 +150,7 @@ class ChatShape(Shape):
             for number in range(len(self.choices))
         ]
 
-    def content(self, choice: Choice) -> dict[str, Any]:
+    def content(self, choice: ChoiceState) -> dict[str, Any]:
         asked = self.asking.requests[0].logprobs is not None
         return {
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
@@ -160,7 +160,7 @@ class ChatShape(Shape):
     def piece(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {"delta": {"content": delta} if delta or logprobs else {}, "logprobs": logprobs}
 
-    def logprobs(self, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any]:
+    def logprobs(self, choice: ChoiceState, tokens: Sequence[Token]) -> dict[str, Any]:
         return {"content": [self._entry(token) for token in tokens], "refusal": None}
 
     def _entry(self, token: Token) -> dict[str, Any]:
@@ -171,14 +171,14 @@ class ChatShape(Shape):
         return {"token": self.string(token), "logprob": token.logprob, "bytes": list(data) if data else None}
 
 
-class CompletionShape(Shape):
+class CompletionResponse(ResponseFormatter):
     """/v1/completions."""
 
     whole = "text_completion"
     chunk = "text_completion"
     prefix = "cmpl-"
 
-    def content(self, choice: Choice) -> dict[str, Any]:
+    def content(self, choice: ChoiceState) -> dict[str, Any]:
         if self.asking.requests[0].logprobs is None:
             return {"text": choice.text, "logprobs": None}
         choice.offset = 0
@@ -187,7 +187,7 @@ class CompletionShape(Shape):
     def piece(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {"text": delta, "logprobs": logprobs}
 
-    def logprobs(self, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any]:
+    def logprobs(self, choice: ChoiceState, tokens: Sequence[Token]) -> dict[str, Any]:
         offsets = []
         for token in tokens:
             offsets.append(choice.offset)

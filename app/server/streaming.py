@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from dslite.app.server.errors import ApiError
-from dslite.app.server.responses import Shape
-from dslite.app.server.worker import Answering
+from dslite.app.server.responses import ResponseFormatter
+from dslite.app.server.worker import GenerationStream
 from dslite.runtime.events import Prefilling
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def collect(answering: Answering, shape: Shape, seconds: float) -> None:
+async def collect(answering: GenerationStream, shape: ResponseFormatter, seconds: float) -> None:
     """Take an answer to its end. Raises ApiError."""
     try:
         async with asyncio.timeout(seconds):
@@ -72,7 +72,7 @@ def _late(seconds: float) -> ApiError:
 class EventStream(Response):
     """An answer as server-sent events, ended by [DONE]; what goes wrong on the way is an event, too."""
 
-    def __init__(self, answering: Answering, shape: Shape, seconds: float) -> None:
+    def __init__(self, answering: GenerationStream, shape: ResponseFormatter, seconds: float) -> None:
         self._answering, self._shape, self._seconds = answering, shape, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 
 from dslite.app.server.errors import ApiError, busy, from_runtime, internal
 from dslite.app.server.limits import Limits
-from dslite.runtime.engine.batch import Batch, Happening
+from dslite.runtime.engine.batch import Batch, BatchEvent
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import DsliteError
@@ -25,7 +25,7 @@ Key = tuple[int, int]  # the asking, and which of its choices
 Command = Callable[[Batch], None]
 
 
-class Answering:
+class GenerationStream:
     """The choices of one HTTP request, being made. All of it belongs to the event loop."""
 
     def __init__(self, worker: "Worker", number: int, count: int, most: int) -> None:
@@ -74,7 +74,7 @@ class Worker:
         self._limits = limits
         self._engine = engine
         self._commands: SimpleQueue[Command | None] = SimpleQueue()
-        self._open: dict[int, Answering] = {}
+        self._open: dict[int, GenerationStream] = {}
         self._numbers = itertools.count(1)
         self._closing: ApiError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -94,19 +94,19 @@ class Worker:
         """Answers under way and waiting."""
         return sum(len(answering.running) for answering in self._open.values())
 
-    def ask(self, requests: Sequence[Request]) -> Answering:
+    def ask(self, requests: Sequence[Request]) -> GenerationStream:
         """Begin to answer. Raises ApiError where too many wait, or the server ends."""
         if self._closing is not None:
             raise self._closing
         if self.pending + len(requests) > self._limits.queue:
             raise busy(f"{self.pending} answers are under way or waiting; this server takes {self._limits.queue}")
-        answering = Answering(self, next(self._numbers), len(requests), self._limits.buffered)
+        answering = GenerationStream(self, next(self._numbers), len(requests), self._limits.buffered)
         self._open[answering.number] = answering
         for choice, request in enumerate(requests):
             self._commands.put(self._joining((answering.number, choice), request))
         return answering
 
-    def forget(self, answering: Answering) -> None:
+    def forget(self, answering: GenerationStream) -> None:
         """Stop what is still running of an asking."""
         if self._open.pop(answering.number, None) is None:
             return
@@ -158,12 +158,12 @@ class Worker:
             else:
                 self._tell(happenings)
 
-    def _tell(self, happenings: list[Happening]) -> None:
+    def _tell(self, happenings: list[BatchEvent]) -> None:
         assert self._loop is not None
         if happenings:
             self._loop.call_soon_threadsafe(self._deliver, happenings)
 
-    def _deliver(self, happenings: list[Happening]) -> None:
+    def _deliver(self, happenings: list[BatchEvent]) -> None:
         for key, happening in happenings:
             assert isinstance(key, tuple)
             answering = self._open.get(key[0])

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Served:
+class RemoteModelRef:
     """A model of a server."""
 
     endpoint: "Endpoint"
     ref: ModelRef
 
 
-def find_served(url: str | None, key_env: str | None, model: str | None, remembered: str | None) -> Served | None:
+def find_served(
+    url: str | None, key_env: str | None, model: str | None, remembered: str | None
+) -> RemoteModelRef | None:
     """The model of a server that flags name; None without --endpoint.
 
     `model` is what --model says, and is taken as it is. Else it is the one that a profile or conversation `remembered`,
@@ -37,7 +39,7 @@ def find_served(url: str | None, key_env: str | None, model: str | None, remembe
         if not listed:
             raise ModelUnavailableError(f"{endpoint.host} lists no model", "name one with --model")
         model = remembered if remembered in listed else listed[0]
-    return Served(endpoint, ModelRef(model))
+    return RemoteModelRef(endpoint, ModelRef(model))
 
 
 def _key(variable: str | None) -> str | None:

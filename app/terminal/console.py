@@ -46,7 +46,7 @@ def warn(text: str) -> None:
     print(f"dslite: {visible(text)}", file=sys.stderr)
 
 
-class StatusLine:
+class TerminalStatus:
     """One line on stderr that is rewritten in place; silent without a terminal and with --quiet."""
 
     _EVERY_S = 0.1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 36
 
 
-class PullDisplay:
+class DownloadProgress:
     """Takes Downloading events. A context: its bars are gone when something goes wrong."""
 
     def __init__(self, verb: str = "fetched") -> None:
@@ -27,7 +27,7 @@ class PullDisplay:
         self._bars = _bars() if _can_draw() else None
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> "PullDisplay":
+    def __enter__(self) -> "DownloadProgress":
         if self._bars is not None:
             self._bars.start()
         return self
@@ -89,7 +89,7 @@ def show_found(found: Found) -> None:
 def show_pull(events: "Generator[PullEvent, None, None]") -> Present | None:
     """Show a pull to its end; None where it was cancelled."""
     present = None
-    with _sigterm_exits(), closing(events), PullDisplay() as display:
+    with _sigterm_exits(), closing(events), DownloadProgress() as display:
         for event in events:
             if isinstance(event, Found):
                 show_found(event)

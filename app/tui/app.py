@@ -18,15 +18,15 @@ from textual.driver import Driver
 from textual.filter import LineFilter
 from textual.screen import Screen
 
-from dslite.app.chat.launch import ChatStart
+from dslite.app.chat.launch import ChatLaunch
 from dslite.app.errors import SessionsError
-from dslite.app.tui.control.controller import Conductor
+from dslite.app.tui.control.controller import ChatController
 from dslite.app.tui.control.engine_worker import EngineWorker
 from dslite.app.tui.screens.chat import FLASH_S, LOW, ChatScreen
 from dslite.app.tui.style import keys
-from dslite.app.tui.style.no_color import Colourless
+from dslite.app.tui.style.no_color import NoColorFilter
 from dslite.app.tui.style.themes import DEFAULT, THEMES
-from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER, Pace
+from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER, RedrawThrottle
 from dslite.app.tui.textual_fixes.memory import let_go
 from dslite.app.tui.widgets.inspector import Inspector
 from dslite.model.errors import DsliteError
@@ -49,18 +49,18 @@ class ChatApp(App[int]):
     VERTICAL_BREAKPOINTS = [(0, "-few-lines"), (LOW, "-enough-lines")]  # noqa: RUF012 - Textual declares it so
     BINDINGS: ClassVar[list[BindingType]] = []
 
-    def __init__(self, start: ChatStart, *, driver_class: type[Driver] | None = None) -> None:
+    def __init__(self, start: ChatLaunch, *, driver_class: type[Driver] | None = None) -> None:
         super().__init__(driver_class=driver_class)
         let_go()
         self.no_color = bool(os.environ.get("NO_COLOR"))  # Textual takes an empty one for a wish
-        self._colourless = Colourless()
+        self._colourless = NoColorFilter()
         self.start = start
         self.first_run = start.first_run
         self.worker = EngineWorker(start.open_model)
         self.worker.open(start.ref)  # before any message: one that is sent early waits behind it
         self.inspector: Inspector | None = None
         self.crash: BaseException | None = None
-        self._pace = Pace()
+        self._pace = RedrawThrottle()
         self._mouse_on = True
         for theme in THEMES:
             self.register_theme(theme)
@@ -72,12 +72,12 @@ class ChatApp(App[int]):
         self.chat = ChatScreen(self._lead)
         return self.chat
 
-    def _lead(self, screen: ChatScreen) -> Conductor:
+    def _lead(self, screen: ChatScreen) -> ChatController:
         start = self.start
-        return Conductor(screen, self.worker, start.recorder, start.settings, start.ref, start.looks.when_full)
+        return ChatController(screen, self.worker, start.recorder, start.settings, start.ref, start.looks.when_full)
 
     @property
-    def conductor(self) -> Conductor:
+    def conductor(self) -> ChatController:
         return self.chat.conductor
 
     def on_mount(self) -> None:
@@ -189,7 +189,7 @@ class ChatApp(App[int]):
             change()
         return self._mouse_on
 
-    # Looks.
+    # ChatConfig.
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         return [self._colourless] if self.no_color else super().get_line_filters()
@@ -271,7 +271,7 @@ def _driver() -> type[Driver] | None:
     return QuickDriver
 
 
-def run_chat(start: ChatStart) -> int:
+def run_chat(start: ChatLaunch) -> int:
     """Hold the chat on this terminal; return the exit code."""
     if "ESCDELAY" not in os.environ:
         constants.ESCAPE_DELAY = _ESCAPE_DELAY_S  # type: ignore[misc]

@@ -74,7 +74,7 @@ class LayerTensors:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RoutingResult:
     """A layer up to its routed experts: hidden states behind attention (T, D), what the experts get, and the gate's."""
 
     hidden: Tensor
@@ -83,7 +83,7 @@ class Choice:
     weights: Tensor
 
 
-class TokenRows:
+class TokenBatch:
     """Where each token's sequence is kept in each layer. Sequences may share nothing but their layers."""
 
     def __init__(self, spans: Sequence[tuple[Tensor, int]]) -> None:
@@ -132,10 +132,10 @@ class LayerRun:
         return [cls(config, first, run, latent_eps) for first, run in zip(starts, runs, strict=False)]
 
     def __call__(
-        self, products: native.NativeProducts, hidden: Tensor, factors: Tensor, rows: TokenRows
-    ) -> Tensor | Choice:
-        """hidden (T, D) and rotation factors (T, R/2) complex64: the last layer's output (T, D), or a Choice where the
-        routed experts are not ours. The tokens' own rows are written.
+        self, products: native.NativeProducts, hidden: Tensor, factors: Tensor, rows: TokenBatch
+    ) -> Tensor | RoutingResult:
+        """hidden (T, D) and rotation factors (T, R/2) complex64: the last layer's output (T, D), or a RoutingResult
+        where the routed experts are not ours. The tokens' own rows are written.
         """
         out = torch.empty_like(hidden)
         addresses = rows.addresses(self.first, self.count)
@@ -151,7 +151,7 @@ class LayerRun:
             products.layers(self._layers, step)
             return out
         chosen = self._config.num_experts_per_tok
-        choice = Choice(
+        choice = RoutingResult(
             out,
             torch.empty_like(hidden),
             torch.empty(rows.tokens, chosen, dtype=torch.int64),

@@ -37,7 +37,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 
 @dataclass
-class Choice:
+class KernelThresholds:
     """Whose products multiply many rows. Torch's can only win with matrix units, or over our plain C++."""
 
     torch_from: int | None = None  # rows of a weight from which torch's are faster, as measured; None: from none on
@@ -47,7 +47,7 @@ class Choice:
         return rows <= MOST_TOKENS or self.torch_from is None or rows < self.torch_from
 
 
-choice = Choice()
+choice = KernelThresholds()
 
 
 class _Prefill(ctypes.Structure):

@@ -17,7 +17,7 @@ _WORTH_KEEPING = 16  # tokens; fewer are computed again in no time
 
 
 @dataclass(frozen=True)
-class Suffix:
+class CachedSuffix:
     """The end of a path: rows (L, T, C+R) of tokens `start` to len(ids), valid behind ids[:start]."""
 
     ids: tuple[int, ...]
@@ -29,12 +29,12 @@ class Suffix:
         return self.rows.nbytes
 
 
-class Shelf:
+class BranchCache:
     """Suffixes up to `most_bytes`; the least recently used one goes first."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
-        self._suffixes: list[Suffix] = []  # least recently used first
+        self._suffixes: list[CachedSuffix] = []  # least recently used first
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +52,7 @@ class Shelf:
             if not is_out_of_memory(error):
                 raise
             return  # they can be computed again
-        self._suffixes.append(Suffix(tuple(ids[: start + count]), start, copy))
+        self._suffixes.append(CachedSuffix(tuple(ids[: start + count]), start, copy))
         while self.nbytes > self._most:
             del self._suffixes[0]
 

@@ -68,7 +68,7 @@ def _file_identity(file: Path) -> bytes:
     return identity.digest()
 
 
-class LatentStore:
+class LatentDiskCache:
     """The files of one model, in a folder that all models share and that never exceeds `most_bytes`."""
 
     def __init__(self, folder: Path, fingerprint: str, *, most_bytes: int = DEFAULT_MOST_BYTES) -> None:

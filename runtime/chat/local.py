@@ -1,13 +1,13 @@
 """A conversation with a model: messages in, events out.
 
 What the model generated goes back in as the very ids that it generated, so the cache of the last answer is found again
-whole. ChatSession is the Responder whose model runs in this process.
+whole. LocalChatBackend is the ChatBackend whose model runs in this process.
 """
 
 from collections.abc import Iterator, Sequence
 from threading import Event as Flag
 
-from dslite.runtime.chat.protocol import Facts
+from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.sequence import Request
@@ -16,8 +16,8 @@ from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
 
 
-class ChatSession:
-    """A Responder over an engine."""
+class LocalChatBackend:
+    """A ChatBackend over an engine."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.engine = engine
@@ -88,12 +88,12 @@ class ChatSession:
             return None
         return [list(cache.stats.layers[layer].uses) for layer in sorted(cache.stats.layers)]
 
-    def facts(self) -> Facts:
+    def facts(self) -> ModelStats:
         """Sizes and counters of the engine."""
         config, memory, experts = self.engine.model.config, self.engine.memory(), self.engine.expert_stats()
         head = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
         plain = config.num_hidden_layers * config.num_attention_heads * head * self.engine.model.dtype.itemsize
-        return Facts(
+        return ModelStats(
             name=self.name,
             device=str(self.engine.model.device),
             context=self.engine.context,

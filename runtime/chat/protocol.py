@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelStats:
     """What a screen tells about a model. `experts` has what the engine counts: slots, hits, misses, bytes_moved, and
     `uses`, where the engine counts them: how often each expert of each MoE layer was chosen."""
 
@@ -29,7 +29,7 @@ class Facts:
     plain_kv_bytes_per_token: int = 0  # what attention would cache without latents
 
 
-class Responder(Protocol):
+class ChatBackend(Protocol):
     """What answers messages."""
 
     def reply(
@@ -45,13 +45,13 @@ class Responder(Protocol):
         """The messages without the oldest turns that the context cannot take. Raises ContextFullError."""
         ...
 
-    def facts(self) -> Facts:
+    def facts(self) -> ModelStats:
         """How it stands now."""
         ...
 
 
 @runtime_checkable
-class Counts(Protocol):
+class CountsExpertUse(Protocol):
     """A responder that counts for each conversation how often its experts are used."""
 
     def count_anew(self) -> None:
@@ -60,7 +60,7 @@ class Counts(Protocol):
 
 
 @runtime_checkable
-class Remembers(Protocol):
+class PersistsCache(Protocol):
     """A responder that keeps on disk what it computed of a saved conversation."""
 
     def recall(self, key: str, messages: Sequence["Message"], *, go_on: bool = False) -> None:

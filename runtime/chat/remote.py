@@ -14,7 +14,7 @@ from threading import Event as Flag
 from typing import Any
 
 from dslite.runtime.chat.http import Endpoint
-from dslite.runtime.chat.protocol import Facts
+from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Candidate, Done, Event, FinishReason, Prefilling, Timing, Token
@@ -202,8 +202,8 @@ def _count(raw: Any, name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-class RemoteChat:
-    """A Responder whose model runs on a server."""
+class RemoteChatBackend:
+    """A ChatBackend whose model runs on a server."""
 
     def __init__(self, model: RemoteModel) -> None:
         self._model = model
@@ -224,6 +224,6 @@ class RemoteChat:
             del kept[first : questions[len(questions) // 2]]
         return kept
 
-    def facts(self) -> Facts:
+    def facts(self) -> ModelStats:
         """The name and the place; the rest is unknown."""
-        return Facts(name=self._model.name, device=self._model.endpoint.host, context=0)
+        return ModelStats(name=self._model.name, device=self._model.endpoint.host, context=0)

@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass
 class Examination:
-    """Facts by section, in reading order, and findings."""
+    """ModelStats by section, in reading order, and findings."""
 
     facts: dict[str, dict[str, Fact]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)

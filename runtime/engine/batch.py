@@ -33,7 +33,7 @@ _WORTH_WAITING = 16  # tokens of a shared beginning; fewer are computed twice ra
 
 
 @dataclass
-class _Sequence:
+class _BatchSequence:
     """One answer of the batch. `ids` are the tokens whose rows are in the cache."""
 
     key: Hashable
@@ -52,15 +52,15 @@ class _Sequence:
 
 
 @dataclass(frozen=True)
-class _Work:
+class ScheduledChunk:
     """What a sequence does in a step: tokens to run, of its prompt (`reads`) or the last of its answer."""
 
-    sequence: _Sequence
+    sequence: _BatchSequence
     ids: Sequence[int]
     reads: bool
 
 
-Happening = tuple[Hashable, Event | DsliteError]
+BatchEvent = tuple[Hashable, Event | DsliteError]
 
 
 def room(engine: Engine, most: int) -> int:
@@ -85,8 +85,8 @@ class Batch:
         self._piece = _PIECE
         self._tokens = room(engine, most) if tokens is None else max(engine.context, tokens)
         self._waiting: OrderedDict[Hashable, Request] = OrderedDict()
-        self._running: dict[Hashable, _Sequence] = {}
-        self._left: list[_Sequence] = []  # finished ones, oldest first: their rows may serve those to come
+        self._running: dict[Hashable, _BatchSequence] = {}
+        self._left: list[_BatchSequence] = []  # finished ones, oldest first: their rows may serve those to come
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
@@ -100,9 +100,9 @@ class Batch:
         """Forget a request whose answer nobody wants any more; what was computed of it may serve another."""
         self._waiting.pop(key, None)
         if key in self._running:
-            self._see_off(self._running[key])
+            self._retire(self._running[key])
 
-    def step(self) -> list[Happening]:
+    def step(self) -> list[BatchEvent]:
         """Read pieces of prompts, and make a token of every answer that has begun."""
         events = self._admit_waiting()
         work = [*self._reading(), *self._answering()]
@@ -117,28 +117,28 @@ class Batch:
         else:
             return events + self._take(work, rows, logits)
         # Outside of the handler: the error's traceback would keep the memory of what failed.
-        return events + self._relieve(work, told)
+        return events + self._recover_from_oom(work, told)
 
-    def interrupt(self) -> list[Happening]:
+    def interrupt(self) -> list[BatchEvent]:
         """End all: an answer that has begun keeps what came, one that waits never begins."""
         self._waiting.clear()
-        ended: list[Happening] = []
+        ended: list[BatchEvent] = []
         for sequence in list(self._running.values()):
             sequence.draft.interrupt()
             done = sequence.draft.done()
             self._engine.log_answer(done)
             ended.append((sequence.key, done))
-            self._see_off(sequence)
+            self._retire(sequence)
         return ended
 
-    def run(self) -> Iterator[Happening]:
+    def run(self) -> Iterator[BatchEvent]:
         """Step until all are answered."""
         while len(self):
             yield from self.step()
 
     # ---- who comes in ----
 
-    def _admit_waiting(self) -> list[Happening]:
+    def _admit_waiting(self) -> list[BatchEvent]:
         while self._waiting and len(self._running) < self._most:
             key, request = next(iter(self._waiting.items()))
             if not self._make_room(self._size(request)):
@@ -172,11 +172,11 @@ class Batch:
             del self._left[0]
         return True
 
-    def _admit(self, key: Hashable, request: Request) -> _Sequence:
+    def _admit(self, key: Hashable, request: Request) -> _BatchSequence:
         engine = self._engine
         cache = self._cache(self._size(request))
         draft = Draft(request, engine.tokenizer, end_tokens=engine.eos_token_ids, context=engine.context, cached=0)
-        return _Sequence(key, draft, cache)
+        return _BatchSequence(key, draft, cache)
 
     def _cache(self, tokens: int) -> LatentKVCache:
         model = self._engine.model
@@ -188,9 +188,9 @@ class Batch:
 
     # ---- what a step does ----
 
-    def _reading(self) -> list[_Work]:
+    def _reading(self) -> list[ScheduledChunk]:
         """Pieces of prompts, the oldest first. One that begins like another waits until it can copy that one's rows."""
-        pieces: list[_Work] = []
+        pieces: list[ScheduledChunk] = []
         for sequence in self._running.values():
             room = self._piece - sum(len(work.ids) for work in pieces)
             if room <= 0:
@@ -202,14 +202,14 @@ class Batch:
                 shared = max((common_prefix(work.sequence.prompt, sequence.prompt) for work in pieces), default=0)
                 if shared - len(sequence.ids) >= _WORTH_WAITING:
                     continue
-            pieces.append(_Work(sequence, sequence.unread[:room], reads=True))
+            pieces.append(ScheduledChunk(sequence, sequence.unread[:room], reads=True))
         return pieces
 
-    def _answering(self) -> list[_Work]:
+    def _answering(self) -> list[ScheduledChunk]:
         begun = [sequence for sequence in self._running.values() if not sequence.unread]
-        return [_Work(sequence, sequence.draft.token_ids[-1:], reads=False) for sequence in begun]
+        return [ScheduledChunk(sequence, sequence.draft.token_ids[-1:], reads=False) for sequence in begun]
 
-    def _copy_prefix(self, sequence: _Sequence) -> None:
+    def _copy_prefix(self, sequence: _BatchSequence) -> None:
         """Copy the longest known beginning of a prompt that is not begun; its last token is always read."""
         if len(sequence.ids) > sequence.draft.cached:
             return
@@ -222,7 +222,7 @@ class Batch:
             sequence.cache.copy_rows(best.cache, count)
             sequence.ids, sequence.draft.cached = list(wanted[:count]), count
 
-    def _forward(self, work: Sequence[_Work]) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+    def _forward(self, work: Sequence[ScheduledChunk]) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
         """Of each piece of work hidden states, and logits (B, vocabulary) behind its last token.
 
         The states are those of all its tokens (T, D) where a prompt is echoed, else of the last one (1, D).
@@ -236,9 +236,11 @@ class Batch:
             rows = hidden.split([span.count if echoes else 1 for span in spans])
             return rows, model.logits(last_of_each(hidden, spans) if echoes else hidden)
 
-    def _take(self, work: Sequence[_Work], states: Sequence[torch.Tensor], logits: torch.Tensor) -> list[Happening]:
+    def _take(
+        self, work: Sequence[ScheduledChunk], states: Sequence[torch.Tensor], logits: torch.Tensor
+    ) -> list[BatchEvent]:
         """What became of each sequence."""
-        events: list[Happening] = []
+        events: list[BatchEvent] = []
         for some, rows, scores in zip(work, states, logits, strict=True):
             sequence = some.sequence
             sequence.ids += some.ids
@@ -252,7 +254,7 @@ class Batch:
                 events.append((sequence.key, error))
         return events
 
-    def _told_of_reading(self, sequence: _Sequence, count: int, hidden: torch.Tensor) -> list[Happening]:
+    def _told_of_reading(self, sequence: _BatchSequence, count: int, hidden: torch.Tensor) -> list[BatchEvent]:
         """The last `count` tokens read, with the hidden states (T, D) that an echo wants."""
         draft, events = sequence.draft, []
         if draft.request.echo:
@@ -262,7 +264,7 @@ class Batch:
             draft.begin()
         return [(sequence.key, event) for event in events]
 
-    def _advance(self, sequence: _Sequence, logits: torch.Tensor) -> list[Happening]:
+    def _advance(self, sequence: _BatchSequence, logits: torch.Tensor) -> list[BatchEvent]:
         """Draw the next token, unless the answer is over already; see off a finished one. Raises NumericsError."""
         check_finite(logits)
         draft = sequence.draft
@@ -273,12 +275,12 @@ class Batch:
             done = draft.done()
             self._engine.log_answer(done)
             events.append(done)
-            self._see_off(sequence)
+            self._retire(sequence)
         return [(sequence.key, event) for event in events]
 
     # ---- who goes ----
 
-    def _see_off(self, sequence: _Sequence) -> None:
+    def _retire(self, sequence: _BatchSequence) -> None:
         """Keep the rows of finished sequences, the newest ones, up to one context of tokens."""
         self._running.pop(sequence.key, None)
         if not sequence.ids:
@@ -294,7 +296,7 @@ class Batch:
         while sum(len(kept.ids) for kept in self._left) > self._engine.context:
             del self._left[0]
 
-    def _relieve(self, work: Sequence[_Work], told: OutOfMemoryError) -> list[Happening]:
+    def _recover_from_oom(self, work: Sequence[ScheduledChunk], told: OutOfMemoryError) -> list[BatchEvent]:
         """Memory ran out in a step: give back what can be missed, so that the next one may go through.
 
         Finished sequences go first, then slots of experts, then the length of a piece; at last the youngest answer.

@@ -19,11 +19,11 @@ from dslite.model.attention import Span
 from dslite.model.moe import MoE
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.cache.branch_cache import Shelf, common_prefix
-from dslite.runtime.cache.disk_cache import LatentStore
+from dslite.runtime.cache.branch_cache import BranchCache, common_prefix
+from dslite.runtime.cache.disk_cache import LatentDiskCache
 from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.device import is_out_of_memory
-from dslite.runtime.engine.request_log import AnswerLog
+from dslite.runtime.engine.request_log import RequestLog
 from dslite.runtime.engine.sampling import check_finite
 from dslite.runtime.engine.sequence import Draft, Request
 from dslite.runtime.errors import ContextFullError, NumericsError, OutOfMemoryError, UsageError
@@ -52,7 +52,7 @@ class Engine:
         context: int,
         eos_token_ids: Sequence[int] | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
-        saved: Callable[[], LatentStore] | None = None,
+        saved: Callable[[], LatentDiskCache] | None = None,
         memory_left: int | None = None,
     ) -> None:
         """`context` is the most tokens that prompt and answer may have together; `saved` opens the rows on disk.
@@ -64,7 +64,7 @@ class Engine:
         self.prefill_chunk = prefill_chunk
         self.memory_left = memory_left
         self.experts = expert_cache(model)
-        self.log_answer = AnswerLog(None if self.experts is None else self.experts.stats)
+        self.log_answer = RequestLog(None if self.experts is None else self.experts.stats)
         self.cache = with_room(
             lambda: LatentKVCache(model.config, context, dtype=model.dtype, device=model.device),
             self.experts,
@@ -74,7 +74,7 @@ class Engine:
         self._cached_ids: list[int] = []
         self._saved = saved
         self._kept: tuple[str, tuple[int, ...]] | None = None  # the conversation and its tokens as the disk has them
-        self._shelf = Shelf(self.cache.nbytes // 2)  # so that branches never double the memory
+        self._shelf = BranchCache(self.cache.nbytes // 2)  # so that branches never double the memory
 
     @property
     def context(self) -> int:

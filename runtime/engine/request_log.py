@@ -24,7 +24,7 @@ class _Totals:
         return cls(stats.hits, stats.misses, stats.computed, stats.bytes_moved, stats.wait_s)
 
 
-class AnswerLog:
+class RequestLog:
     """Writes the line. Experts are counted since the answer before: answers made together share theirs."""
 
     def __init__(self, stats: ExpertStats | None) -> None:

@@ -33,17 +33,17 @@ def choose_products(*, refresh: bool = False) -> None:
     machine = f"{cpu_name()} | {products.level} | {torch.get_num_threads()} threads | torch {torch.__version__}"
     kept = None if refresh else _read(file, machine)
     if kept is None:
-        kept = native.Choice(torch_from(_measure(products)))
+        kept = native.KernelThresholds(torch_from(_measure(products)))
         with suppress(OSError):  # where it cannot be kept it is measured each time
             write_json(file, {"machine": machine, "torch_from": kept.torch_from})
     native.choice.torch_from = kept.torch_from
 
 
-def _read(file: Path, machine: str) -> native.Choice | None:
+def _read(file: Path, machine: str) -> native.KernelThresholds | None:
     try:
         raw = json.loads(file.read_bytes())
         rows = raw["torch_from"]
-        return native.Choice(None if rows is None else int(rows)) if raw["machine"] == machine else None
+        return native.KernelThresholds(None if rows is None else int(rows)) if raw["machine"] == machine else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -65,7 +65,7 @@ class WeightFile(WatchedFile):
 
 
 @dataclass(frozen=True)
-class _Run:
+class _PageRange:
     """Neighbouring tensors of a file, and the whole pages that hold them, at `place` of a buffer."""
 
     file: WeightFile
@@ -82,7 +82,7 @@ class _Run:
 class Extents:
     """Where some tensors lie in their files and, once read, in a buffer: `places` in the tensors' order."""
 
-    runs: tuple[_Run, ...]
+    runs: tuple[_PageRange, ...]
     places: tuple[int, ...]
 
     @property
@@ -93,23 +93,23 @@ class Extents:
     @classmethod
     def between(cls, file: WeightFile, start: int, end: int) -> "Extents":
         """Bytes of a file that a buffer takes from its beginning, the pages around them included."""
-        return cls((_Run(file, start // PAGE * PAGE, end, 0),), ())
+        return cls((_PageRange(file, start // PAGE * PAGE, end, 0),), ())
 
     @classmethod
     def of(cls, entries: Sequence[TensorEntry], files: dict[Path, WeightFile]) -> "Extents":
         """Adjacent tensors become one run."""
         places = [0] * len(entries)
-        runs: list[_Run] = []
+        runs: list[_PageRange] = []
         order = sorted(range(len(entries)), key=lambda number: (str(entries[number].file), entries[number].offset))
         for number in order:
             entry = entries[number]
             end = entry.offset + entry.nbytes
             last = runs[-1] if runs else None
             if last is not None and (last.file.path, last.end) == (entry.file, entry.offset):
-                runs[-1] = _Run(last.file, last.first_page, end, last.place)
+                runs[-1] = _PageRange(last.file, last.first_page, end, last.place)
             else:
                 place = last.place + last.span if last is not None else 0
-                runs.append(_Run(files[entry.file], entry.offset // PAGE * PAGE, end, place))
+                runs.append(_PageRange(files[entry.file], entry.offset // PAGE * PAGE, end, place))
             places[number] = runs[-1].place + entry.offset - runs[-1].first_page
         return cls(tuple(runs), tuple(places))
 
@@ -141,7 +141,7 @@ class Reader:
             file.close()
 
 
-def _pieces(run: _Run) -> Iterable[tuple[int, int, int]]:
+def _pieces(run: _PageRange) -> Iterable[tuple[int, int, int]]:
     """Place in the buffer, byte of the file, and bytes that must come, of each call."""
     for done in range(0, run.span, READ_BYTES):
         start = run.first_page + done

@@ -44,11 +44,11 @@ def load(
     seam = seam or compute_device(device)
     if resident and seam.device.type == "cpu":
         return _load_mapped(checkpoint, seam, dtype, report)
-    return _Copying(checkpoint, seam, dtype, plan, report).load()
+    return _CopyingLoader(checkpoint, seam, dtype, plan, report).load()
 
 
 def _load_mapped(checkpoint: Checkpoint, device: ComputeDevice, dtype: torch.dtype, report: Report) -> Transformer:
-    progress = _Progress(checkpoint.nbytes, report)
+    progress = _LoadProgress(checkpoint.nbytes, report)
 
     def take(name: str) -> Tensor:
         tensor = checkpoint.tensor(name)
@@ -58,7 +58,7 @@ def _load_mapped(checkpoint: Checkpoint, device: ComputeDevice, dtype: torch.dty
     return Transformer.build(checkpoint.config, take, recorder=device, check=checkpoint.check)
 
 
-class _Progress:
+class _LoadProgress:
     """Tells how many bytes are in place, not too often."""
 
     def __init__(self, total: int, report: Report) -> None:
@@ -73,7 +73,7 @@ class _Progress:
             self._report(Loading(self._done, self._total))
 
 
-class _Copying:
+class _CopyingLoader:
     """The loading of a network whose weights do not stay where they are mapped: all of them, or the routed experts have
     slots over a slower source. Everything is allocated before the first byte is read.
     """
@@ -85,7 +85,7 @@ class _Copying:
         self._reader = Reader(checkpoint)
         left = plan is not None and plan.source in ("disk", "mapped")
         routed = sum(entry.nbytes for entry in checkpoint.entries.values() if is_routed(entry.name)) if left else 0
-        self._staging = Staging(self._reader, device, _Progress(checkpoint.nbytes - routed, report).add)
+        self._staging = Staging(self._reader, device, _LoadProgress(checkpoint.nbytes - routed, report).add)
         self._blocks = ExpertBlocks(checkpoint.config, dtype.itemsize, device.allocate)
         self._cache: ExpertCache | None = None
         self._arena: HostArena | None = None

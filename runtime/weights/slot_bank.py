@@ -16,7 +16,7 @@ from dslite.runtime.weights.experts import ExpertCache
 
 
 @dataclass(frozen=True)
-class Choice:
+class RoutingTable:
     """Which tokens chose which expert, on the host.
 
     A token's choices are put in ascending order of experts; `places` (T·K) lists them expert by expert, and
@@ -28,7 +28,7 @@ class Choice:
     bounds: dict[int, tuple[int, int]]
 
     @classmethod
-    def of(cls, expert_ids: NDArray[np.int64]) -> "Choice":
+    def of(cls, expert_ids: NDArray[np.int64]) -> "RoutingTable":
         """From ids (T, K)."""
         ranks = expert_ids.argsort(axis=1, kind="stable")
         flat = np.take_along_axis(expert_ids, ranks, axis=1).ravel()
@@ -44,7 +44,7 @@ class _Pass:
     """What a pass through a layer wants. `rows` is the host's copy of hidden (T, D) where the host computes misses."""
 
     expert_ids: Tensor
-    choice: Choice
+    choice: RoutingTable
     rows: Tensor | None
 
 
@@ -61,7 +61,7 @@ class SlotExperts:
         cache = self.cache
         computes = hidden.shape[0] < cache.compute_below
         ids, rows = cache.device.to_host(expert_ids, [hidden] if computes else [])
-        self._expected = _Pass(expert_ids, Choice.of(ids), rows[0] if computes else None)
+        self._expected = _Pass(expert_ids, RoutingTable.of(ids), rows[0] if computes else None)
         wanted = list(self._expected.choice.bounds)
         if computes:
             cache.begin_inserting(self.layer)
@@ -94,7 +94,7 @@ class SlotExperts:
             self.cache.abandon()
             raise
 
-    def _compute_hits(self, choice: Choice, outputs: "_Outputs") -> list[int]:
+    def _compute_hits(self, choice: RoutingTable, outputs: "_Outputs") -> list[int]:
         """Compute the experts that are in slots; return the others."""
         held = self.cache.held(self.layer)
         hits = [expert for expert in choice.bounds if expert in held]
@@ -112,7 +112,9 @@ class SlotExperts:
             outputs.compute({expert: fetched.mlp})
             self.cache.settle_in(self.layer, expert, fetched, rows=outputs.rows(expert))
 
-    def _compute_where_they_lie(self, misses: list[int], choice: Choice, rows: Tensor, outputs: "_Outputs") -> None:
+    def _compute_where_they_lie(
+        self, misses: list[int], choice: RoutingTable, rows: Tensor, outputs: "_Outputs"
+    ) -> None:
         """Compute the misses on the host, while the device is at the hits. rows (T, D)."""
         cache, layer = self.cache, self.layer
         here = _Outputs(rows, torch.from_numpy(choice.places), choice.bounds, outputs.per_token)

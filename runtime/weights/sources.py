@@ -63,7 +63,7 @@ def packed(buffer: Tensor, config: ModelConfig, dtype: torch.dtype) -> MLP:
 
 
 @dataclass
-class _Copying:
+class _PendingCopy:
     mlp: MLP
     device: ComputeDevice
     event: Event
@@ -87,7 +87,7 @@ class HostSource:
     def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
         target, source = packed(buffer, self._config, self._dtype), self._take(layer, expert)
         copies = list(zip(target.matrices, source.matrices, strict=True))
-        return _Copying(target, self._device, self._device.copy(copies, after))
+        return _PendingCopy(target, self._device, self._device.copy(copies, after))
 
     def where_it_lies(self, layer: int, expert: int) -> MLP | None:
         mlp = self._take(layer, expert)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dslite.runtime.cache.disk_cache import LatentStore
+from dslite.runtime.cache.disk_cache import LatentDiskCache
 from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
@@ -98,7 +98,7 @@ def resuming(engine: Engine, count: int, repeat: int, computing: float) -> None:
     known.copy_(torch.randn(known.shape).to(known.dtype))
     engine.cache.commit(count)
     with tempfile.TemporaryDirectory() as folder:
-        store = LatentStore(Path(folder), "benchmark")
+        store = LatentDiskCache(Path(folder), "benchmark")
         started = time.perf_counter()
         assert store.save("chat", ids, engine.cache)
         saving = time.perf_counter() - started

@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support.terminal import Terminal  # noqa: E402
 
-from dslite.app.chat.autosave import Recorder  # noqa: E402
-from dslite.app.chat.launch import ChatStart  # noqa: E402
-from dslite.app.chat.model_loading import Opened, opener  # noqa: E402
+from dslite.app.chat.autosave import ConversationWriter  # noqa: E402
+from dslite.app.chat.launch import ChatLaunch  # noqa: E402
+from dslite.app.chat.model_loading import LoadedModel, opener  # noqa: E402
 from dslite.app.chat.settings import ChatSettings  # noqa: E402
 from dslite.app.sessions.store import SessionStore  # noqa: E402
 from dslite.app.tui.app import ChatApp  # noqa: E402
@@ -79,13 +79,13 @@ def chat(model: str, folder: Path) -> None:
     """The chat itself, in the terminal that it was started in."""
     inner = opener({"threads": os.cpu_count()})
 
-    def open_model(*args: Any) -> Opened:
+    def open_model(*args: Any) -> LoadedModel:
         opened = inner(*args)
-        return Opened(Alternating(opened.responder, app, folder / "report"), opened.defaults)
+        return LoadedModel(Alternating(opened.responder, app, folder / "report"), opened.defaults)
 
     settings = ChatSettings(model, chosen={"max_tokens": TOKENS, "temperature": 0.0})
-    recorder = Recorder(lambda: SessionStore.open(folder / "sessions.db"), saving=True)
-    app = ChatApp(ChatStart(parse_model(model), settings, open_model, recorder))
+    recorder = ConversationWriter(lambda: SessionStore.open(folder / "sessions.db"), saving=True)
+    app = ChatApp(ChatLaunch(parse_model(model), settings, open_model, recorder))
     app.run()
 
 

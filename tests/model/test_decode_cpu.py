@@ -140,7 +140,7 @@ def test_the_result_is_the_same_to_the_last_bit_every_time(level: str) -> None:
         assert torch.equal(logits(model, [200], [1])[0], first)
 
 
-class Recorder:
+class GraphRecorder:
     """Experts that are not at hand: the layer must end behind the choice."""
 
     def __init__(self, bank: ResidentExperts) -> None:
@@ -158,7 +158,7 @@ class Recorder:
 def test_experts_elsewhere_are_asked_as_the_gate_says(level: str) -> None:
     config = ModelConfig.from_dict(SHAPES["lite-like"] | {"n_routed_experts": 40, "num_experts_per_tok": 6})
     weights = random_weights(config)
-    banks = {layer: Recorder(resident_experts(config, layer, weights.__getitem__)) for layer in (1, 2)}
+    banks = {layer: GraphRecorder(resident_experts(config, layer, weights.__getitem__)) for layer in (1, 2)}
     split, whole = (Transformer.build(config, weights.__getitem__, make) for make in (banks.__getitem__, None))
     out, _ = logits(split, [10], [5])
     for layer, bank in banks.items():

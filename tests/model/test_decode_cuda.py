@@ -37,8 +37,8 @@ CPU = torch.device("cpu")
 TOLERANCE = 2e-5  # of log-probabilities in float32, through the whole network
 
 
-class Recorder(PlainDevice):
-    """Counts what is recorded, and what is replayed."""
+class GraphRecorder(PlainDevice):
+    """CountsExpertUse what is recorded, and what is replayed."""
 
     def __init__(self) -> None:
         super().__init__(CPU)
@@ -56,7 +56,7 @@ class Recorder(PlainDevice):
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations of this project."""
+    """CountsExpertUse the operations of this project."""
 
     count = 0
 
@@ -78,10 +78,10 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_experts, "ROWS_OUT", 64)
 
 
-def pair(**config: Any) -> tuple[Transformer, Transformer, Recorder]:
+def pair(**config: Any) -> tuple[Transformer, Transformer, GraphRecorder]:
     """A random network by the kernels and by torch's products, and the recorder of the former."""
     raw = tiny_config(vocab_size=160, **config)
-    tensors, recorder = random_tensors(raw), Recorder()
+    tensors, recorder = random_tensors(raw), GraphRecorder()
     model = Transformer.build(ModelConfig.from_dict(raw), tensors.__getitem__, recorder=recorder)
     return model, replace(model, recorder=None), recorder
 
@@ -142,7 +142,7 @@ def test_bfloat16_is_near_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = tiny_config(vocab_size=160, n_routed_experts=4, num_experts_per_tok=4)
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in random_tensors(raw).items()}
     config = ModelConfig.from_dict(raw)
-    model = Transformer.build(config, tensors.__getitem__, recorder=Recorder())
+    model = Transformer.build(config, tensors.__getitem__, recorder=GraphRecorder())
     wide = Transformer.build(config, lambda name: tensors[name].float())
     cache, wide_cache = new_cache(model, 64), new_cache(wide, 64)
     for each, network in ((cache, model), (wide_cache, wide)):
@@ -219,7 +219,7 @@ def test_slots_are_asked_between_recordings(tmp_path: Path, miss: Any) -> None:
     checkpoint = Checkpoint.open(folder)
     request = PlanRequest("float32", context=64, expert_slots=4, miss=miss)
     made = replace(plan(machine(1), checkpoint.config, request), embedding_on_device=False)
-    recorder = Recorder()
+    recorder = GraphRecorder()
     model = load(checkpoint, device=CPU, dtype=torch.float32, plan=made, seam=recorder)
     plain = load_model(folder)
     assert not any(isinstance(getattr(layer.mlp, "experts", None), ResidentExperts) for layer in model.layers)

@@ -10,8 +10,8 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from dslite.app.chat.autosave import Recorder
-from dslite.app.chat.launch import ChatStart, Looks
+from dslite.app.chat.autosave import ConversationWriter
+from dslite.app.chat.launch import ChatConfig, ChatLaunch
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.app import ChatApp
@@ -110,19 +110,19 @@ async def open_chat(
     opener: Any = None,
     settings: ChatSettings | None = None,
     resume: Callable[[SessionStore], str | None] | None = None,
-    looks: Looks | None = None,
+    looks: ChatConfig | None = None,
     **more: Any,
 ) -> AsyncIterator[Chat]:
     """The application with its conversations in `home`."""
     responder = responder or FakeResponder()
-    recorder = Recorder(lambda: SessionStore.open(home / "sessions.db"), saving=saving)
-    start = ChatStart(
+    recorder = ConversationWriter(lambda: SessionStore.open(home / "sessions.db"), saving=saving)
+    start = ChatLaunch(
         ref=parse_model(model),
         settings=settings or ChatSettings(model),
         open_model=opener or fake_opener(responder),
         recorder=recorder,
         resume=resume,
-        looks=looks or Looks(),
+        looks=looks or ChatConfig(),
         **more,
     )
     app = ChatApp(start)

@@ -19,7 +19,7 @@ from torch import Tensor
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.cache.disk_cache import LatentStore
+from dslite.runtime.cache.disk_cache import LatentDiskCache
 from dslite.runtime.downloads.layout import INDEX
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.text.tokenizer import Tokenizer
@@ -151,7 +151,7 @@ def load_engine(
     context: int = 256,
     eos_token_ids: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
-    saved: Callable[[], LatentStore] | None = None,
+    saved: Callable[[], LatentDiskCache] | None = None,
 ) -> Engine:
     """An engine for a folder, on the CPU."""
     return Engine(

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dslite.app.chat.autosave import Recorder
-from dslite.app.chat.launch import ChatStart
+from dslite.app.chat.autosave import ConversationWriter
+from dslite.app.chat.launch import ChatLaunch
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.app import ChatApp, run_chat
@@ -51,8 +51,8 @@ def main() -> int:
     data = Path(options["data"])
     log = Path(options["log"]) if "log" in options else None
     responder = LoggingResponder(log, text=options.get("text", "Hello."), rate=options.get("rate"))
-    recorder = Recorder(lambda: SessionStore.open(data / "sessions.db"), saving=options.get("saving", True))
-    start = ChatStart(parse_model("demo"), ChatSettings("demo"), fake_opener(responder), recorder)
+    recorder = ConversationWriter(lambda: SessionStore.open(data / "sessions.db"), saving=options.get("saving", True))
+    start = ChatLaunch(parse_model("demo"), ChatSettings("demo"), fake_opener(responder), recorder)
     if options.get("crash"):
         ChatApp.suspended = _broken  # type: ignore[method-assign,assignment]
     return run_chat(start)

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dslite.app.chat.model_loading import Opened
-from dslite.runtime.chat.protocol import Facts
+from dslite.app.chat.model_loading import LoadedModel
+from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Event, Loading, Prefilling, Timing, Token
@@ -99,7 +99,7 @@ class FakeResponder:
             del kept[0]
         return kept
 
-    def facts(self) -> Facts:
+    def facts(self) -> ModelStats:
         values: dict[str, Any] = {
             "name": "fake/Model",
             "device": "cpu",
@@ -111,7 +111,7 @@ class FakeResponder:
             "kv_bytes_per_token": 31_104,
             "plain_kv_bytes_per_token": 276_480,
         }
-        return Facts(**{**values, **self._facts})
+        return ModelStats(**{**values, **self._facts})
 
 
 def fake_opener(
@@ -120,16 +120,16 @@ def fake_opener(
     loading: Sequence[Loading] = (),
     hold: threading.Event | None = None,
     error: Callable[[ModelRef], Exception | None] = lambda _: None,
-) -> Callable[..., Opened]:
+) -> Callable[..., LoadedModel]:
     """Opens the fake: tells `loading`, waits for `hold`, raises what `error` gives."""
 
-    def open_model(ref: ModelRef, report: Callable[[Loading], None]) -> Opened:
+    def open_model(ref: ModelRef, report: Callable[[Loading], None]) -> LoadedModel:
         for event in loading:
             report(event)
         if hold is not None:
             hold.wait()
         if (fault := error(ref)) is not None:
             raise fault
-        return Opened(responder)
+        return LoadedModel(responder)
 
     return open_model

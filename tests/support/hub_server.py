@@ -290,7 +290,7 @@ class _HubHandler(_Handler):
             return
         data = self.hub.repos[repo_id].commits[commit].get(name)
         if data is None:
-            self.refuse(404, "EntryNotFound", "Entry not found")
+            self.refuse(404, "EntryNotFound", "TranscriptItem not found")
             return
         etag = self.hub.on(name).etag or blob_name(name, data)
         headers = {"X_Repo_Commit": commit, "Accept_Ranges": "bytes"}

@@ -22,7 +22,7 @@ import pytest
 
 from dslite.app.server.api import Api
 from dslite.app.server.limits import Limits
-from dslite.app.server.requests import Served
+from dslite.app.server.requests import ServedModel
 from dslite.app.server.server import bind, new_server
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.engine.engine import Engine
@@ -107,7 +107,7 @@ def serving(model: str | Path, *flags: str, env: dict[str, str] | None = None) -
 def serving_here(engine: Engine, limits: Limits | None = None, *, key: str | None = None) -> Iterator[Server]:
     """The API over an engine of this process, in a thread."""
     limits = limits or Limits()
-    api = Api(Served(engine, ("tiny", "deepseek-chat"), {}, ChatTemplate(engine.tokenizer)), limits, key=key)
+    api = Api(ServedModel(engine, ("tiny", "deepseek-chat"), {}, ChatTemplate(engine.tokenizer)), limits, key=key)
     server = new_server(api, limits)
     listener = bind("127.0.0.1", 0)
     thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[listener]),))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dslite.app.chat.markdown_blocks import code_blocks
-from dslite.app.chat.message_tree import Dialogue, Node
+from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.slash_commands import Command, split_setting
 from dslite.app.settings.profiles import all_profiles, get_profile
 from dslite.model.errors import DsliteError
@@ -13,14 +13,14 @@ from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore
-    from dslite.app.tui.control.controller import Conductor
+    from dslite.app.tui.control.controller import ChatController
     from dslite.app.tui.screens.chat import ChatScreen
 
 
-class Deeds:
+class SlashCommands:
     """The commands of the screen. They raise DsliteError, which the screen shows."""
 
-    def __init__(self, screen: "ChatScreen", conductor: "Conductor") -> None:
+    def __init__(self, screen: "ChatScreen", conductor: "ChatController") -> None:
         self.screen = screen
         self.conductor = conductor
 
@@ -83,13 +83,13 @@ class Deeds:
     def open(self, identify: "Callable[[SessionStore], str | None]") -> None:
         """Open the conversation that a question to the store names."""
 
-        def load(store: "SessionStore") -> Dialogue | None:
+        def load(store: "SessionStore") -> MessageTree | None:
             identity = identify(store)
-            return Dialogue.load(store.get(identity), store.tree(identity)) if identity else None
+            return MessageTree.load(store.get(identity), store.tree(identity)) if identity else None
 
         self.conductor.lookup(load, self._opened)
 
-    def _opened(self, dialogue: Dialogue | None) -> None:
+    def _opened(self, dialogue: MessageTree | None) -> None:
         if dialogue is None:
             return
         settings = self.conductor.settings

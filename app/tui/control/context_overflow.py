@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING
 
 from dslite.app.chat import summary
 from dslite.app.chat.launch import WhenFull
-from dslite.app.chat.message_tree import Dialogue, Node
-from dslite.app.tui.control.engine_worker import Answering
+from dslite.app.chat.message_tree import MessageTree, Node
+from dslite.app.tui.control.engine_worker import GenerationJob
 from dslite.app.tui.control.reply import Reply
-from dslite.app.tui.transcript.blocks import Entry
+from dslite.app.tui.transcript.blocks import TranscriptItem
 from dslite.app.tui.transcript.items import short_name
 from dslite.app.tui.widgets.status import WARN_AT
 from dslite.model.errors import DsliteError
 
 if TYPE_CHECKING:
-    from dslite.app.tui.control.controller import Conductor
+    from dslite.app.tui.control.controller import ChatController
 
 
-class FullContext:
+class ContextOverflow:
     """The limit of the conversation on screen."""
 
-    def __init__(self, conductor: "Conductor", when_full: WhenFull) -> None:
+    def __init__(self, conductor: "ChatController", when_full: WhenFull) -> None:
         self._conductor = conductor
         self._of_config = self._choice = when_full
         self._warned = False
@@ -50,7 +50,7 @@ class FullContext:
         if sum(node.role == "user" for node in self._conductor.dialogue.path()) < 2:
             self._conductor.say_error(error)  # there is no older turn to give away
         elif self._choice == "ask":
-            self._conductor.screen.offer_room(error)
+            self._conductor.screen.offer_context_overflow(error)
         else:
             self.do(self._choice, error)
 
@@ -82,17 +82,17 @@ class FullContext:
         question = leaf if leaf.role == "user" else None
         end = leaf.parent if question is not None else leaf
         context = conductor.status.facts.context if conductor.status.facts else 0
-        job = Answering(
+        job = GenerationJob(
             lambda: summary.request(dialogue.messages(end, name)),
             replace(settings, chosen=summary.chosen(settings.chosen, context)),
             forget=True,
         )
-        entry = Entry(0, "assistant", f"{short_name(name)} · summary for a new chat", growing=True)
+        entry = TranscriptItem(0, "assistant", f"{short_name(name)} · summary for a new chat", growing=True)
         conductor.screen.transcript.add(entry)
         then = partial(self._go_over, dialogue, question)
         conductor.answer(Reply(job, Node("assistant", ""), entry, end, then=then))
 
-    def _go_over(self, old: Dialogue, question: Node | None, written: Node) -> None:
+    def _go_over(self, old: MessageTree, question: Node | None, written: Node) -> None:
         """Begin the new chat, and ask there what did not fit."""
         conductor = self._conductor
         text = written.content.strip()
@@ -103,7 +103,7 @@ class FullContext:
         waiting = [question.content] if question is not None else []
         waiting += conductor.queue
         conductor.settings.system = system
-        conductor.begin(Dialogue(model=old.model, profile=old.profile, system=system, title=old.title))
+        conductor.begin(MessageTree(model=old.model, profile=old.profile, system=system, title=old.title))
         self._choice = choice
         saved = "; it is saved" if conductor.recorder.saving else ""
         conductor.say(f"this chat goes on from a summary of the one before{saved}:\n{text}")

@@ -9,17 +9,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from dslite.app.chat import summary
-from dslite.app.chat.autosave import Recorder
+from dslite.app.chat.autosave import ConversationWriter
 from dslite.app.chat.launch import WhenFull
-from dslite.app.chat.message_tree import Dialogue, Node
+from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.ids import title_of
-from dslite.app.tui.control.context_overflow import FullContext
-from dslite.app.tui.control.engine_events import Listener
-from dslite.app.tui.control.engine_worker import Answering, EngineWorker
+from dslite.app.tui.control.context_overflow import ContextOverflow
+from dslite.app.tui.control.engine_events import EngineEventHandler
+from dslite.app.tui.control.engine_worker import EngineWorker, GenerationJob
 from dslite.app.tui.control.reply import Reply
-from dslite.app.tui.transcript.blocks import Entry
-from dslite.app.tui.transcript.items import GREETING, entries_of, entry_of, greeting, note_of
+from dslite.app.tui.transcript.blocks import TranscriptItem
+from dslite.app.tui.transcript.items import GREETING, greeting, item_of, items_of, note_of
 from dslite.app.tui.widgets.status import Status
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef, parse_model
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Conductor:
+class ChatController:
     """The state of the chat on screen."""
 
     def __init__(
         self,
         screen: "ChatScreen",
         worker: EngineWorker,
-        recorder: Recorder,
+        recorder: ConversationWriter,
         settings: ChatSettings,
         ref: ModelRef,
         when_full: WhenFull = "ask",
@@ -54,14 +54,14 @@ class Conductor:
         self.reply: Reply | None = None
         self.editing: Node | None = None
         self.queue: list[str] = []  # messages typed while an answer was made
-        self.early: list[Answering] = []  # asked for without a model so far
+        self.early: list[GenerationJob] = []  # asked for without a model so far
         self.absent: tuple[ModelRef, DsliteError] | None = None  # the model that could not be found
-        self._unsaid: list[Entry] = []
-        self.listener = Listener(self)
-        self.full = FullContext(self, when_full)
+        self._unsaid: list[TranscriptItem] = []
+        self.listener = EngineEventHandler(self)
+        self.full = ContextOverflow(self, when_full)
 
-    def _new_dialogue(self) -> Dialogue:
-        return Dialogue(model=self.ref.key, profile=self.settings.profile.name, system=self.settings.system_message)
+    def _new_dialogue(self) -> MessageTree:
+        return MessageTree(model=self.ref.key, profile=self.settings.profile.name, system=self.settings.system_message)
 
     @property
     def model_name(self) -> str:
@@ -72,13 +72,13 @@ class Conductor:
 
     def show(self) -> None:
         """Draw the branch anew."""
-        self.screen.transcript.show(entries_of(self.dialogue, self.model_name) or [greeting(self)])
+        self.screen.transcript.show(items_of(self.dialogue, self.model_name) or [greeting(self)])
         self.screen.refresh_lines()
 
     def say(self, text: str, *, warning: bool = False, above: bool = False) -> None:
         """A line of ours below the conversation: of an answer that grows, `above` it or once it is whole."""
         transcript = self.screen.transcript
-        entry = Entry(-1, "notice", "", ("! " if warning else "") + text)
+        entry = TranscriptItem(-1, "notice", "", ("! " if warning else "") + text)
         grows = bool(transcript.entries) and transcript.entries[-1].growing
         if grows and above:
             transcript.add_before_last(entry)
@@ -95,7 +95,7 @@ class Conductor:
     def say_error(self, error: DsliteError) -> None:
         self.say(f"{error.message}\n{error.remedy}" if error.remedy else error.message, warning=True)
 
-    # Asking.
+    # ParsedRequest.
 
     def send(self, text: str) -> None:
         """A message of the user: asked now, or after the answer that is being made."""
@@ -114,7 +114,7 @@ class Conductor:
             self.show()
         else:
             self._drop_greeting()
-            self.screen.transcript.add(entry_of(self.dialogue, question, self.model_name))
+            self.screen.transcript.add(item_of(self.dialogue, question, self.model_name))
         self.ask(question)
 
     def renew_greeting(self) -> None:
@@ -152,10 +152,12 @@ class Conductor:
     def _begin(self, node: Node, end: Node, *, go_on: bool = False, forget: bool = False) -> None:
         dialogue, name = self.dialogue, self.model_name
         settings = replace(self.settings, chosen=dict(self.settings.chosen))
-        job = Answering(lambda: dialogue.messages(end, name), settings, lambda: dialogue.id, go_on=go_on, forget=forget)
+        job = GenerationJob(
+            lambda: dialogue.messages(end, name), settings, lambda: dialogue.id, go_on=go_on, forget=forget
+        )
         entry = self.screen.transcript.entry(node.key)
         if entry is None:
-            entry = entry_of(dialogue, node, name)
+            entry = item_of(dialogue, node, name)
             self.screen.transcript.add(entry)
         self.screen.transcript.drop_behind(entry)  # lines of ours: an answer grows at the end
         entry.growing, entry.note, entry.splitter = True, "", None
@@ -286,7 +288,7 @@ class Conductor:
 
         self.recorder.ask(question).add_done_callback(finished)
 
-    def begin(self, dialogue: Dialogue | None = None) -> None:
+    def begin(self, dialogue: MessageTree | None = None) -> None:
         """Go over to a new or an opened conversation; the one on screen stays saved."""
         self.stop()
         self.reply, self.editing = None, None

@@ -5,24 +5,24 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from dslite.app.tui.control import engine_worker as told
-from dslite.app.tui.control.engine_worker import Answering
+from dslite.app.tui.control.engine_worker import GenerationJob
 from dslite.app.tui.control.reply import Reply, ids_of
 from dslite.app.tui.transcript.items import note_of
 from dslite.model.errors import DsliteError
-from dslite.runtime.chat.protocol import Facts
+from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.events import Done, Loading, Prefilling, Token
 
 if TYPE_CHECKING:
-    from dslite.app.tui.control.controller import Conductor
+    from dslite.app.tui.control.controller import ChatController
 
 _RATE_S = 2.0
 
 
-class Listener:
+class EngineEventHandler:
     """What happens to the reply on screen."""
 
-    def __init__(self, conductor: "Conductor") -> None:
+    def __init__(self, conductor: "ChatController") -> None:
         self._conductor = conductor
         self.rates: deque[float] = deque(maxlen=600)  # tokens/s, one value a tick in which tokens came
 
@@ -31,22 +31,24 @@ class Listener:
         conductor, status = self._conductor, self._conductor.status
         for event in conductor.worker.drain():
             match event:
-                case told.Told(job, inner) if conductor.reply is not None and self._is_current(job):
+                case told.GenerationEvent(job, inner) if conductor.reply is not None and self._is_current(job):
                     self._on_told(conductor.reply, inner)
-                case told.Failed(job, error) if conductor.reply is not None and self._is_current(job):
+                case told.GenerationFailed(job, error) if conductor.reply is not None and self._is_current(job):
                     self._grow(conductor.reply)
                     self._on_failed(conductor.reply, error)
-                case told.Began(job, left_out) if left_out and conductor.reply is not None and self._is_current(job):
+                case told.PrefillStarted(job, left_out) if (
+                    left_out and conductor.reply is not None and self._is_current(job)
+                ):
                     self._on_left_out(conductor.reply, left_out)
                 case Loading():
                     status.doing, status.loading = "loading", event
-                case told.Opening():
+                case told.LoadingStarted():
                     status.doing, status.loading, status.facts = "starting", None, None
-                case told.Ready(facts):
+                case told.ModelReady(facts):
                     self._on_ready(facts)
-                case told.Counted(facts):
+                case told.StatsUpdated(facts):
                     status.facts = facts
-                case told.Unavailable(ref, error, absent):
+                case told.ModelUnavailable(ref, error, absent):
                     self._on_unavailable(ref, error, absent)
         if draw and (reply := conductor.reply) is not None:
             self._grow(reply)
@@ -54,7 +56,7 @@ class Listener:
                 conductor.recorder.update_now_and_then(conductor.dialogue, reply.node, reply.ids)
         conductor.screen.refresh_lines()
 
-    def _is_current(self, job: Answering) -> bool:
+    def _is_current(self, job: GenerationJob) -> bool:
         """Whether a job is the reply on screen, and not one that waits for another model."""
         reply = self._conductor.reply
         return reply is not None and reply.job is job and job not in self._conductor.early
@@ -159,7 +161,7 @@ class Listener:
         else:
             conductor.say_error(error)
 
-    def _on_ready(self, facts: Facts) -> None:
+    def _on_ready(self, facts: ModelStats) -> None:
         conductor, status = self._conductor, self._conductor.status
         status.facts, status.doing = facts, "idle"
         conductor.screen.app.settle()

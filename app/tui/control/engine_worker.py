@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dslite.app.chat.model_loading import Opened, Opener
+from dslite.app.chat.model_loading import LoadedModel, ModelLoader
 from dslite.app.chat.settings import ChatSettings
 from dslite.model.errors import DsliteError
-from dslite.runtime.chat.protocol import Counts, Facts, Remembers
+from dslite.runtime.chat.protocol import CountsExpertUse, ModelStats, PersistsCache
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
@@ -28,7 +28,7 @@ _KEEP_AFTER_S = 3.0  # without a new question
 
 
 @dataclass(eq=False)
-class Answering:
+class GenerationJob:
     """A reply to make. `messages` is called in the thread; `forget` leaves out the oldest turns that do not fit.
 
     `saved_as` tells the conversation's id, once it has one.
@@ -43,21 +43,21 @@ class Answering:
 
 
 @dataclass(frozen=True)
-class Opening:
+class LoadingStarted:
     """A model is being looked for."""
 
     model: str
 
 
 @dataclass(frozen=True)
-class Ready:
+class ModelReady:
     """The model is loaded."""
 
-    facts: Facts
+    facts: ModelStats
 
 
 @dataclass(frozen=True)
-class Unavailable:
+class ModelUnavailable:
     """The model could not be opened. `absent`: it is not on this machine, or not whole."""
 
     model: ModelRef
@@ -66,59 +66,68 @@ class Unavailable:
 
 
 @dataclass(frozen=True)
-class Began:
+class PrefillStarted:
     """The messages are being read. `left_out` of them were too old for the context."""
 
-    job: Answering
+    job: GenerationJob
     left_out: int = 0
 
 
 @dataclass(frozen=True)
-class Told:
+class GenerationEvent:
     """What the engine says about a reply."""
 
-    job: Answering
+    job: GenerationJob
     event: Prefilling | Token | Done
 
 
 @dataclass(frozen=True)
-class Failed:
+class GenerationFailed:
     """A reply ended in an error."""
 
-    job: Answering
+    job: GenerationJob
     error: DsliteError
 
 
 @dataclass(frozen=True)
-class Counted:
+class StatsUpdated:
     """Sizes and counters, now and then."""
 
-    facts: Facts
+    facts: ModelStats
 
 
-WorkerEvent = Opening | Loading | Ready | Unavailable | Began | Told | Failed | Counted
+WorkerEvent = (
+    LoadingStarted
+    | Loading
+    | ModelReady
+    | ModelUnavailable
+    | PrefillStarted
+    | GenerationEvent
+    | GenerationFailed
+    | StatsUpdated
+)
 
 
 @dataclass(frozen=True)
-class Anew:
+class ResetStats:
     """Another conversation is on screen: what is counted for each begins at nothing."""
 
 
-_Job = ModelRef | Answering | Anew | None
+_Job = ModelRef | GenerationJob | ResetStats | None
 
 
 class EngineWorker:
     """Opens models and makes replies, one after the other."""
 
-    def __init__(self, open_model: Opener) -> None:
+    def __init__(self, open_model: ModelLoader) -> None:
         self.watched = False  # whether somebody looks at counters while an answer is made
         self._open_model = open_model
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._events: queue.Queue[WorkerEvent] = queue.Queue(_MOST_EVENTS)
         self._closing = threading.Event()
-        self._current: Answering | None = None
-        self._opened: Opened | None = None
-        self._unkept: Answering | None = None  # the last reply, while the disk does not have what it computed
+        self._current: GenerationJob | None = None
+        self._opened: LoadedModel | None = None
+        self._unkept: GenerationJob | None = None  # the last reply, while the disk does not have what it computed
         self._thread = threading.Thread(target=self._run, name="dslite-engine", daemon=True)
 
     def start(self) -> None:
@@ -128,13 +137,13 @@ class EngineWorker:
         """Load a model in place of the one before."""
         self._jobs.put(ref)
 
-    def answer(self, job: Answering) -> None:
+    def answer(self, job: GenerationJob) -> None:
         """Make a reply, once the model is there."""
         self._jobs.put(job)
 
     def count_anew(self) -> None:
         """Another conversation is on screen."""
-        self._jobs.put(Anew())
+        self._jobs.put(ResetStats())
 
     def close(self, timeout: float = 2.0) -> None:
         """Stop what is being made, and end. A thread in the middle of loading is left behind: it is a daemon."""
@@ -159,12 +168,12 @@ class EngineWorker:
 
     def _run(self) -> None:
         while not self._closing.is_set() and (job := self._next()) is not None:
-            if isinstance(job, Answering):
+            if isinstance(job, GenerationJob):
                 self._current = job
                 self._answer(job)
                 self._current = None
                 self._unkept = job
-            elif isinstance(job, Anew):
+            elif isinstance(job, ResetStats):
                 self._count_anew()
             else:
                 self._keep()
@@ -185,7 +194,7 @@ class EngineWorker:
         if job is None or self._opened is None:
             return
         key, responder = job.saved_as(), self._opened.responder
-        if key is not None and isinstance(responder, Remembers):
+        if key is not None and isinstance(responder, PersistsCache):
             responder.keep(key)
 
     def _tell(self, event: WorkerEvent) -> None:
@@ -197,48 +206,48 @@ class EngineWorker:
             return
 
     def _open(self, ref: ModelRef) -> None:
-        self._tell(Opening(ref.name))
+        self._tell(LoadingStarted(ref.name))
         self._opened = None  # the old weights go before the new ones come
         try:
             self._opened = self._open_model(ref, self._tell)
-            self._tell(Ready(self._opened.responder.facts()))
+            self._tell(ModelReady(self._opened.responder.facts()))
         except DsliteError as error:
             absent = isinstance(error, ModelUnavailableError) and ref.folder is None
-            self._tell(Unavailable(ref, error, absent))
+            self._tell(ModelUnavailable(ref, error, absent))
         except Exception as error:  # the screen must hear of it, whatever it is
-            self._tell(Unavailable(ref, _unexpected(error), absent=False))
+            self._tell(ModelUnavailable(ref, _unexpected(error), absent=False))
 
     def _count_anew(self) -> None:
-        if self._opened is not None and isinstance(self._opened.responder, Counts):
+        if self._opened is not None and isinstance(self._opened.responder, CountsExpertUse):
             self._opened.responder.count_anew()
-            self._tell(Counted(self._opened.responder.facts()))
+            self._tell(StatsUpdated(self._opened.responder.facts()))
 
-    def _answer(self, job: Answering) -> None:
+    def _answer(self, job: GenerationJob) -> None:
         if self._opened is None:
-            self._tell(Failed(job, ModelUnavailableError("no model is loaded", "choose one with /model")))
+            self._tell(GenerationFailed(job, ModelUnavailableError("no model is loaded", "choose one with /model")))
             return
         try:
             self._reply(job, self._opened)
         except DsliteError as error:
-            self._tell(Failed(job, error))
+            self._tell(GenerationFailed(job, error))
         except Exception as error:  # the screen must hear of it, whatever it is
-            self._tell(Failed(job, _unexpected(error)))
+            self._tell(GenerationFailed(job, _unexpected(error)))
 
-    def _reply(self, job: Answering, opened: Opened) -> None:
+    def _reply(self, job: GenerationJob, opened: LoadedModel) -> None:
         messages = list(job.messages())
         kept = opened.responder.fit(messages, go_on=job.go_on) if job.forget else messages
-        if (key := job.saved_as()) is not None and isinstance(opened.responder, Remembers):
+        if (key := job.saved_as()) is not None and isinstance(opened.responder, PersistsCache):
             opened.responder.recall(key, kept, go_on=job.go_on)
         params = job.settings.params(opened.defaults)
         events = opened.responder.reply(kept, params, job.cancel, go_on=job.go_on)
-        self._tell(Began(job, len(messages) - len(kept)))
+        self._tell(PrefillStarted(job, len(messages) - len(kept)))
         told = time.perf_counter()
         for event in events:
-            self._tell(Told(job, event))
+            self._tell(GenerationEvent(job, event))
             now = time.perf_counter()
             if isinstance(event, Done) or (self.watched and now - told > _FACTS_EVERY_S):
                 told = now
-                self._tell(Counted(opened.responder.facts()))
+                self._tell(StatsUpdated(opened.responder.facts()))
 
 
 def is_overflow(error: DsliteError) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dslite.app.chat.message_tree import Node
-from dslite.app.tui.control.engine_worker import Answering
-from dslite.app.tui.transcript.blocks import Entry
+from dslite.app.tui.control.engine_worker import GenerationJob
+from dslite.app.tui.transcript.blocks import TranscriptItem
 from dslite.runtime.events import Done
 
 
@@ -17,9 +17,9 @@ class Reply:
     `then` takes an answer that belongs to no conversation: it is shown while it grows, and not saved.
     """
 
-    job: Answering
+    job: GenerationJob
     node: Node
-    entry: Entry
+    entry: TranscriptItem
     end: Node | None
     before: str = ""
     ids: list[int] = field(default_factory=list)

@@ -15,7 +15,7 @@ from textual.widgets import Rule, Static
 from dslite.app.chat import slash_commands
 from dslite.app.chat.slash_commands import COMMANDS
 from dslite.app.terminal import clipboard
-from dslite.app.tui.control.commands import Deeds
+from dslite.app.tui.control.commands import SlashCommands
 from dslite.app.tui.style import keys
 from dslite.app.tui.transcript.items import short_name
 from dslite.app.tui.transcript.sanitize import one_line
@@ -27,7 +27,7 @@ from dslite.runtime.downloads.hub import ModelRef
 
 if TYPE_CHECKING:
     from dslite.app.tui.app import ChatApp
-    from dslite.app.tui.control.controller import Conductor
+    from dslite.app.tui.control.controller import ChatController
 
 T = TypeVar("T")
 _BY_NAME = {command.name: command for command in COMMANDS}
@@ -43,12 +43,12 @@ class ChatScreen(Screen[None]):
     AUTO_FOCUS = "#prompt"
 
     app: "ChatApp"
-    conductor: "Conductor"
+    conductor: "ChatController"
 
-    def __init__(self, lead: "Callable[[ChatScreen], Conductor]") -> None:
+    def __init__(self, lead: "Callable[[ChatScreen], ChatController]") -> None:
         super().__init__()
         self.conductor = lead(self)
-        self.deeds = Deeds(self, self.conductor)
+        self.deeds = SlashCommands(self, self.conductor)
         self._wants_quit = False
         self._flash_timer: Any = None
 
@@ -238,9 +238,9 @@ class ChatScreen(Screen[None]):
 
         self.app.push_screen(ProfilesScreen(self.conductor.settings.profile.name), chosen)
 
-    def offer_room(self, error: DsliteError) -> None:
+    def offer_context_overflow(self, error: DsliteError) -> None:
         """The context is full: let the user choose."""
-        from dslite.app.tui.screens.dialogs import RoomDialog
+        from dslite.app.tui.screens.dialogs import ContextOverflowDialog
 
         def chosen(what: Any) -> None:
             if what == "edit":
@@ -248,7 +248,7 @@ class ChatScreen(Screen[None]):
             elif what is not None:
                 self._run(partial(self.conductor.full.choose, what, error))
 
-        self.app.push_screen(RoomDialog(error), chosen)
+        self.app.push_screen(ContextOverflowDialog(error), chosen)
 
     def offer_first_run(self, ref: ModelRef, error: DsliteError) -> None:
         """The model is not here: show what can be done."""

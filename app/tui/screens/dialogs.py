@@ -11,7 +11,7 @@ from textual.reactive import reactive
 from textual.widgets import Input, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
-from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.textual_fixes.key_order import run_own_binding
 from dslite.app.tui.transcript.sanitize import inert
 from dslite.model.errors import DsliteError
@@ -33,7 +33,7 @@ class Area(TextArea):
         await run_own_binding(self, event)
 
 
-class RoomDialog(Panel[str | None]):
+class ContextOverflowDialog(ModalPanel[str | None]):
     """The context is full: forget, go on from a summary, or stop. The choice holds for the conversation."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it", show=False)]
@@ -59,7 +59,7 @@ class RoomDialog(Panel[str | None]):
         self.dismiss(event.option_id)
 
 
-class LineDialog(Panel[str | None]):
+class LineDialog(ModalPanel[str | None]):
     """One line of text; None when it was left by Esc."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it", show=False)]

@@ -14,7 +14,7 @@ from textual.widgets.option_list import Option
 
 from dslite.app.chat.model_setup import FirstRun, model_folder
 from dslite.app.tui.screens.dialogs import LineDialog
-from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.transcript.sanitize import inert
 from dslite.app.tui.widgets.status import size
 from dslite.model.errors import DsliteError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dslite.runtime.events import PullEvent
 
 
-class FirstRunScreen(Panel[str | None]):
+class FirstRunScreen(ModalPanel[str | None]):
     """Ends with the model to open, or None when the user leaves it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -11,11 +11,11 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from dslite.app.chat.slash_commands import COMMANDS
-from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.style import keys
 
 
-class HelpScreen(Panel[None]):
+class HelpScreen(ModalPanel[None]):
     """Closed by Esc, F1 or q."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q", "dismiss", "Close", show=False)]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Panel(ModalScreen[T]):
+class ModalPanel(ModalScreen[T]):
     """Ctrl+C does here what it does on empty input: no key of the application reaches a modal screen."""
 
     app: "ChatApp"

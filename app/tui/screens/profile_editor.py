@@ -14,7 +14,7 @@ from dslite.app.settings import sampling
 from dslite.app.settings.profiles import Profile
 from dslite.app.terminal.console import visible
 from dslite.app.tui.screens.dialogs import Area, Field
-from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.transcript.sanitize import inert
 from dslite.model.errors import DsliteError
 
@@ -24,7 +24,7 @@ _HINTS = "Ctrl+S saves · Tab next field · Esc leaves it as it was"
 _UNSAVED = "what you changed is not saved: Ctrl+S saves it, Esc again leaves it"
 
 
-class ProfileEditor(Panel[str | None]):
+class ProfileEditor(ModalPanel[str | None]):
     """Ends with the name of the profile once it is saved, or None. What cannot be saved stays to be mended."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

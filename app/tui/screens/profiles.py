@@ -25,7 +25,7 @@ from dslite.app.settings.profiles import (
     shipped_profiles,
 )
 from dslite.app.tui.screens.dialogs import LineDialog
-from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.screens.profile_editor import ProfileEditor
 from dslite.app.tui.transcript.sanitize import inert, one_line
 from dslite.model.errors import DsliteError
@@ -37,7 +37,7 @@ _HINTS = (
 )
 
 
-class ProfilesScreen(Panel[str | None]):
+class ProfilesScreen(ModalPanel[str | None]):
     """Ends with the name of the profile to use, or None. The one in use is used anew where it was changed."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -16,18 +16,18 @@ from textual.widgets.option_list import Option
 
 from dslite.app.sessions.export import local_time
 from dslite.app.tui.screens.dialogs import Field, LineDialog
-from dslite.app.tui.screens.modal import Panel
+from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.transcript.sanitize import one_line
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import Conversation, Hit, SessionStore
-    from dslite.app.tui.control.controller import Conductor
+    from dslite.app.tui.control.controller import ChatController
 
 _PAGE = 50
 _HINTS = "Enter opens · Ctrl+T renames · Ctrl+D deletes · Ctrl+Z undoes · Esc closes"
 
 
-class SessionsPanel(Panel[str | None]):
+class SessionsPanel(ModalPanel[str | None]):
     """Ends with the id of the chat to open, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -41,7 +41,7 @@ class SessionsPanel(Panel[str | None]):
         Binding("ctrl+z", "undo", "Undo", show=False, priority=True),
     ]
 
-    def __init__(self, conductor: "Conductor") -> None:
+    def __init__(self, conductor: "ChatController") -> None:
         super().__init__()
         self._conductor = conductor
         self._last: Conversation | None = None  # of the pages that are shown

@@ -15,7 +15,7 @@ _STANDS_OUT = 0.15  # of full brightness: carets, selections and chosen rows are
 _RECEDES = 0.4  # and rules, frames and whatever lies behind a panel are nearer to it
 
 
-class Colourless(LineFilter):
+class NoColorFilter(LineFilter):
     """Attributes in place of colours."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:

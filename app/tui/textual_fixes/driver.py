@@ -18,7 +18,7 @@ _LOOKS = 4  # until Textual's own wait for the rest of a key is over
 
 
 class QuickDriver(LinuxDriver):
-    """Looks at the clock soon after a key, and takes a terminal that has gone for a hang-up."""
+    """ChatConfig at the clock soon after a key, and takes a terminal that has gone for a hang-up."""
 
     def run_input_thread(self) -> None:
         """Read keys until the application ends."""

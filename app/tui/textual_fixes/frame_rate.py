@@ -7,11 +7,11 @@ BESIDE_A_CPU = 0.04
 BESIDE_ANOTHER = 0.2
 
 
-class Pace:
+class RedrawThrottle:
     """Text is drawn with every tick, unless drawing would take more than its share of a core.
 
     Where the CPU computes the model, its threads wait for each other: what the screen takes of one core, all of them
-    lose. Elsewhere the share keeps time for keys. Counted is all that the screen's thread did since it last drew.
+    lose. Elsewhere the share keeps time for keys. StatsUpdated is all that the screen's thread did since it last drew.
     """
 
     def __init__(self) -> None:

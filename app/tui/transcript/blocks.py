@@ -25,7 +25,7 @@ _MOST_AT_ONCE = 80  # lines of code that are coloured as a whole without delay
 
 
 @dataclass(eq=False)
-class Entry:
+class TranscriptItem:
     """A message on screen. `key` names it to the conversation; `branch` is (which, of how many)."""
 
     key: int
@@ -35,15 +35,15 @@ class Entry:
     branch: tuple[int, int] = (1, 1)
     note: str = ""
     growing: bool = False
-    pieces: list["Piece"] = field(default_factory=list)
+    pieces: list["RenderBlock"] = field(default_factory=list)
     splitter: Splitter | None = None
 
 
 @dataclass(eq=False)
-class Piece:
+class RenderBlock:
     """A head (no block), a block or a note of an entry. `height` is an estimate until `drawn_for` is this layout."""
 
-    entry: Entry
+    entry: TranscriptItem
     block: Block | None = None
     kind: Literal["head", "block", "plain", "note"] = "block"
     height: int = 1
@@ -62,25 +62,25 @@ class Piece:
         return len(block.lines) > _MOST_AT_ONCE and bool(block.language)
 
 
-def pieces_of(entry: Entry) -> list[Piece]:
+def render_blocks(entry: TranscriptItem) -> list[RenderBlock]:
     """The pieces of an entry from its text; what had been drawn of unchanged blocks is kept."""
     if entry.speaker == "notice":
-        return [Piece(entry, kind="note")]
-    pieces = [Piece(entry, kind="head")]
+        return [RenderBlock(entry, kind="note")]
+    pieces = [RenderBlock(entry, kind="head")]
     if entry.speaker == "assistant":
         if entry.splitter is None:
             entry.splitter = Splitter(inert(entry.text))
             if not entry.growing:
                 entry.splitter.finish()
-        pieces += [Piece(entry, block) for block in entry.splitter.blocks]
+        pieces += [RenderBlock(entry, block) for block in entry.splitter.blocks]
     elif entry.text:
-        pieces.append(Piece(entry, kind="plain"))
+        pieces.append(RenderBlock(entry, kind="plain"))
     if entry.note:
-        pieces.append(Piece(entry, kind="note"))
+        pieces.append(RenderBlock(entry, kind="note"))
     return pieces
 
 
-def estimate(piece: Piece, width: int) -> int:
+def estimate(piece: RenderBlock, width: int) -> int:
     """About how many lines a piece takes."""
     if piece.kind == "head":
         return 2
@@ -98,14 +98,14 @@ def _cells(line: str) -> int:
     return len(line) if line.isascii() else cell_len(line)
 
 
-class Artist:
+class BlockRenderer:
     """Draws pieces for one width and palette."""
 
     def __init__(self, width: int, palette: Palette) -> None:
         self.width = width
         self.palette = palette
 
-    def draw(self, piece: Piece) -> list[Strip]:
+    def draw(self, piece: RenderBlock) -> list[Strip]:
         """The strips of a piece, each `width` cells wide at most."""
         if piece.kind == "head":
             lines = [[], self._head(piece.entry)]
@@ -123,7 +123,7 @@ class Artist:
     def _strips(self, lines: list[Line]) -> list[Strip]:
         return [Strip(Segment.apply_style(line, self.palette.base)) for line in lines]
 
-    def _head(self, entry: Entry) -> Line:
+    def _head(self, entry: TranscriptItem) -> Line:
         style = {"user": self.palette.user, "assistant": self.palette.assistant}.get(entry.speaker, self.palette.muted)
         name = inert(entry.name)
         which, count = entry.branch
@@ -133,20 +133,20 @@ class Artist:
         room = self.width - cell_len(name) - len(walk)
         return [Segment(name, style), Segment(" " * max(room, 1) + walk, self.palette.muted)]
 
-    def _note(self, entry: Entry) -> list[Line]:
+    def _note(self, entry: TranscriptItem) -> list[Line]:
         text = entry.text if entry.speaker == "notice" else entry.note
         style = self.palette.warning if text.startswith("!") else self.palette.muted
         lines = wrap_plain(inert(text.removeprefix("!").strip()), self.width - _INDENT)
         return [[], *_inset([[Segment(line, style)] for line in lines])]
 
-    def _block(self, piece: Piece, block: Block) -> list[Strip]:
+    def _block(self, piece: RenderBlock, block: Block) -> list[Strip]:
         inner = max(self.width - _INDENT, 8)
         gap: list[Line] = [[]] if block.gap else []
         if block.kind == "fence" and (not block.closed or piece.wants_colours or piece.colours):
             return self._strips(gap) + self._long_fence(piece, block, inner)
         return self._strips(gap + _inset(draw(block, inner, self.palette)))
 
-    def _long_fence(self, piece: Piece, block: Block, width: int) -> list[Strip]:
+    def _long_fence(self, piece: RenderBlock, block: Block, width: int) -> list[Strip]:
         """Whole lines of an open fence are coloured and kept, each by itself; only the last is drawn again."""
         width -= block.indent
 

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from dslite.app.chat.message_tree import Dialogue, Node
-from dslite.app.tui.transcript.blocks import Entry
+from dslite.app.chat.message_tree import MessageTree, Node
+from dslite.app.tui.transcript.blocks import TranscriptItem
 from dslite.app.tui.transcript.sanitize import one_line
 from dslite.app.tui.widgets.status import where
 
 if TYPE_CHECKING:
-    from dslite.app.tui.control.controller import Conductor
+    from dslite.app.tui.control.controller import ChatController
 
 GREETING = 0  # key of the entry that a message makes superfluous
 
@@ -35,11 +35,11 @@ def note_of(finish_reason: str | None) -> str:
     return _NOTES.get(finish_reason or "", "")
 
 
-def entry_of(dialogue: Dialogue, node: Node, model: str) -> Entry:
+def item_of(dialogue: MessageTree, node: Node, model: str) -> TranscriptItem:
     """One message."""
     siblings = dialogue.siblings(node)
     name = "You" if node.role == "user" else short_name(str(node.info.get("model") or model))
-    return Entry(
+    return TranscriptItem(
         node.key,
         "user" if node.role == "user" else "assistant" if node.role == "assistant" else "system",
         name,
@@ -50,15 +50,15 @@ def entry_of(dialogue: Dialogue, node: Node, model: str) -> Entry:
     )
 
 
-def entries_of(dialogue: Dialogue, model: str) -> list[Entry]:
+def items_of(dialogue: MessageTree, model: str) -> list[TranscriptItem]:
     """The branch on screen, below its system message."""
-    entries = [entry_of(dialogue, node, model) for node in dialogue.path()]
+    entries = [item_of(dialogue, node, model) for node in dialogue.path()]
     if entries and dialogue.system:
-        entries.insert(0, Entry(-1, "notice", "", f"system: {one_line(dialogue.system)}"))
+        entries.insert(0, TranscriptItem(-1, "notice", "", f"system: {one_line(dialogue.system)}"))
     return entries
 
 
-def greeting(conductor: "Conductor") -> Entry:
+def greeting(conductor: "ChatController") -> TranscriptItem:
     """What an empty chat says: the model, where it lives, three things to try."""
     facts = conductor.status.facts
     lines = [short_name(conductor.model_name)]
@@ -68,4 +68,4 @@ def greeting(conductor: "Conductor") -> Entry:
         lines.append(f"profile {conductor.settings.profile.name}: {one_line(conductor.settings.system_message, 120)}")
     demo = conductor.ref.name == "demo"
     lines += ["", "Try:", *(f"  {thing}" for thing in (_DEMO_THINGS_TO_TRY if demo else _THINGS_TO_TRY))]
-    return Entry(GREETING, "notice", "", "\n".join(lines))
+    return TranscriptItem(GREETING, "notice", "", "\n".join(lines))

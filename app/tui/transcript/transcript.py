@@ -10,12 +10,12 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.strip import Strip
 
-from dslite.app.tui.transcript.blocks import Entry, Piece, estimate, pieces_of
+from dslite.app.tui.transcript.blocks import RenderBlock, TranscriptItem, estimate, render_blocks
 from dslite.app.tui.transcript.sanitize import inert
-from dslite.app.tui.transcript.virtual_list_view import ColumnView
+from dslite.app.tui.transcript.virtual_list_view import VirtualListView
 
 
-class Transcript(ColumnView, can_focus=True):
+class Transcript(VirtualListView, can_focus=True):
     """Messages from the top, the newest at the bottom."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -40,11 +40,11 @@ class Transcript(ColumnView, can_focus=True):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.entries: list[Entry] = []
+        self.entries: list[TranscriptItem] = []
 
     # Content.
 
-    def show(self, entries: Sequence[Entry], *, to_end: bool = True) -> None:
+    def show(self, entries: Sequence[TranscriptItem], *, to_end: bool = True) -> None:
         """Replace everything."""
         self.entries = list(entries)
         self.chosen = None
@@ -53,13 +53,13 @@ class Transcript(ColumnView, can_focus=True):
         self.column.replace(0, len(self.column.pieces), pieces)
         self.place(to_end=to_end)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: TranscriptItem) -> None:
         """Put an entry at the end and show it."""
         self.entries.append(entry)
         self.column.replace(len(self.column.pieces), 0, self._fresh(entry))
         self.place(to_end=True)
 
-    def add_before_last(self, entry: Entry) -> None:
+    def add_before_last(self, entry: TranscriptItem) -> None:
         """Put an entry above the last one, which still grows."""
         follows = self.at_end
         start, _ = self._span(self.entries[-1])
@@ -67,21 +67,21 @@ class Transcript(ColumnView, can_focus=True):
         self.column.replace(start, 0, self._fresh(entry))
         self.place(to_end=follows)
 
-    def entry(self, key: int) -> Entry | None:
+    def entry(self, key: int) -> TranscriptItem | None:
         """The entry of a message."""
         return next((entry for entry in self.entries if entry.key == key), None)
 
-    def remove_entry(self, entry: Entry) -> None:
+    def remove_entry(self, entry: TranscriptItem) -> None:
         self.entries.remove(entry)
         self.column.replace(*self._span(entry), ())
         self.place(to_end=self.at_end)
 
-    def drop_behind(self, entry: Entry) -> None:
+    def drop_behind(self, entry: TranscriptItem) -> None:
         """Remove what stands below an entry."""
         for other in self.entries[self.entries.index(entry) + 1 :]:
             self.remove_entry(other)
 
-    def extend(self, entry: Entry, text: str) -> None:
+    def extend(self, entry: TranscriptItem, text: str) -> None:
         """Text that an answer at the end grows by."""
         assert entry is self.entries[-1]
         assert entry.splitter is not None
@@ -89,40 +89,40 @@ class Transcript(ColumnView, can_focus=True):
         entry.splitter.feed(inert(text))
         self._renew_tail(entry)
 
-    def finish(self, entry: Entry) -> None:
+    def finish(self, entry: TranscriptItem) -> None:
         """An answer is whole: draw it once more, as a finished one."""
         entry.growing = False
         if entry.splitter is not None:
             entry.splitter.finish()
         self._renew_tail(entry)
 
-    def redraw_entry(self, entry: Entry) -> None:
+    def redraw_entry(self, entry: TranscriptItem) -> None:
         """An entry's head, text or note has changed."""
         follows = self.at_end
         start, count = self._span(entry)
         self.column.replace(start, count, self._fresh(entry))
         self.place(to_end=follows)
 
-    def _span(self, entry: Entry) -> tuple[int, int]:
+    def _span(self, entry: TranscriptItem) -> tuple[int, int]:
         """Where an entry's pieces begin in the column, and how many they are."""
         return self.column.pieces.index(entry.pieces[0]), len(entry.pieces)
 
-    def _fresh(self, entry: Entry) -> list[Piece]:
-        entry.pieces = pieces_of(entry)
+    def _fresh(self, entry: TranscriptItem) -> list[RenderBlock]:
+        entry.pieces = render_blocks(entry)
         for piece in entry.pieces:
             piece.height = estimate(piece, self.text_width)
         return entry.pieces
 
-    def _renew_tail(self, entry: Entry) -> None:
+    def _renew_tail(self, entry: TranscriptItem) -> None:
         """Bring the pieces of the last entry in line with its blocks; only changed ones are drawn again."""
         assert entry.splitter is not None
         follows = self.at_end
         first = entry.splitter.first_changed
         kept, olds = entry.pieces[: 1 + first], entry.pieces[1 + first :]
         of_block = {id(piece.block): piece for piece in olds if piece.block}
-        changed = [of_block.get(id(block)) or Piece(entry, block) for block in entry.splitter.blocks[first:]]
+        changed = [of_block.get(id(block)) or RenderBlock(entry, block) for block in entry.splitter.blocks[first:]]
         if entry.note:
-            changed.append(Piece(entry, kind="note"))
+            changed.append(RenderBlock(entry, kind="note"))
         before = _lines(olds)
         for piece in changed:
             self.column.draw(piece)
@@ -133,7 +133,7 @@ class Transcript(ColumnView, can_focus=True):
 
     # Choosing a message.
 
-    def choose(self, entry: Entry | None) -> None:
+    def choose(self, entry: TranscriptItem | None) -> None:
         """Mark a message and bring its head into view."""
         self.chosen = entry
         if entry is not None and entry.pieces:
@@ -147,7 +147,7 @@ class Transcript(ColumnView, can_focus=True):
         self.refresh()
 
     @property
-    def messages(self) -> list[Entry]:
+    def messages(self) -> list[TranscriptItem]:
         return [entry for entry in self.entries if entry.speaker in ("user", "assistant")]
 
     def action_choose(self, step: int) -> None:
@@ -185,6 +185,6 @@ class Transcript(ColumnView, can_focus=True):
                 self.choose(piece.entry)
 
 
-def _lines(pieces: Iterable[Piece]) -> list[Strip]:
+def _lines(pieces: Iterable[RenderBlock]) -> list[Strip]:
     """The lines of pieces, as they were last drawn."""
     return [strip for piece in pieces for strip in piece.strips or ()]

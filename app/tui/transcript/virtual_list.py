@@ -10,21 +10,22 @@ from itertools import accumulate
 
 from textual.strip import Strip
 
-from dslite.app.tui.transcript.blocks import Artist, Piece
+from dslite.app.tui.transcript.blocks import BlockRenderer, RenderBlock
 
 KEPT = 400  # pieces whose lines are kept
 
 
-class Column:
-    """All pieces of a conversation. `colour` is called with those whose colours take long (`Piece.wants_colours`)."""
+class VirtualList:
+    """All render blocks of a conversation. `colour` is called with those that take long to highlight
+    (`RenderBlock.wants_colours`)."""
 
-    def __init__(self, make_artist: Callable[[], Artist], colour: Callable[[Piece], None]) -> None:
-        self.pieces: list[Piece] = []
-        self.artist: Artist | None = None
+    def __init__(self, make_artist: Callable[[], BlockRenderer], colour: Callable[[RenderBlock], None]) -> None:
+        self.pieces: list[RenderBlock] = []
+        self.artist: BlockRenderer | None = None
         self.layout = 0  # a number that no drawing out of date has
         self._make_artist, self._colour = make_artist, colour
         self._tops = [0]  # the first line of each piece, and the line below the last one
-        self._kept: OrderedDict[Piece, None] = OrderedDict()
+        self._kept: OrderedDict[RenderBlock, None] = OrderedDict()
 
     # Lines.
 
@@ -33,16 +34,16 @@ class Column:
         """Lines of all pieces."""
         return self._tops[-1]
 
-    def top(self, piece: Piece) -> int:
+    def top(self, piece: RenderBlock) -> int:
         """The first line of a piece."""
         return self._tops[self.pieces.index(piece)]
 
-    def at(self, line: int) -> tuple[Piece, int]:
+    def at(self, line: int) -> tuple[RenderBlock, int]:
         """The piece of a line, and which of its lines that is. Behind the end it is the last piece."""
         place = min(bisect_right(self._tops, line), len(self.pieces)) - 1
         return self.pieces[place], line - self._tops[place]
 
-    def replace(self, start: int, count: int, pieces: Sequence[Piece]) -> int:
+    def replace(self, start: int, count: int, pieces: Sequence[RenderBlock]) -> int:
         """Put pieces in place of `count` others; return the line from which on all may have moved."""
         self.pieces[start : start + count] = pieces
         self.measure(start)
@@ -71,7 +72,7 @@ class Column:
             self.measure(changed)
         return changed is not None
 
-    def draw(self, piece: Piece) -> list[Strip]:
+    def draw(self, piece: RenderBlock) -> list[Strip]:
         """Draw a piece, which may change its height."""
         if self.artist is None:
             self.artist = self._make_artist()
@@ -86,7 +87,7 @@ class Column:
             self._colour(piece)
         return strips
 
-    def strip(self, piece: Piece, line: int) -> Strip:
+    def strip(self, piece: RenderBlock, line: int) -> Strip:
         """One of a piece's lines, empty where it has fewer."""
         strips = piece.strips or self.draw(piece)
         return strips[line] if line < len(strips) else Strip([])

@@ -11,22 +11,22 @@ from textual.selection import Selection
 from textual.strip import Strip
 
 from dslite.app.tui.style.palette import Palette
-from dslite.app.tui.transcript.blocks import Artist, Entry, Piece, estimate
+from dslite.app.tui.transcript.blocks import BlockRenderer, RenderBlock, TranscriptItem, estimate
 from dslite.app.tui.transcript.highlight import highlight
 from dslite.app.tui.transcript.selection import marked, slice_of
-from dslite.app.tui.transcript.virtual_list import Column
+from dslite.app.tui.transcript.virtual_list import VirtualList
 
 MOST_COLUMNS = 110  # longer lines are hard to read
 _MARGIN = 2  # the mark of the chosen message, and a space
 
 
-class ColumnView(ScrollView):
+class VirtualListView(ScrollView):
     """The column, its end in view as long as nobody scrolls away from it."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.chosen: Entry | None = None  # the message that is marked
-        self.column = Column(self._make_artist, self._colour)
+        self.chosen: TranscriptItem | None = None  # the message that is marked
+        self.column = VirtualList(self._make_artist, self._colour)
         self._at_end_before_resize = True
         self.show_horizontal_scrollbar = False
 
@@ -64,7 +64,9 @@ class ColumnView(ScrollView):
 
     # Scrolling.
 
-    def place(self, *, to_end: bool, anchor: tuple[Piece, int] | None = None, from_line: int | None = None) -> None:
+    def place(
+        self, *, to_end: bool, anchor: tuple[RenderBlock, int] | None = None, from_line: int | None = None
+    ) -> None:
         """Draw what is in view, correct the heights that were estimates, and scroll so that it stays in view.
 
         An anchor is a piece, and which of its lines is to be the first on screen. `from_line`: what stands above is as
@@ -82,7 +84,7 @@ class ColumnView(ScrollView):
         before, whole = self.virtual_size, Size(self.size.width, self.column.height)
         if whole != before:  # else the scroll bar would be drawn again, which costs more than a line of text
             # Not by assignment, which would lay out the whole screen anew: nothing but the scroll bar has changed.
-            self.set_reactive(ColumnView.virtual_size, whole)
+            self.set_reactive(VirtualListView.virtual_size, whole)
             self._scroll_update(whole)
         self._at_end_before_resize = to_end
         if y != self.scroll_offset.y:
@@ -96,10 +98,10 @@ class ColumnView(ScrollView):
         """Scroll a line to the top of the screen."""
         self.place(to_end=False, anchor=self.column.at(line))
 
-    def _anchor(self) -> tuple[Piece, int] | None:
+    def _anchor(self) -> tuple[RenderBlock, int] | None:
         return self.column.at(self.scroll_offset.y) if self.column.pieces else None
 
-    def _wanted_scroll(self, to_end: bool, anchor: tuple[Piece, int] | None) -> int:
+    def _wanted_scroll(self, to_end: bool, anchor: tuple[RenderBlock, int] | None) -> int:
         most = max(self.column.height - self.size.height, 0)
         if to_end:
             return most
@@ -118,10 +120,10 @@ class ColumnView(ScrollView):
 
     # Drawing.
 
-    def _make_artist(self) -> Artist:
-        return Artist(self.text_width, Palette.of_theme(self.app.theme_variables, self.rich_style))
+    def _make_artist(self) -> BlockRenderer:
+        return BlockRenderer(self.text_width, Palette.of_theme(self.app.theme_variables, self.rich_style))
 
-    def _colour(self, piece: Piece) -> None:
+    def _colour(self, piece: RenderBlock) -> None:
         """Make the colours of a long code block in a thread: it may take a tenth of a second."""
         block, column, layout = piece.block, self.column, self.column.layout
         assert block is not None

@@ -13,10 +13,10 @@ from textual.strip import Strip
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.transcript.markdown import segments
 from dslite.app.tui.widgets.status import size
-from dslite.runtime.chat.protocol import Facts
+from dslite.runtime.chat.protocol import ModelStats
 
 if TYPE_CHECKING:
-    from dslite.app.tui.control.controller import Conductor
+    from dslite.app.tui.control.controller import ChatController
 
 _SHADES = " ·░▒▓█"
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -26,7 +26,7 @@ _LABEL = 4
 class Inspector(ScrollView, can_focus=False):
     """A column of facts beside the chat; the whole screen where it is narrow."""
 
-    def __init__(self, conductor: "Conductor") -> None:
+    def __init__(self, conductor: "ChatController") -> None:
         super().__init__(id="inspector")
         self._conductor = conductor
         self._strips: list[Strip] = []
@@ -82,7 +82,7 @@ def _section(title: str, palette: Palette) -> list[Text]:
     return [Text(), Text(title, palette.chosen)]
 
 
-def expert_grid(facts: Facts, width: int, palette: Palette) -> list[Text]:
+def expert_grid(facts: ModelStats, width: int, palette: Palette) -> list[Text]:
     """Rows are layers, columns experts; the darker, the more often an expert was chosen among those of its layer.
 
     Each row has its own scale: of a prompt the last layer computes the last token alone.
@@ -114,7 +114,7 @@ def _shades(row: Sequence[int]) -> str:
     return "".join(_SHADES[-(-value * top // most)] if value else _SHADES[0] for value in row)
 
 
-def slot_lines(facts: Facts) -> list[Text]:
+def slot_lines(facts: ModelStats) -> list[Text]:
     """How many experts a layer holds, and how often the wanted one was among them."""
     experts = facts.experts
     slots, hits, misses = (experts.get(key, 0) for key in ("slots", "hits", "misses"))
@@ -129,7 +129,7 @@ def slot_lines(facts: Facts) -> list[Text]:
     return [Text(held), Text(f"{rate} · {hits:,} hits · {misses:,} misses"), Text(f"{size(moved)} moved")]
 
 
-def cache_lines(facts: Facts, used: int, width: int, palette: Palette) -> list[Text]:
+def cache_lines(facts: ModelStats, used: int, width: int, palette: Palette) -> list[Text]:
     """The latent cache beside what plain attention would keep."""
     ours, plain = facts.kv_bytes_per_token, facts.plain_kv_bytes_per_token
     if not ours:
@@ -158,7 +158,7 @@ def speed_lines(rates: Sequence[float], width: int, palette: Palette) -> list[Te
     return [Text(line, palette.chosen), Text(f"now {rates[-1]:,.1f} · most {max(rates):,.1f} tok/s", palette.muted)]
 
 
-def memory_lines(facts: Facts, width: int, palette: Palette) -> list[Text]:
+def memory_lines(facts: ModelStats, width: int, palette: Palette) -> list[Text]:
     """Bytes by part."""
     memory = facts.memory
     named = [

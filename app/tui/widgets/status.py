@@ -11,7 +11,7 @@ from rich.text import Text
 from textual.widget import Widget
 
 from dslite.app.tui.style.palette import Palette
-from dslite.runtime.chat.protocol import Facts
+from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.events import Loading, Prefilling
 from dslite.runtime.units import size_text
 
@@ -32,7 +32,7 @@ class Status:
     reading: Prefilling | None = None
     rate: float = 0.0  # tokens/s while writing, or of the last answer
     used: int = 0  # tokens of the context
-    facts: Facts | None = None
+    facts: ModelStats | None = None
     waiting: int = 0  # messages that wait for the model
     unsaved: bool = False
     notice: str = ""  # takes the place of all else for a moment
@@ -69,7 +69,7 @@ def activity(status: Status) -> str:
     return f"{status.rate:,.0f} tok/s last" if status.rate else "ready"
 
 
-def where(facts: Facts) -> str:
+def where(facts: ModelStats) -> str:
     """Where the model lives: GPU, slots, disk."""
     device = {"cuda": "GPU", "mps": "GPU", "cpu": "CPU"}.get(facts.device.split(":")[0], facts.device)
     slots = facts.experts.get("slots", 0)

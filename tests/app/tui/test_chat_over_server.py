@@ -16,7 +16,7 @@ from dslite.app.chat.model_loading import remote_opener
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.settings.endpoint import find_served
 from dslite.app.settings.profiles import Profile
-from dslite.runtime.chat.local import ChatSession
+from dslite.runtime.chat.local import LocalChatBackend
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.events import Done
@@ -47,7 +47,7 @@ def engines_answer(engine: Engine, *turns: str, system: str | None = None) -> st
     """What the engine answers to a conversation that ends with a question."""
     messages = [Message("system", system)] if system else []
     messages += [Message("user" if place % 2 == 0 else "assistant", text) for place, text in enumerate(turns)]
-    events = ChatSession(engine, "demo").reply(messages, SamplingParams(temperature=0), threading.Event())
+    events = LocalChatBackend(engine, "demo").reply(messages, SamplingParams(temperature=0), threading.Event())
     (done,) = [event for event in events if isinstance(event, Done)]
     return done.text
 

@@ -9,9 +9,9 @@ import pytest
 from support.chat import drive, open_chat
 from support.fake_engine import FakeResponder, fake_opener
 
-from dslite.app.chat.autosave import Recorder
-from dslite.app.chat.launch import Looks
-from dslite.app.chat.model_loading import Opened
+from dslite.app.chat.autosave import ConversationWriter
+from dslite.app.chat.launch import ChatConfig
+from dslite.app.chat.model_loading import LoadedModel
 from dslite.app.errors import ConfigFileError
 from dslite.app.sessions.store import SessionStore
 from dslite.app.settings.config_file import config_path
@@ -151,7 +151,7 @@ async def test_every_theme_can_be_chosen_and_kept_apart(home: Path) -> None:
 @drive
 async def test_keys_of_the_config_replace_ours(home: Path) -> None:
     answers = iter(["one", "two"])
-    looks = Looks(keymap={"regenerate": "f9"})
+    looks = ChatConfig(keymap={"regenerate": "f9"})
     async with open_chat(home, FakeResponder(lambda _: next(answers)), looks=looks) as chat:
         await chat.ask("go")
         await chat.press("ctrl+r")
@@ -201,14 +201,14 @@ async def test_no_save_leaves_no_trace(home: Path) -> None:
 
 
 def test_what_could_not_be_saved_is_saved_with_the_next_message(home: Path) -> None:
-    from dslite.app.chat.message_tree import Dialogue
+    from dslite.app.chat.message_tree import MessageTree
 
     told: list[object] = []
     folder = home / "later"
     folder.write_text("in the way")
-    recorder = Recorder(lambda: SessionStore.open(folder / "sessions.db"))
+    recorder = ConversationWriter(lambda: SessionStore.open(folder / "sessions.db"))
     recorder.told = told.append
-    dialogue = Dialogue(model="demo")
+    dialogue = MessageTree(model="demo")
     recorder.append(dialogue, dialogue.add("user", "first", parent=None))
     recorder._jobs.put(lambda: (folder.unlink(), None)[1])
     answer = dialogue.add("assistant", "second", parent=dialogue.leaf)
@@ -257,11 +257,11 @@ async def test_a_model_that_cannot_be_opened_says_why_and_another_can_be_chosen(
     responder = FakeResponder("works")
     calls: list[str] = []
 
-    def opener(ref: ModelRef, report: Any) -> Opened:
+    def opener(ref: ModelRef, report: Any) -> LoadedModel:
         calls.append(ref.name)
         if len(calls) == 1:
             raise ModelUnavailableError("model.safetensors is cut short", "download the model again")
-        return Opened(responder)
+        return LoadedModel(responder)
 
     async with open_chat(home, responder, opener=opener) as chat:
         await chat.until("model.safetensors is cut short")

@@ -6,23 +6,27 @@ from rich.style import Style
 from support.chat_texts import mixed
 
 from dslite.app.tui.style.palette import Palette
-from dslite.app.tui.transcript.blocks import Artist, Entry, Piece, pieces_of
-from dslite.app.tui.transcript.virtual_list import KEPT, Column
+from dslite.app.tui.transcript.blocks import BlockRenderer, RenderBlock, TranscriptItem, render_blocks
+from dslite.app.tui.transcript.virtual_list import KEPT, VirtualList
 
 WIDTH = 40
 
 
-def make_column(late: list[Piece] | None = None) -> Column:
+def make_column(late: list[RenderBlock] | None = None) -> VirtualList:
     """An empty column; pieces whose colours take long go to `late`."""
-    return Column(lambda: Artist(WIDTH, Palette.of_theme({}, Style())), ([] if late is None else late).append)
+    return VirtualList(
+        lambda: BlockRenderer(WIDTH, Palette.of_theme({}, Style())), ([] if late is None else late).append
+    )
 
 
-def notes(*heights: int) -> list[Piece]:
+def notes(*heights: int) -> list[RenderBlock]:
     """Pieces of so many lines each, with the empty one above."""
-    return [Piece(Entry(0, "notice", "", "\n".join("x" * (height - 1))), kind="note") for height in heights]
+    return [
+        RenderBlock(TranscriptItem(0, "notice", "", "\n".join("x" * (height - 1))), kind="note") for height in heights
+    ]
 
 
-def whole(column: Column) -> list[str]:
+def whole(column: VirtualList) -> list[str]:
     """Every line, piece by piece."""
     return [strip.text for piece in column.pieces for strip in column.draw(piece)]
 
@@ -85,9 +89,9 @@ def test_another_layout_draws_all_anew() -> None:
 
 
 def test_of_a_long_code_block_the_colours_are_asked_for_elsewhere() -> None:
-    late: list[Piece] = []
+    late: list[RenderBlock] = []
     column = make_column(late)
     long = "\n".join(["```python", *["x = 1"] * 200, "```"])
-    column.replace(0, 0, pieces_of(Entry(1, "assistant", "demo", f"{long}\n\n{mixed(50)}")))
+    column.replace(0, 0, render_blocks(TranscriptItem(1, "assistant", "demo", f"{long}\n\n{mixed(50)}")))
     whole(column)
     assert [piece.block and piece.block.kind for piece in late] == ["fence"]

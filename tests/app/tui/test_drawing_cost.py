@@ -12,8 +12,8 @@ from support.fake_engine import FakeResponder
 from textual.scrollbar import ScrollBar
 from textual.strip import Strip
 
-from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER, Pace
-from dslite.app.tui.transcript.blocks import Entry
+from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER, RedrawThrottle
+from dslite.app.tui.transcript.blocks import TranscriptItem
 from dslite.app.tui.transcript.transcript import Transcript
 
 
@@ -24,7 +24,7 @@ async def test_what_grew_on_screen_is_what_a_whole_drawing_shows(home: Path, mak
     async with open_chat(home, size=(60, 16)) as chat:
         await chat.ready()
         transcript = chat.transcript
-        entry = Entry(99, "assistant", "demo", growing=True)
+        entry = TranscriptItem(99, "assistant", "demo", growing=True)
         transcript.add(entry)
         for start in range(0, len(text), 23):
             transcript.extend(entry, text[start : start + 23])
@@ -51,7 +51,7 @@ async def test_a_word_more_draws_one_line_and_no_scroll_bar(home: Path, monkeypa
 
     async with open_chat(home, size=(100, 30)) as chat:
         await chat.ready()
-        entry = Entry(99, "assistant", "demo", growing=True)
+        entry = TranscriptItem(99, "assistant", "demo", growing=True)
         chat.transcript.add(entry)
         chat.transcript.extend(entry, f"{prose(600)}\n\nThe last paragraph has " + "more than one line, " * 6)
         await chat.pilot.pause()
@@ -70,7 +70,7 @@ def test_drawing_takes_no_more_than_its_share_of_a_core(monkeypatch: pytest.Monk
 
     def drawn(share: float, cost: float) -> int:
         """How often one draws in ten seconds of twelve ticks each, where one drawing takes `cost` seconds."""
-        pace, count = Pace(), 0
+        pace, count = RedrawThrottle(), 0
         for _ in range(120):
             clock["now"] += 1 / 12
             if pace.due(share):

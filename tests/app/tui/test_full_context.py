@@ -9,7 +9,7 @@ import pytest
 from support.chat import Chat, drive, open_chat
 from support.fake_engine import FakeResponder, pieces
 
-from dslite.app.chat.launch import Looks
+from dslite.app.chat.launch import ChatConfig
 from dslite.app.chat.model_loading import opener
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
@@ -141,7 +141,7 @@ async def test_a_question_that_is_too_long_by_itself_is_told_at_once(home: Path)
 @drive
 async def test_the_config_chooses_for_every_chat(home: Path, way: Any, told: str) -> None:
     responder = FakeResponder(lambda m: "short" if "Summarise" in m[-1].content else "word " * 30, context=60)
-    async with open_chat(home, responder, looks=Looks(when_full=way)) as chat:
+    async with open_chat(home, responder, looks=ChatConfig(when_full=way)) as chat:
         await fill(chat)
         await chat.until(told)
         assert len(chat.app.screen_stack) == 1
@@ -154,9 +154,9 @@ def test_an_unknown_way_is_a_config_error_that_names_the_ways(home: Path) -> Non
     config_path().parent.mkdir(parents=True, exist_ok=True)
     config_path().write_text('[chat]\nwhen_full = "drop"\n')
     with pytest.raises(ConfigFileError, match=r"when_full is 'drop'; it must be one of 'ask', 'forget'"):
-        Looks.of_config(read_config())
+        ChatConfig.of_config(read_config())
     config_path().write_text('[chat]\nwhen_full = "summary"\n')
-    assert Looks.of_config(read_config()).when_full == "summary"
+    assert ChatConfig.of_config(read_config()).when_full == "summary"
 
 
 # With the real engine: the demo model in a context of 160 tokens.

@@ -12,8 +12,8 @@ import pytest
 from support.fake_engine import FakeResponder, fake_opener
 from textual.pilot import Pilot
 
-from dslite.app.chat.autosave import Recorder
-from dslite.app.chat.launch import ChatStart
+from dslite.app.chat.autosave import ConversationWriter
+from dslite.app.chat.launch import ChatLaunch
 from dslite.app.chat.model_setup import FirstRun
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
@@ -46,8 +46,8 @@ FACTS = {"uses": USES, "experts": {"slots": 44, "hits": 9000, "misses": 1000, "b
 
 
 def made(home: Path, responder: FakeResponder, **more: Any) -> ChatApp:
-    recorder = Recorder(lambda: SessionStore.open(home / "sessions.db"), saving=False)
-    start = ChatStart(
+    recorder = ConversationWriter(lambda: SessionStore.open(home / "sessions.db"), saving=False)
+    start = ChatLaunch(
         ref=parse_model(more.pop("model", "demo")),
         settings=ChatSettings("demo"),
         open_model=more.pop("opener", None) or fake_opener(responder),

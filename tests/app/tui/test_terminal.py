@@ -206,7 +206,7 @@ def test_two_chats_save_into_one_database_at_once(home: Path) -> None:
 
 def test_plain_answers_pipes_without_one_escape_byte(home: Path) -> None:
     environment = {f"DSLITE_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")}
-    typed = "How do I save a profile?\n/title Saving\n/set temperature 9\n/nonsense\n/quit\n"
+    typed = "How do I save a profile?\n/title ConversationSaver\n/set temperature 9\n/nonsense\n/quit\n"
     done = subprocess.run(
         [Path(sys.executable).parent / "dslite", "chat", "--plain", "-m", "demo"],
         input=typed.encode(),
@@ -222,7 +222,7 @@ def test_plain_answers_pipes_without_one_escape_byte(home: Path) -> None:
     with SessionStore.open(home / "data" / "sessions.db") as store:
         talk = store.latest()
         assert talk is not None
-        assert talk.title == "Saving"
+        assert talk.title == "ConversationSaver"
         assert [message.role for message in store.path(talk.leaf)] == ["user", "assistant"]
 
 

@@ -16,7 +16,7 @@ from textual.selection import SELECT_ALL
 from dslite.app.chat.markdown_blocks import Block, Splitter, code_blocks
 from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.style.palette import Palette
-from dslite.app.tui.transcript.blocks import Piece
+from dslite.app.tui.transcript.blocks import RenderBlock
 from dslite.app.tui.transcript.markdown import draw
 from dslite.app.tui.transcript.virtual_list import KEPT
 from dslite.app.tui.transcript.wrapping import wrap_plain
@@ -34,7 +34,7 @@ def drawn_text(chat: Chat) -> list[str]:
     return [strip.text.rstrip() for piece in column.pieces for strip in column.draw(piece)]
 
 
-def kept(chat: Chat) -> list[Piece]:
+def kept(chat: Chat) -> list[RenderBlock]:
     """Pieces whose lines are in memory."""
     return [piece for piece in chat.transcript.column.pieces if piece.strips is not None]
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from support.fake_engine import FakeResponder
 
-from dslite.app.chat.model_loading import Opened
+from dslite.app.chat.model_loading import LoadedModel
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.tui.control import engine_worker as module
-from dslite.app.tui.control.engine_worker import Answering, EngineWorker
+from dslite.app.tui.control.engine_worker import EngineWorker, GenerationJob
 from dslite.runtime.downloads.hub import parse_model
 
 
@@ -36,15 +36,15 @@ def rememberer() -> Rememberer:
 
 @pytest.fixture
 def worker(rememberer: Rememberer) -> Iterator[EngineWorker]:
-    started = EngineWorker(lambda ref, report: Opened(rememberer))
+    started = EngineWorker(lambda ref, report: LoadedModel(rememberer))
     started.start()
     started.open(parse_model("demo"))
     yield started
     started.close()
 
 
-def question(saved_as: Callable[[], str | None], settings: ChatSettings) -> Answering:
-    return Answering(list, settings, saved_as)
+def question(saved_as: Callable[[], str | None], settings: ChatSettings) -> GenerationJob:
+    return GenerationJob(list, settings, saved_as)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_closing_keeps_what_was_not_kept_yet(
         return "talk" if answered.is_set() else None  # a new conversation has its id once it is saved
 
     worker.answer(question(saved_as, settings))
-    while not any(isinstance(event, module.Counted) for event in worker.drain()):
+    while not any(isinstance(event, module.StatsUpdated) for event in worker.drain()):
         pass
     answered.set()
     worker.close()

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from support.checkpoints import tiny_config
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.cache.branch_cache import Shelf, common_prefix
-from dslite.runtime.cache.disk_cache import LatentStore
+from dslite.runtime.cache.branch_cache import BranchCache, common_prefix
+from dslite.runtime.cache.disk_cache import LatentDiskCache
 from dslite.runtime.cache.latent_cache import LatentKVCache
 
 CONFIG = ModelConfig.from_dict(tiny_config())
@@ -22,7 +22,7 @@ class Follower:
 
     def __init__(self, shelf_bytes: int) -> None:
         self.cache = LatentKVCache(CONFIG, CAPACITY, dtype=torch.float32)
-        self.shelf = Shelf(shelf_bytes)
+        self.shelf = BranchCache(shelf_bytes)
         self.ids: list[int] = []
         self.computed = 0
 
@@ -75,7 +75,7 @@ def test_any_walk_over_branches_leaves_the_rows_of_the_path(walk: list[list[int]
 @given(st.lists(st.one_of(paths, st.just("restart")), min_size=2, max_size=16))
 def test_any_walk_with_restarts_leaves_the_rows_of_the_path(walk: list[list[int] | str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        store = LatentStore(Path(folder), "fingerprint")
+        store = LatentDiskCache(Path(folder), "fingerprint")
         follower = Follower(20_000)
         for step in walk:
             if isinstance(step, str):

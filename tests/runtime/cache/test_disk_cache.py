@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.cache.disk_cache import LatentStore, fingerprint
+from dslite.runtime.cache.disk_cache import LatentDiskCache, fingerprint
 from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.sequence import Request
@@ -40,7 +40,7 @@ def empty(dtype: torch.dtype = torch.bfloat16) -> LatentKVCache:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 2500])
 def test_saved_rows_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
-    saved, store = filled(count, dtype), LatentStore(tmp_path, "model")
+    saved, store = filled(count, dtype), LatentDiskCache(tmp_path, "model")
     assert store.save("chat", IDS[:count], saved)
     loaded = empty(dtype)
     assert store.load("chat", IDS[:count], loaded) == count
@@ -54,7 +54,7 @@ def test_only_the_common_beginning_is_used(
 ) -> None:
     same = min(same, count)
     known = min(known, same)
-    saved, store = filled(count), LatentStore(tmp_path_factory.mktemp("latents"), "model")
+    saved, store = filled(count), LatentDiskCache(tmp_path_factory.mktemp("latents"), "model")
     store.save("chat", IDS[:count], saved)
     other = IDS[:same] + [999] * 50
     loaded = empty()
@@ -67,7 +67,7 @@ def test_only_the_common_beginning_is_used(
 def test_going_on_after_a_restart_equals_never_having_stopped(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_config())
     request = Request(IDS[:300], SamplingParams(temperature=0, max_tokens=20), logprobs=3)
-    store = LatentStore(tmp_path / "latents", fingerprint(Checkpoint.open(folder), dtype))
+    store = LatentDiskCache(tmp_path / "latents", fingerprint(Checkpoint.open(folder), dtype))
     before = load_engine(folder, context=600, dtype=dtype, saved=lambda: store)
     (first,) = [event for event in before.generate(request) if isinstance(event, Done)]
     before.keep("chat")
@@ -84,7 +84,7 @@ def test_going_on_after_a_restart_equals_never_having_stopped(tmp_path: Path, dt
 
 
 def test_every_flipped_byte_gives_the_right_rows_or_none(tmp_path: Path) -> None:
-    saved, store = filled(40), LatentStore(tmp_path, "model")
+    saved, store = filled(40), LatentDiskCache(tmp_path, "model")
     store.save("chat", IDS[:40], saved)
     file = tmp_path / "chat.safetensors"
     sound = file.read_bytes()
@@ -101,7 +101,7 @@ def test_every_flipped_byte_gives_the_right_rows_or_none(tmp_path: Path) -> None
 
 
 def test_a_file_cut_at_every_block_edge_is_ignored(tmp_path: Path) -> None:
-    saved, store = filled(2500), LatentStore(tmp_path, "model")
+    saved, store = filled(2500), LatentDiskCache(tmp_path, "model")
     store.save("chat", IDS, saved)
     file = tmp_path / "chat.safetensors"
     sound = file.read_bytes()
@@ -113,7 +113,7 @@ def test_a_file_cut_at_every_block_edge_is_ignored(tmp_path: Path) -> None:
 
 
 def test_a_damaged_block_ends_what_is_used(tmp_path: Path) -> None:
-    saved, store = filled(2500), LatentStore(tmp_path, "model")
+    saved, store = filled(2500), LatentDiskCache(tmp_path, "model")
     store.save("chat", IDS, saved)
     file = tmp_path / "chat.safetensors"
     data = bytearray(file.read_bytes())
@@ -158,14 +158,14 @@ def test_a_fingerprint_depends_on_dtype_layout_and_tokenizer(folder: Path, monke
 
 
 def test_rows_of_another_model_are_ignored(tmp_path: Path) -> None:
-    LatentStore(tmp_path, "one").save("chat", IDS[:40], filled(40))
-    assert LatentStore(tmp_path, "two").load("chat", IDS[:40], empty()) == 0
-    assert LatentStore(tmp_path, "one").load("chat", IDS[:40], empty(torch.float32)) == 0
+    LatentDiskCache(tmp_path, "one").save("chat", IDS[:40], filled(40))
+    assert LatentDiskCache(tmp_path, "two").load("chat", IDS[:40], empty()) == 0
+    assert LatentDiskCache(tmp_path, "one").load("chat", IDS[:40], empty(torch.float32)) == 0
 
 
 def test_the_folder_never_exceeds_its_bound(tmp_path: Path) -> None:
     size = filled(200).rows(0, 200).nbytes
-    store = LatentStore(tmp_path, "model", most_bytes=4 * size)
+    store = LatentDiskCache(tmp_path, "model", most_bytes=4 * size)
     for number in range(8):
         assert store.save(f"chat{number}", IDS[:200], filled(200))
         os.utime(tmp_path / f"chat{number}.safetensors", (number, number))
@@ -178,7 +178,7 @@ def test_the_folder_never_exceeds_its_bound(tmp_path: Path) -> None:
 
 def test_using_a_file_keeps_it_longer(tmp_path: Path) -> None:
     size = filled(200).rows(0, 200).nbytes
-    store = LatentStore(tmp_path, "model", most_bytes=int(2.5 * size))
+    store = LatentDiskCache(tmp_path, "model", most_bytes=int(2.5 * size))
     for number in range(2):
         store.save(f"chat{number}", IDS[:200], filled(200))
         os.utime(tmp_path / f"chat{number}.safetensors", (number + 1, number + 1))
@@ -190,14 +190,14 @@ def test_using_a_file_keeps_it_longer(tmp_path: Path) -> None:
 def test_a_folder_that_takes_no_files_costs_only_the_saving(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    store = LatentStore(blocked / "latents", "model")
+    store = LatentDiskCache(blocked / "latents", "model")
     assert not store.save("chat", IDS[:40], filled(40))
     assert "not saved" in caplog.text
     assert store.load("chat", IDS[:40], empty()) == 0
 
 
 def test_a_full_disk_leaves_the_earlier_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = LatentStore(tmp_path, "model")
+    store = LatentDiskCache(tmp_path, "model")
     store.save("chat", IDS[:40], filled(40))
 
     def full(_: int) -> None:
@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_the_earlier_file_whole(tmp_path: Path, monkeypatch: 
 
 
 def test_a_folder_deleted_under_the_program_is_made_again(tmp_path: Path) -> None:
-    store = LatentStore(tmp_path / "latents", "model")
+    store = LatentDiskCache(tmp_path / "latents", "model")
     store.save("chat", IDS[:40], filled(40))
     store.remove("chat")
     (tmp_path / "latents").rmdir()
@@ -224,9 +224,9 @@ def writer(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from dslite.runtime.cache.disk_cache import LatentStore\n"
-        "from test_latents import IDS, filled\n"
-        "store = LatentStore(Path(sys.argv[1]), 'model')\n"
+        "from dslite.runtime.cache.disk_cache import LatentDiskCache\n"
+        "from test_disk_cache import IDS, filled\n"
+        "store = LatentDiskCache(Path(sys.argv[1]), 'model')\n"
         "cache = filled(2500)\n"
         "print('ready', flush=True)\n"
         "count = 0\n"
@@ -248,7 +248,7 @@ def writer(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_a_kill_at_any_point_leaves_a_whole_file(tmp_path: Path, writer: "subprocess.Popen[str]") -> None:
     assert writer.stdout is not None
     assert writer.stdout.readline() == "ready\n"
-    saved, store = filled(2500), LatentStore(tmp_path, "model")
+    saved, store = filled(2500), LatentDiskCache(tmp_path, "model")
     seen: set[int] = set()
     while len(seen) < 25:  # a second process reads while the first one writes
         loaded = empty()
@@ -268,7 +268,7 @@ def test_two_processes_that_save_one_conversation_never_mix_their_rows(
 ) -> None:
     assert writer.stdout is not None
     assert writer.stdout.readline() == "ready\n"
-    store, other = LatentStore(tmp_path, "model"), IDS[::-1]  # another branch of the same conversation
+    store, other = LatentDiskCache(tmp_path, "model"), IDS[::-1]  # another branch of the same conversation
     theirs, ours = filled(2500), empty()
     ours.put(filled(2500).rows(0, 900).flip(1))
     seen: set[int] = set()
@@ -283,7 +283,7 @@ def test_two_processes_that_save_one_conversation_never_mix_their_rows(
 
 def test_rows_are_written_once_for_one_state_of_a_conversation(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_config())
-    store = LatentStore(tmp_path / "latents", "model")
+    store = LatentDiskCache(tmp_path / "latents", "model")
     engine = load_engine(folder, context=600, saved=lambda: store)
     for _ in engine.generate(Request(IDS[:60], SamplingParams(temperature=0, max_tokens=3))):
         pass
@@ -297,7 +297,7 @@ def test_rows_are_written_once_for_one_state_of_a_conversation(tmp_path: Path) -
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
-    store = LatentStore(tmp_path, "model")
+    store = LatentDiskCache(tmp_path, "model")
     orphan, young = tmp_path / ".chat.1.tmp", tmp_path / ".chat.2.tmp"
     for file in (orphan, young):
         file.write_bytes(b"half")

@@ -1,4 +1,4 @@
-"""ChatSession: messages in, events out."""
+"""LocalChatBackend: messages in, events out."""
 
 import threading
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.tokenizers import EOS_ID
 
-from dslite.runtime.cache.disk_cache import LatentStore
-from dslite.runtime.chat.local import ChatSession
+from dslite.runtime.cache.disk_cache import LatentDiskCache
+from dslite.runtime.chat.local import LocalChatBackend
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError
@@ -23,7 +23,7 @@ def engine(tmp_path: Path) -> Engine:
     return load_engine(write_checkpoint(tmp_path / "model", tiny_config()), context=200)
 
 
-def run(session: ChatSession, messages: list[Message], params: SamplingParams = GREEDY, **more: bool) -> Done:
+def run(session: LocalChatBackend, messages: list[Message], params: SamplingParams = GREEDY, **more: bool) -> Done:
     events = list(session.reply(messages, params, threading.Event(), **more))
     assert isinstance(events[-1], Done)
     made = "".join(event.delta for event in events if isinstance(event, Token | Done))
@@ -32,7 +32,7 @@ def run(session: ChatSession, messages: list[Message], params: SamplingParams = 
 
 
 def test_a_second_turn_reads_only_what_is_new(engine: Engine) -> None:
-    session = ChatSession(engine, "tiny")
+    session = LocalChatBackend(engine, "tiny")
     first = [Message("user", "in the")]
     answer = run(session, first)
     second = [*first, Message("assistant", answer.text, answer.token_ids), Message("user", "the")]
@@ -41,7 +41,7 @@ def test_a_second_turn_reads_only_what_is_new(engine: Engine) -> None:
 
 
 def test_going_on_makes_the_tokens_that_one_long_answer_would_have(engine: Engine) -> None:
-    session = ChatSession(engine, "tiny")
+    session = LocalChatBackend(engine, "tiny")
     question = [Message("user", "the inner")]
     whole = run(session, question)
     begun = run(session, question, SamplingParams(temperature=0.0, max_tokens=5))
@@ -55,13 +55,13 @@ def test_going_on_makes_the_tokens_that_one_long_answer_would_have(engine: Engin
 
 
 def test_going_on_leaves_out_the_end_token_of_what_was_there(engine: Engine) -> None:
-    session = ChatSession(engine, "tiny")
+    session = LocalChatBackend(engine, "tiny")
     messages = [Message("user", "the"), Message("assistant", "in", (105, 110, EOS_ID))]
     assert session.prompt_ids(messages, go_on=True)[-2:] == [105, 110]
 
 
 def test_fit_drops_the_oldest_turns_and_keeps_system_and_question(engine: Engine) -> None:
-    session = ChatSession(engine, "tiny")
+    session = LocalChatBackend(engine, "tiny")
     turns = [
         message
         for number in range(10)
@@ -77,13 +77,13 @@ def test_fit_drops_the_oldest_turns_and_keeps_system_and_question(engine: Engine
 
 
 def test_fit_changes_nothing_that_fits(engine: Engine) -> None:
-    session = ChatSession(engine, "tiny")
+    session = LocalChatBackend(engine, "tiny")
     messages = [Message("user", "the"), Message("assistant", "in"), Message("user", "the")]
     assert session.fit(messages) == messages
 
 
 def test_a_message_that_alone_is_too_long_is_refused(engine: Engine) -> None:
-    session = ChatSession(engine, "tiny")
+    session = LocalChatBackend(engine, "tiny")
     with pytest.raises(ContextFullError, match="the last message alone"):
         session.fit([Message("user", "x" * 500)])
     with pytest.raises(ContextFullError):
@@ -91,7 +91,7 @@ def test_a_message_that_alone_is_too_long_is_refused(engine: Engine) -> None:
 
 
 def test_facts_compare_the_cache_with_plain_attention(engine: Engine) -> None:
-    facts = ChatSession(engine, "tiny").facts()
+    facts = LocalChatBackend(engine, "tiny").facts()
     # 3 layers of float32: a latent of 32 and 8 rotary values, against 4 heads of 24 key and 16 value each.
     assert facts.kv_bytes_per_token == 3 * 40 * 4
     assert facts.plain_kv_bytes_per_token == 3 * 4 * (24 + 16) * 4
@@ -99,7 +99,7 @@ def test_facts_compare_the_cache_with_plain_attention(engine: Engine) -> None:
 
 
 def test_experts_are_counted_until_another_conversation_begins(engine: Engine) -> None:
-    session = ChatSession(engine, "tiny")
+    session = LocalChatBackend(engine, "tiny")
     done = run(session, [Message("user", "in the house")])
     uses = session.facts().uses
     assert uses is not None
@@ -112,13 +112,13 @@ def test_experts_are_counted_until_another_conversation_begins(engine: Engine) -
 
 def test_a_conversation_goes_on_from_disk_in_another_process(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_config())
-    store = LatentStore(tmp_path / "latents", "model")
-    before = ChatSession(load_engine(folder, context=200, saved=lambda: store), "tiny")
+    store = LatentDiskCache(tmp_path / "latents", "model")
+    before = LocalChatBackend(load_engine(folder, context=200, saved=lambda: store), "tiny")
     first = [Message("user", "in the house that is by the water")]
     answer = run(before, first)
     before.keep("talk")
     second = [*first, Message("assistant", answer.text, answer.token_ids), Message("user", "the")]
-    after = ChatSession(load_engine(folder, context=200, saved=lambda: store), "tiny")
+    after = LocalChatBackend(load_engine(folder, context=200, saved=lambda: store), "tiny")
     after.recall("talk", second)
     done = run(after, second)
     assert done.cached_tokens >= answer.prompt_tokens + len(answer.token_ids) - 1

@@ -17,7 +17,7 @@ from support.scripted_server import HANG, HEAD, ScriptedServer, delta, events, r
 from support.serving import Server, serving_here
 
 from dslite.runtime.chat.http import ConnectionLostError, Endpoint
-from dslite.runtime.chat.remote import RemoteChat, RemoteModel, RemoteRequest
+from dslite.runtime.chat.remote import RemoteChatBackend, RemoteModel, RemoteRequest
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError, DsliteError, ModelUnavailableError, UsageError
@@ -59,7 +59,7 @@ def alone(engine: Engine, request: Request) -> list[Event]:
 def test_a_chat_over_dslite_is_the_chat_in_process(server: Server, engine: Engine) -> None:
     model = RemoteModel(Endpoint(server.url), "tiny")
     assert model.endpoint.models() == ["tiny", "deepseek-chat"]
-    happened = list(RemoteChat(model).reply(ASKED, GREEDY, threading.Event()))
+    happened = list(RemoteChatBackend(model).reply(ASKED, GREEDY, threading.Event()))
     expected = end_of(alone(engine, Request(ChatTemplate(engine.tokenizer).encode(ASKED), GREEDY)))
     end = end_of(happened)
     assert text_of(happened) == end.text == expected.text.removeprefix(" ")
@@ -78,7 +78,7 @@ def test_an_answer_without_a_bound_ends_with_the_context(server: Server, engine:
 
 def test_going_on_with_a_cut_answer_gives_the_whole_one(server: Server, engine: Engine) -> None:
     # The tiny model's bytes are rarely text; a cut behind whole characters is one that goes back in as it was.
-    chat, cancel = RemoteChat(RemoteModel(Endpoint(server.url), "tiny")), threading.Event()
+    chat, cancel = RemoteChatBackend(RemoteModel(Endpoint(server.url), "tiny")), threading.Event()
     begun = [*ASKED, Message("assistant", "the end is")]
     rest = text_of(list(chat.reply(begun, GREEDY, cancel, go_on=True)))
     template = ChatTemplate(engine.tokenizer)
@@ -241,7 +241,7 @@ def test_only_what_is_wanted_is_sent_besides_openais_names() -> None:
 
 def test_a_server_that_counts_nothing_is_shown_as_unknown() -> None:
     with ScriptedServer([events(delta(" hi"), delta(None, "stop"))]) as server:
-        chat = RemoteChat(scripted(server))
+        chat = RemoteChatBackend(scripted(server))
         end = end_of(list(chat.reply(ASKED, GREEDY, threading.Event())))
         assert (end.text, end.finish_reason) == ("hi", "stop")
         assert (end.prompt_tokens, end.cached_tokens, end.completion_tokens) == (0, 0, 0)
@@ -252,7 +252,7 @@ def test_a_server_that_counts_nothing_is_shown_as_unknown() -> None:
 def test_old_turns_are_forgotten_by_halves() -> None:
     turns = [Message("user" if number % 2 == 0 else "assistant", str(number)) for number in range(9)]
     with ScriptedServer([]) as server:
-        chat = RemoteChat(scripted(server))
+        chat = RemoteChatBackend(scripted(server))
         kept = chat.fit([Message("system", "s"), *turns])
         assert [message.content for message in kept] == ["s", "4", "5", "6", "7", "8"]
         assert [message.content for message in chat.fit(turns[:1])] == ["0"]
@@ -271,7 +271,7 @@ def test_transformers_serve_is_chatted_with() -> None:
     assert process.stderr is not None
     try:
         assert any("running on" in line for line in process.stderr)
-        chat = RemoteChat(RemoteModel(Endpoint(f"http://127.0.0.1:{port}"), str(demo)))
+        chat = RemoteChatBackend(RemoteModel(Endpoint(f"http://127.0.0.1:{port}"), str(demo)))
         asked = [Message("user", "How do I save a profile?")]
         happened = list(chat.reply(asked, SamplingParams(temperature=0, max_tokens=200), threading.Event()))
         end = end_of(happened)

@@ -223,25 +223,25 @@ def test_experts_elsewhere_are_asked_between_recordings(monkeypatch: pytest.Monk
 def test_what_waits_within_a_recording_is_found(
     monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any], error: type[Exception]
 ) -> None:
-    embed = decode_cuda._Fixed._embed
+    embed = decode_cuda.DecodeBuffers._embed
 
     def faulty(fixed: Any) -> None:
         embed(fixed)
         fault(fixed)
 
-    monkeypatch.setattr(decode_cuda._Fixed, "_embed", faulty)
+    monkeypatch.setattr(decode_cuda.DecodeBuffers, "_embed", faulty)
     with fake_step(TINY, monkeypatch) as step, pytest.raises(error):
         step.token(on_host(1), 0)
 
 
 def test_a_recording_that_depends_on_the_position_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A buffer made for each token is other memory; here it is also as long as the sequence."""
-    begin = decode_cuda.OneToken._begin
+    begin = decode_cuda.CudaDecode._begin
 
     def faulty(self: Any, fixed: Any, token_ids: Tensor, position: int, rows: Tensor) -> None:
         begin(self, fixed, token_ids, position, rows)
         fixed._scores = torch.empty(TINY.n_routed_experts + position, device=CUDA)
 
-    monkeypatch.setattr(decode_cuda.OneToken, "_begin", faulty)
+    monkeypatch.setattr(decode_cuda.CudaDecode, "_begin", faulty)
     with fake_step(TINY, monkeypatch) as step:
         assert step.token(on_host(1), 0).recorded != step.token(on_host(1), 1).recorded

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not native.levels(), reason="the compiled produc
 
 @pytest.fixture(autouse=True)
 def untouched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "choice", native.Choice())
+    monkeypatch.setattr(native, "choice", native.KernelThresholds())
     monkeypatch.setenv("DSLITE_CACHE_DIR", str(tmp_path))
 
 
