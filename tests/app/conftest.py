@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.chains import EOS, write_chain
-from support.outside import Dslite, Forge, forging
+from support.cli_process import Dslite, Forge, forging
+from support.markov_model import EOS, write_markov_model
 
 
 @pytest.fixture(scope="session")
@@ -23,16 +23,16 @@ def dslite(forge: Forge, tmp_path: Path) -> Dslite:
 def greeter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers "hi", and continues "x" with "yz" for ever."""
     successors = {":": " ", " ": "h", "h": "i", "i": EOS, "x": "y", "y": "z", "z": "x"}
-    return write_chain(tmp_path_factory.mktemp("greeter"), successors)
+    return write_markov_model(tmp_path_factory.mktemp("greeter"), successors)
 
 
 @pytest.fixture(scope="session")
 def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers "hohoho" for ever."""
-    return write_chain(tmp_path_factory.mktemp("babbler"), {":": " ", " ": "h", "h": "o", "o": "h"})
+    return write_markov_model(tmp_path_factory.mktemp("babbler"), {":": " ", " ": "h", "h": "o", "o": "h"})
 
 
 @pytest.fixture(scope="session")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with one number that is none."""
-    return write_chain(tmp_path_factory.mktemp("damaged"), {":": " "}, damaged=True)
+    return write_markov_model(tmp_path_factory.mktemp("damaged"), {":": " "}, damaged=True)

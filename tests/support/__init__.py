@@ -1,1 +1,1 @@
-"""What several test modules need."""
+"""What several test modules share; README.md lists the modules."""

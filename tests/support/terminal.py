@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pyte
 
-from support.places import places
+from support.paths import path_variables
 
 KEYS = {
     "enter": "\r",
@@ -147,10 +147,14 @@ def _without_requests(data: bytearray) -> bytes:
 def dslite(*arguments: str, home: Path, size: tuple[int, int] = (100, 30), **environment: str) -> Terminal:
     """dslite on a terminal, with all its files in a folder of their own."""
     command = [str(Path(sys.executable).parent / "dslite"), *arguments]
-    return Terminal(command, size=size, environment={**places(home), "HF_HOME": str(home / "hf"), **environment})
+    return Terminal(
+        command, size=size, environment={**path_variables(home), "HF_HOME": str(home / "hf"), **environment}
+    )
 
 
 def fake_chat(home: Path, *, size: tuple[int, int] = (100, 30), **options: object) -> Terminal:
     """The chat with a fake model (support/fake_chat.py), its conversations in `home`."""
     command = [sys.executable, "-m", "support.fake_chat", json.dumps({"data": str(home), **options})]
-    return Terminal(command, size=size, environment={**places(home), "PYTHONPATH": str(Path(__file__).parents[1])})
+    return Terminal(
+        command, size=size, environment={**path_variables(home), "PYTHONPATH": str(Path(__file__).parents[1])}
+    )

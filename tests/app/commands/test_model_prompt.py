@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import write_checkpoint
+from support.cli_process import Dslite
 from support.hub_server import HubServer
-from support.outside import Dslite
 
 from dslite.app.commands import model_prompt
 from dslite.app.commands.model_prompt import ensure_model

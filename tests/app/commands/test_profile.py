@@ -1,7 +1,7 @@
 """`dslite profile` from outside."""
 
 import pytest
-from support.outside import Dslite
+from support.cli_process import Dslite
 
 
 def test_profiles_are_listed_with_a_star_at_the_default_one(dslite: Dslite) -> None:

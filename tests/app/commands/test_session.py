@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from support.outside import Dslite
+from support.cli_process import Dslite
 
 from dslite.app.sessions.store import SessionStore
 from dslite.app.terminal.tables import cell_width

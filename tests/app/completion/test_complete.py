@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.outside import Dslite
+from support.cli_process import Dslite
 
 from dslite.runtime.text.tokenizer import Tokenizer
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from support import in_process
-from support.outside import Dslite
-from support.places import places
+from support.cli_process import Dslite
+from support.paths import path_variables
 
 from dslite.app.sessions import database
 from dslite.app.sessions.store import SessionStore, StoredMessage
@@ -189,7 +189,7 @@ def test_a_disk_that_fills_up_costs_a_warning_and_not_the_answer(dslite: Dslite,
 def test_a_database_that_only_reads_is_gone_on_from_with_a_warning(
     tmp_path: Path, greeter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, folder in places(tmp_path).items():
+    for name, folder in path_variables(tmp_path).items():
         monkeypatch.setenv(name, folder)
     run = in_process.Dslite(monkeypatch, capsys)
     command = ("complete", "-m", str(greeter), "--json")
@@ -239,9 +239,9 @@ def sampled(dslite: Dslite, *args: str, env: dict[str, str] | None = None) -> tu
 
 
 def test_flags_go_over_the_profile_over_the_defaults_over_the_models_own(dslite: Dslite, tmp_path: Path) -> None:
-    from support.chains import EOS, write_chain
+    from support.markov_model import EOS, write_markov_model
 
-    model = write_chain(tmp_path / "model", {":": " ", " ": "h", "h": "i", "i": EOS})
+    model = write_markov_model(tmp_path / "model", {":": " ", " ": "h", "h": "i", "i": EOS})
     args = ["-m", str(model)]
     found, system = sampled(dslite, *args)
     assert (found["temperature"], found["top_p"], found["top_k"], system) == (0.3, 0.95, 0, None)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.outside import Dslite
+from support.cli_process import Dslite
 
 ENTRY = Path(sys.executable).with_name("dslite")
 HEAVY = ("torch", "textual", "tokenizers", "transformers", "huggingface_hub", "tomlkit", "rich", "sqlite3", "numpy")

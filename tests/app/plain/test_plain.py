@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from support.places import places
+from support.paths import path_variables
 
 from dslite.app.sessions.store import SessionStore
 
@@ -21,7 +21,7 @@ def chat(home: Path, config: str) -> subprocess.CompletedProcess[bytes]:
         [Path(sys.executable).parent / "dslite", "chat", "--plain", "-m", "demo", "--ctx-size", "160", "-n", "40"],
         input=(QUESTION * 6).encode(),
         capture_output=True,
-        env={"PATH": "/usr/bin:/bin", **places(home)},
+        env={"PATH": "/usr/bin:/bin", **path_variables(home)},
         check=False,
     )
 
@@ -61,7 +61,7 @@ def test_a_terminal_is_asked_once_what_to_do(tmp_path: Path) -> None:
     child = pexpect.spawn(
         str(program),
         ["chat", "--plain", "-m", "demo", "--ctx-size", "160", "-n", "40"],
-        env={"PATH": "/usr/bin:/bin", "TERM": "dumb", **places(tmp_path)},
+        env={"PATH": "/usr/bin:/bin", "TERM": "dumb", **path_variables(tmp_path)},
         encoding="utf-8",
         timeout=60,
     )

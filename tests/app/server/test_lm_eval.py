@@ -15,7 +15,7 @@ TESTS = Path(__file__).parents[2]
 def test_lm_eval_gives_the_scores_of_the_engine(demo_server: Server, tmp_path: Path) -> None:
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        [sys.executable, "-m", "support.harness", demo_server.url, str(tmp_path)],
+        [sys.executable, "-m", "support.lm_eval_tasks", demo_server.url, str(tmp_path)],
         env={**os.environ, **environment, "PYTHONPATH": str(TESTS)},
         cwd=tmp_path,
         capture_output=True,

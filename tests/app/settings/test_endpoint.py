@@ -2,7 +2,7 @@
 
 import json
 
-from support.outside import Dslite
+from support.cli_process import Dslite
 from support.scripted_server import ScriptedServer, delta, events
 from support.serving import Server
 

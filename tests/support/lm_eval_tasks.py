@@ -1,9 +1,9 @@
 """lm-eval twice over one task of ten lines: against a server, and against the engine in this process.
 
-    PYTHONPATH=tests python -m support.harness URL FOLDER
+    PYTHONPATH=tests python -m support.lm_eval_tasks URL FOLDER
 
-Prints one JSON object: task → its scores and answers, by the server and by the engine. It is a program of its own: the
-harness warns of much that is not ours.
+Prints one JSON object: task → its scores and answers, by the server and by the engine. It runs in a process of its own:
+lm-eval emits warnings that the suite would count as errors.
 """
 
 import json

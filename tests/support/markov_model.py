@@ -1,7 +1,7 @@
-"""Models that say what they are told: after each token comes the one that a table names.
+"""Checkpoints with known answers: a table names the token that follows each token.
 
-Attention and experts add nothing, so the hidden state is the last token's embedding, a unit vector of its own, and the
-output matrix holds the table. Real code runs, and its answers are known.
+Attention and experts add nothing, so the hidden state is the last token's embedding (a one-hot vector), and the output
+matrix holds the table. The real network and the real engine compute the answers.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from support.tokenizers import EOS_ID, VOCAB_SIZE
 EOS = "end"
 
 
-def write_chain(folder: Path, successors: Mapping[str, str], *, damaged: bool = False) -> Path:
-    """A model folder. Characters name tokens of one byte; EOS ends; what the table does not name is followed by `a`.
+def write_markov_model(folder: Path, successors: Mapping[str, str], *, damaged: bool = False) -> Path:
+    """A model folder. Keys are one-byte tokens; EOS ends the answer; a token that the table does not name precedes `a`.
 
     `damaged` puts a NaN into the output matrix.
     """

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.places import places
+from support.paths import path_variables
 
 _FORGE = """
 import gc, json, os, signal, socket, sys, traceback
@@ -179,7 +179,7 @@ class Dslite:
         self.env = {
             "PATH": os.environ.get("PATH", ""),
             "HOME": str(self.folder),
-            **places(self.folder),
+            **path_variables(self.folder),
             "HF_HOME": str(self.folder / "hf"),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
