@@ -3,22 +3,32 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint gpu-check clean
+.PHONY: help demo test test-long lint format gpu-check clean
 
-demo: .venv/.installed
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
+
+demo: .venv/.installed ## answer a question with the model that ships
 	$(BIN)/dslite complete -m demo "How do I save a profile?"
 
-test: .venv/.tests
+test: .venv/.tests ## the tests (minutes)
 	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
-lint: .venv/.dev build/typing/dslite
+test-long: .venv/.tests ## what takes longer: thousands of fuzz cases, fake systems
+	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile -m "long and not weights and not gpu"
+
+lint: .venv/.dev build/typing/dslite ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+format: .venv/.dev ## format the code and sort its imports
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
 # On a machine with an NVIDIA GPU. GPU_PYTHON: a Python that has a CUDA build of torch and what dslite needs.
 GPU_PYTHON ?= $(BIN)/python
-gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.tests) build/typing/dslite
+gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.tests) build/typing/dslite ## tests and timings on an NVIDIA GPU
 	PYTHONPATH=build/typing:tests $(GPU_PYTHON) tests/gpu/check.py
 
 .venv/bin/python:
@@ -41,5 +51,5 @@ build/typing/dslite:
 	mkdir -p $@
 	for room in app assets model runtime; do ln -sfn ../../../$$room $@/$$room; done
 
-clean:
+clean: ## remove what was installed and built here
 	rm -rf .venv build dist *.egg-info

@@ -136,6 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
+    def do_GET(self) -> None:
+        raise NotImplementedError  # each of the two servers has its own
+
     def do_HEAD(self) -> None:
         self.do_GET()
 
@@ -299,10 +302,10 @@ class _HubHandler(_Handler):
             if self.hub.xet:
                 headers["X_Xet_Hash"] = hashlib.sha256(b"xet" + data).hexdigest()
                 headers["X_Xet_Refresh_Route"] = f"/api/models/{repo_id}/xet-read-token/{commit}"
-            self.reply(302, Location=f"{self.hub.cdn}/{repo_id}/{commit}/{name}", **headers)
+            self.reply(302, b"", Location=f"{self.hub.cdn}/{repo_id}/{commit}/{name}", **headers)
         else:
             headers["ETag"] = f'"{etag}"'
-            self.reply(307, Location=f"/api/resolve-cache/models/{repo_id}/{commit}/{name}", **headers)
+            self.reply(307, b"", Location=f"/api/resolve-cache/models/{repo_id}/{commit}/{name}", **headers)
 
     def _small(self, path: str) -> None:
         _, owner, model, commit, name = path.split("/", 4)

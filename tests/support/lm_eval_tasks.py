@@ -132,6 +132,7 @@ def write_tokenizer(model: Path, folder: Path) -> Path:
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
     bos = tokenizer.bos_token
+    assert tokenizer._tokenizer is not None
     tokenizer._tokenizer.post_processor = TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
     )
