@@ -131,5 +131,29 @@ class Done:
         return len(self.token_ids) if self.counted is None else self.counted
 
 
+@dataclass(frozen=True)
+class Thinking:
+    """A piece of a server's reasoning, which is not part of the answer. `tokens`: how many such pieces came so far."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A server is overloaded: the request is sent again after `seconds`."""
+
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A warning about an answer that goes on, for the user to read."""
+
+    message: str
+
+
 Event = Prefilling | Token | Done
+ChatEvent = Event | Thinking | Waiting | Notice
 PullEvent = Found | Downloading | Present

@@ -5,7 +5,7 @@ For screen readers, simple terminals and pipes: nothing is drawn twice and no es
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,9 @@ from dslite.app.plain.context_overflow import ContextOverflow, NewChatWanted
 from dslite.app.terminal import console
 from dslite.app.terminal.signals import Interruption
 from dslite.model.errors import DsliteError
-from dslite.runtime.chat.protocol import PersistsCache
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
-from dslite.runtime.events import Done, Loading, Prefilling, Token
+from dslite.runtime.events import ChatEvent, Done, Loading, Notice, Prefilling, Thinking, Token, Waiting
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore
@@ -183,16 +182,16 @@ class PlainChat:
             raise ModelUnavailableError("no model is loaded", "choose one with /model, such as /model demo")
         responder, messages = self.opened.responder, self.dialogue.messages(end, self.ref.key)
         params = replace(self.settings).params(self.opened.defaults)
-        if self.dialogue.id is not None and isinstance(responder, PersistsCache):
-            responder.recall(self.dialogue.id, messages, go_on=go_on)
+        if self.dialogue.id is not None:
+            responder.restore_cache(self.dialogue.id, messages, continue_final_message=go_on)
         with Interruption() as interruption:
             try:
-                events = responder.reply(messages, params, interruption.flag, go_on=go_on)
+                events = responder.reply(messages, params, interruption.flag, continue_final_message=go_on)
             except ContextFullError as error:
                 self.full_context.make_room(error, messages)
-                kept = responder.fit(messages, go_on=go_on)
+                kept = responder.trim_to_fit(messages, continue_final_message=go_on)
                 console.warn("the context is full: the model no longer sees the oldest messages of this chat")
-                events = responder.reply(kept, params, interruption.flag, go_on=go_on)
+                events = responder.reply(kept, params, interruption.flag, continue_final_message=go_on)
             try:
                 self._print(node, events, interruption.flag)
             except DsliteError:
@@ -211,17 +210,23 @@ class PlainChat:
     def keep(self) -> None:
         """Leave on disk what was computed of the conversation."""
         responder = self.opened.responder if self.opened is not None else None
-        if self.dialogue.id is not None and isinstance(responder, PersistsCache):
-            responder.keep(self.dialogue.id)
+        if self.dialogue.id is not None and responder is not None:
+            responder.save_cache(self.dialogue.id)
 
-    def _print(self, node: Node, events: object, cancel: threading.Event) -> None:
+    def _print(self, node: Node, events: Iterable[ChatEvent], cancel: threading.Event) -> None:
         status, last = console.TerminalStatus(), "\n"
         before, ids = node.token_ids, list(node.token_ids or ())
-        for event in events:  # type: ignore[attr-defined]
+        for event in events:
             if isinstance(event, Prefilling):
                 status.show(f"reading {event.done:,.0f} of {event.total:,}")
                 continue
+            if isinstance(event, Thinking):
+                status.show(f"thinking · {event.tokens:,} tokens")
+                continue
             status.clear()
+            if isinstance(event, Waiting | Notice):
+                console.warn(event.reason if isinstance(event, Waiting) else event.message)
+                continue
             if event.delta:
                 print(console.visible(event.delta), end="", flush=True)
                 node.content += event.delta

@@ -118,7 +118,7 @@ class PlainCommands:
     def do_inspect(self, _: str) -> None:
         if self.chat.opened is None:
             raise UsageError("no model is loaded")
-        facts = self.chat.opened.responder.facts()
+        facts = self.chat.opened.responder.stats()
         for name, value in {**facts.memory, **facts.experts}.items():
             print(f"{name.replace('_', ' ')}: {value:,}", flush=True)
 

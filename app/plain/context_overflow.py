@@ -11,7 +11,7 @@ from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.terminal import console
 from dslite.app.terminal.signals import Interruption
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.events import Prefilling
+from dslite.runtime.events import Done, Token
 
 if TYPE_CHECKING:
     from dslite.app.plain.chat import PlainChat
@@ -71,13 +71,13 @@ class ContextOverflow:
         opened, settings = self._chat.opened, self._chat.settings
         assert opened is not None
         responder = opened.responder
-        chosen = summary.chosen(settings.chosen, responder.facts().context or 0)
+        chosen = summary.chosen(settings.chosen, responder.stats().context or 0)
         params = replace(settings, chosen=chosen).params(opened.defaults)
         print("Summary: ", end="", flush=True)
         text = ""
         with Interruption() as interruption:
-            for event in responder.reply(responder.fit(summary.request(messages)), params, interruption.flag):
-                if not isinstance(event, Prefilling):
+            for event in responder.reply(responder.trim_to_fit(summary.request(messages)), params, interruption.flag):
+                if isinstance(event, Token | Done):
                     print(console.visible(event.delta), end="", flush=True)
                     text += event.delta
         print(flush=True)

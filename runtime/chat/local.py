@@ -7,27 +7,27 @@ whole. LocalChatBackend is the ChatBackend whose model runs in this process.
 from collections.abc import Iterator, Sequence
 from threading import Event as Flag
 
-from dslite.runtime.chat.protocol import ModelStats
+from dslite.runtime.chat.protocol import ChatBackend, ModelStats
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.events import Event, Prefilling
+from dslite.runtime.events import ChatEvent, Prefilling
 from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
 
 
-class LocalChatBackend:
+class LocalChatBackend(ChatBackend):
     """A ChatBackend over an engine."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.engine = engine
         self.name = name
         self._template = ChatTemplate(engine.tokenizer)
-        self._recalled: str | None = None
+        self._restored_key: str | None = None
 
-    def prompt_ids(self, messages: Sequence[Message], *, go_on: bool = False) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], *, continue_final_message: bool = False) -> list[int]:
         """Token ids that the model answers, or goes on from."""
-        if not go_on:
+        if not continue_final_message:
             return self._template.encode(messages)
         *before, last = messages
         ids = self._template.encode(before)
@@ -36,26 +36,26 @@ class LocalChatBackend:
         return ids + [token for token in last.token_ids if token not in self.engine.eos_token_ids]
 
     def reply(
-        self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, go_on: bool = False
-    ) -> Iterator[Event]:
+        self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, continue_final_message: bool = False
+    ) -> Iterator[ChatEvent]:
         """Answer, or go on with the last message. The space that the template leaves before an answer is left out."""
-        request = Request(self.prompt_ids(messages, go_on=go_on), params)
+        request = Request(self.prompt_ids(messages, continue_final_message=continue_final_message), params)
         events = self.engine.generate(request, cancel)  # here, not when the first event is asked for: it may not fit
-        spacing = AnswerSpacing(not go_on)
+        spacing = AnswerSpacing(not continue_final_message)
         return (event if isinstance(event, Prefilling) else spacing.strip(event) for event in events)
 
-    def recall(self, key: str, messages: Sequence[Message], *, go_on: bool = False) -> None:
+    def restore_cache(self, key: str, messages: Sequence[Message], *, continue_final_message: bool = False) -> None:
         """Read the conversation's rows from disk, once; later replies find them in the cache."""
-        if key != self._recalled:
-            self._recalled = key
-            self.engine.resume(key, self.prompt_ids(messages, go_on=go_on))
+        if key != self._restored_key:
+            self._restored_key = key
+            self.engine.resume(key, self.prompt_ids(messages, continue_final_message=continue_final_message))
 
-    def keep(self, key: str) -> None:
+    def save_cache(self, key: str) -> None:
         """Write the cached rows as the conversation's."""
-        self._recalled = key
+        self._restored_key = key
         self.engine.keep(key)
 
-    def fit(self, messages: Sequence[Message], *, go_on: bool = False) -> list[Message]:
+    def trim_to_fit(self, messages: Sequence[Message], *, continue_final_message: bool = False) -> list[Message]:
         """Leave out whole turns, the oldest first, until a quarter of the context is free for the answer.
 
         The system message and the last question always stay. Raises ContextFullError where they alone do not fit.
@@ -63,7 +63,7 @@ class LocalChatBackend:
         kept = list(messages)
         first = 1 if kept and kept[0].role == "system" else 0
         room = self.engine.context - max(self.engine.context // 4, 1)
-        while (count := len(self.prompt_ids(kept, go_on=go_on))) > room:
+        while (count := len(self.prompt_ids(kept, continue_final_message=continue_final_message))) > room:
             later = [place for place, message in enumerate(kept) if message.role == "user" and place > first]
             if not later:
                 if count < self.engine.context:
@@ -75,7 +75,7 @@ class LocalChatBackend:
             del kept[first : later[0]]
         return kept
 
-    def count_anew(self) -> None:
+    def reset_expert_counts(self) -> None:
         """Another conversation begins."""
         self.engine.count_anew()
 
@@ -88,7 +88,7 @@ class LocalChatBackend:
             return None
         return [list(cache.stats.layers[layer].uses) for layer in sorted(cache.stats.layers)]
 
-    def facts(self) -> ModelStats:
+    def stats(self) -> ModelStats:
         """Sizes and counters of the engine."""
         config, memory, experts = self.engine.model.config, self.engine.memory(), self.engine.expert_stats()
         head = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim

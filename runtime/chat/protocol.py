@@ -1,12 +1,12 @@
-"""What a chat talks to: something that answers messages. Free of torch: a screen is there before the model is."""
+"""What a chat needs of a model. Imports no torch: the screen appears before the model is loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event as Flag
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.events import Event
+from dslite.runtime.events import ChatEvent
 
 if TYPE_CHECKING:
     from dslite.runtime.text.chat_template import Message
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelStats:
-    """What a screen tells about a model. `experts` has what the engine counts: slots, hits, misses, bytes_moved, and
-    `uses`, where the engine counts them: how often each expert of each MoE layer was chosen."""
+    """Sizes and counters of a model, for the screen.
+
+    `context` is in tokens, 0 where it is not known. `experts` has what the engine counts: slots, hits, misses,
+    bytes_moved. `uses`: how often each expert of each MoE layer was chosen, None where that is not counted.
+    """
 
     name: str
     device: str
@@ -30,43 +33,38 @@ class ModelStats:
 
 
 class ChatBackend(Protocol):
-    """What answers messages."""
+    """Answers messages. What a backend does not have (a cache on disk, counted experts) it leaves as it is here."""
 
     def reply(
-        self, messages: Sequence["Message"], params: SamplingParams, cancel: Flag, *, go_on: bool = False
-    ) -> Iterator[Event]:
-        """Answer; with `go_on`, lengthen the last message, which is an answer that was cut.
+        self,
+        messages: Sequence["Message"],
+        params: SamplingParams,
+        cancel: Flag,
+        *,
+        continue_final_message: bool = False,
+    ) -> Iterator[ChatEvent]:
+        """Answer; with `continue_final_message`, lengthen the last message, which is an answer that was cut.
 
         Raises ContextFullError where the messages do not fit.
         """
         ...
 
-    def fit(self, messages: Sequence["Message"], *, go_on: bool = False) -> list["Message"]:
+    def trim_to_fit(self, messages: Sequence["Message"], *, continue_final_message: bool = False) -> list["Message"]:
         """The messages without the oldest turns that the context cannot take. Raises ContextFullError."""
         ...
 
-    def facts(self) -> ModelStats:
-        """How it stands now."""
+    def stats(self) -> ModelStats:
+        """Sizes and counters at this moment."""
         ...
 
+    def restore_cache(self, key: str, messages: Sequence["Message"], *, continue_final_message: bool = False) -> None:
+        """Before a reply: load the saved cache of a conversation, as far as its messages are still the same."""
+        return None
 
-@runtime_checkable
-class CountsExpertUse(Protocol):
-    """A responder that counts for each conversation how often its experts are used."""
+    def save_cache(self, key: str) -> None:
+        """Write the cache that the last reply left as the conversation's."""
+        return None
 
-    def count_anew(self) -> None:
-        """Another conversation begins."""
-        ...
-
-
-@runtime_checkable
-class PersistsCache(Protocol):
-    """A responder that keeps on disk what it computed of a saved conversation."""
-
-    def recall(self, key: str, messages: Sequence["Message"], *, go_on: bool = False) -> None:
-        """Before a reply: take what is saved of the conversation, as far as the messages are still the same."""
-        ...
-
-    def keep(self, key: str) -> None:
-        """Save what the last reply left, as the conversation's."""
-        ...
+    def reset_expert_counts(self) -> None:
+        """Start the counts of used experts again: another conversation begins."""
+        return None

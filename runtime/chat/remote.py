@@ -14,10 +14,10 @@ from threading import Event as Flag
 from typing import Any
 
 from dslite.runtime.chat.http import Endpoint
-from dslite.runtime.chat.protocol import ModelStats
+from dslite.runtime.chat.protocol import ChatBackend, ModelStats
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import DsliteError
-from dslite.runtime.events import Candidate, Done, Event, FinishReason, Prefilling, Timing, Token
+from dslite.runtime.events import Candidate, ChatEvent, Done, Event, FinishReason, Prefilling, Timing, Token
 from dslite.runtime.text.chat_template import Message
 
 # What dslite serve tells while it reads a prompt, in a comment that other clients skip.
@@ -34,7 +34,7 @@ class RemoteRequest:
     bos: bool = True
     logprobs: int | None = None
     echo: bool = False
-    go_on: bool = False
+    continue_final_message: bool = False
 
 
 class RemoteModel:
@@ -82,7 +82,7 @@ class RemoteModel:
         body = {"model": self.name, "stream": True, "stream_options": {"include_usage": True}, **_sampling(request)}
         if request.text is None:
             body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
-            if request.go_on:
+            if request.continue_final_message:
                 body |= {"continue_final_message": True, "add_generation_prompt": False}
             if request.logprobs is not None:
                 body |= {"logprobs": True, "top_logprobs": request.logprobs}
@@ -135,7 +135,7 @@ class _RemoteDraft:
         choice = choices[0]
         content = (choice.get("delta") or {}).get("content") if self.request.text is None else choice.get("text")
         delta = content if isinstance(content, str) else ""
-        if delta and not self.text and self.request.text is None and not self.request.go_on:
+        if delta and not self.text and self.request.text is None and not self.request.continue_final_message:
             delta = delta.removeprefix(" ")  # what the template leaves before an answer, where a server leaves it in
         scored = self._scored(choice.get("logprobs"))
         if (delta or scored) and not self.first:
@@ -202,20 +202,22 @@ def _count(raw: Any, name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-class RemoteChatBackend:
+class RemoteChatBackend(ChatBackend):
     """A ChatBackend whose model runs on a server."""
 
     def __init__(self, model: RemoteModel) -> None:
         self._model = model
 
     def reply(
-        self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, go_on: bool = False
-    ) -> Iterator[Event]:
+        self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, continue_final_message: bool = False
+    ) -> Iterator[ChatEvent]:
         """Answer, or go on with the last message. What the server refuses is raised here, as an engine would."""
-        events = self._model.generate(RemoteRequest(params, messages, go_on=go_on), cancel)
+        events = self._model.generate(
+            RemoteRequest(params, messages, continue_final_message=continue_final_message), cancel
+        )
         return chain([next(events)], events)
 
-    def fit(self, messages: Sequence[Message], *, go_on: bool = False) -> list[Message]:
+    def trim_to_fit(self, messages: Sequence[Message], *, continue_final_message: bool = False) -> list[Message]:
         """Leave out the older half of the turns: how many tokens they have is for the server to know."""
         kept = list(messages)
         first = 1 if kept and kept[0].role == "system" else 0
@@ -224,6 +226,6 @@ class RemoteChatBackend:
             del kept[first : questions[len(questions) // 2]]
         return kept
 
-    def facts(self) -> ModelStats:
+    def stats(self) -> ModelStats:
         """The name and the place; the rest is unknown."""
         return ModelStats(name=self._model.name, device=self._model.endpoint.host, context=0)

@@ -18,7 +18,7 @@ from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.app import ChatApp, run_chat
 from dslite.runtime.downloads.hub import parse_model
-from dslite.runtime.events import Event
+from dslite.runtime.events import ChatEvent
 from support.fake_engine import FakeResponder, fake_opener
 
 
@@ -30,10 +30,10 @@ class LoggingResponder(FakeResponder):
         self._log = log
 
     def reply(
-        self, messages: Sequence[Any], params: Any, cancel: threading.Event, *, go_on: bool = False
-    ) -> Iterator[Event]:
+        self, messages: Sequence[Any], params: Any, cancel: threading.Event, *, continue_final_message: bool = False
+    ) -> Iterator[ChatEvent]:
         began, count = time.monotonic(), 0
-        for event in super().reply(messages, params, cancel, go_on=go_on):
+        for event in super().reply(messages, params, cancel, continue_final_message=continue_final_message):
             count += 1
             yield event
         if self._log is not None:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dslite.app.chat.model_loading import LoadedModel
-from dslite.runtime.chat.protocol import ModelStats
+from dslite.runtime.chat.protocol import ChatBackend, ModelStats
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.events import Done, Event, Loading, Prefilling, Timing, Token
+from dslite.runtime.events import ChatEvent, Done, Event, Loading, Prefilling, Timing, Token
 
 PIECE = re.compile(r"\s*\S{1,4}|\s+")
 
@@ -20,7 +20,7 @@ def pieces(text: str) -> list[str]:
     return PIECE.findall(text)
 
 
-class FakeResponder:
+class FakeResponder(ChatBackend):
     """Answers with `text(messages)`. `rate` is tokens/s, None as fast as can be; `gate`, when given, must be set for
     each token to come: a test holds the answer where it wants it."""
 
@@ -47,8 +47,8 @@ class FakeResponder:
         self.idle.set()
 
     def reply(
-        self, messages: Sequence[Any], params: Any, cancel: threading.Event, *, go_on: bool = False
-    ) -> Iterator[Event]:
+        self, messages: Sequence[Any], params: Any, cancel: threading.Event, *, continue_final_message: bool = False
+    ) -> Iterator[ChatEvent]:
         self.asked.append(list(messages))
         self.params.append(params)
         count = sum(len(pieces(message.content)) for message in messages)
@@ -93,13 +93,13 @@ class FakeResponder:
                 return False
         return not cancel.is_set()
 
-    def fit(self, messages: Sequence[Any], *, go_on: bool = False) -> list[Any]:
+    def trim_to_fit(self, messages: Sequence[Any], *, continue_final_message: bool = False) -> list[Any]:
         kept = list(messages)
         while sum(len(pieces(message.content)) for message in kept) >= self._context and len(kept) > 1:
             del kept[0]
         return kept
 
-    def facts(self) -> ModelStats:
+    def stats(self) -> ModelStats:
         values: dict[str, Any] = {
             "name": "fake/Model",
             "device": "cpu",

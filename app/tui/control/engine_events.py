@@ -11,7 +11,7 @@ from dslite.app.tui.transcript.items import note_of
 from dslite.model.errors import DsliteError
 from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.downloads.hub import ModelRef
-from dslite.runtime.events import Done, Loading, Prefilling, Token
+from dslite.runtime.events import ChatEvent, Done, Loading, Notice, Prefilling, Thinking, Token, Waiting
 
 if TYPE_CHECKING:
     from dslite.app.tui.control.controller import ChatController
@@ -73,8 +73,14 @@ class EngineEventHandler:
             count = dialogue.forget(reply.end, count)
             self._conductor.say(f"the model no longer sees the first {count} messages of this chat", above=True)
 
-    def _on_told(self, reply: Reply, event: Prefilling | Token | Done) -> None:
+    def _on_told(self, reply: Reply, event: ChatEvent) -> None:
         status = self._conductor.status
+        if isinstance(event, Thinking):
+            status.doing = status.doing if reply.stopped else "writing"
+            return
+        if isinstance(event, Waiting | Notice):
+            self._conductor.say(event.reason if isinstance(event, Waiting) else event.message, above=True)
+            return
         if isinstance(event, Prefilling):
             status.reading, status.used = event, round(event.done)
             status.doing = status.doing if reply.stopped else "reading"

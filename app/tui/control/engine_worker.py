@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from dslite.app.chat.model_loading import LoadedModel, ModelLoader
 from dslite.app.chat.settings import ChatSettings
 from dslite.model.errors import DsliteError
-from dslite.runtime.chat.protocol import CountsExpertUse, ModelStats, PersistsCache
+from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import ContextFullError, ModelUnavailableError
-from dslite.runtime.events import Done, Loading, Prefilling, Token
+from dslite.runtime.events import ChatEvent, Done, Loading
 
 if TYPE_CHECKING:
     from dslite.runtime.text.chat_template import Message
@@ -78,7 +78,7 @@ class GenerationEvent:
     """What the engine says about a reply."""
 
     job: GenerationJob
-    event: Prefilling | Token | Done
+    event: ChatEvent
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ class EngineWorker:
         if job is None or self._opened is None:
             return
         key, responder = job.saved_as(), self._opened.responder
-        if key is not None and isinstance(responder, PersistsCache):
-            responder.keep(key)
+        if key is not None:
+            responder.save_cache(key)
 
     def _tell(self, event: WorkerEvent) -> None:
         while not self._closing.is_set():
@@ -210,7 +210,7 @@ class EngineWorker:
         self._opened = None  # the old weights go before the new ones come
         try:
             self._opened = self._open_model(ref, self._tell)
-            self._tell(ModelReady(self._opened.responder.facts()))
+            self._tell(ModelReady(self._opened.responder.stats()))
         except DsliteError as error:
             absent = isinstance(error, ModelUnavailableError) and ref.folder is None
             self._tell(ModelUnavailable(ref, error, absent))
@@ -218,9 +218,9 @@ class EngineWorker:
             self._tell(ModelUnavailable(ref, _unexpected(error), absent=False))
 
     def _count_anew(self) -> None:
-        if self._opened is not None and isinstance(self._opened.responder, CountsExpertUse):
-            self._opened.responder.count_anew()
-            self._tell(StatsUpdated(self._opened.responder.facts()))
+        if self._opened is not None:
+            self._opened.responder.reset_expert_counts()
+            self._tell(StatsUpdated(self._opened.responder.stats()))
 
     def _answer(self, job: GenerationJob) -> None:
         if self._opened is None:
@@ -235,11 +235,11 @@ class EngineWorker:
 
     def _reply(self, job: GenerationJob, opened: LoadedModel) -> None:
         messages = list(job.messages())
-        kept = opened.responder.fit(messages, go_on=job.go_on) if job.forget else messages
-        if (key := job.saved_as()) is not None and isinstance(opened.responder, PersistsCache):
-            opened.responder.recall(key, kept, go_on=job.go_on)
+        kept = opened.responder.trim_to_fit(messages, continue_final_message=job.go_on) if job.forget else messages
+        if (key := job.saved_as()) is not None:
+            opened.responder.restore_cache(key, kept, continue_final_message=job.go_on)
         params = job.settings.params(opened.defaults)
-        events = opened.responder.reply(kept, params, job.cancel, go_on=job.go_on)
+        events = opened.responder.reply(kept, params, job.cancel, continue_final_message=job.go_on)
         self._tell(PrefillStarted(job, len(messages) - len(kept)))
         told = time.perf_counter()
         for event in events:
@@ -247,7 +247,7 @@ class EngineWorker:
             now = time.perf_counter()
             if isinstance(event, Done) or (self.watched and now - told > _FACTS_EVERY_S):
                 told = now
-                self._tell(StatsUpdated(opened.responder.facts()))
+                self._tell(StatsUpdated(opened.responder.stats()))
 
 
 def is_overflow(error: DsliteError) -> bool:

@@ -22,10 +22,10 @@ class Rememberer(FakeResponder):
         super().__init__("yes")
         self.told: queue.Queue[tuple[str, str]] = queue.Queue()
 
-    def recall(self, key: str, messages: Sequence[Any], *, go_on: bool = False) -> None:
+    def restore_cache(self, key: str, messages: Sequence[Any], *, continue_final_message: bool = False) -> None:
         self.told.put(("recall", key))
 
-    def keep(self, key: str) -> None:
+    def save_cache(self, key: str) -> None:
         self.told.put(("keep", key))
 
 

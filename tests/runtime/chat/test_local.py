@@ -49,7 +49,7 @@ def test_going_on_makes_the_tokens_that_one_long_answer_would_have(engine: Engin
         session,
         [*question, Message("assistant", begun.text, begun.token_ids)],
         SamplingParams(temperature=0.0, max_tokens=7),
-        go_on=True,
+        continue_final_message=True,
     )
     assert begun.token_ids + rest.token_ids == whole.token_ids
 
@@ -57,7 +57,7 @@ def test_going_on_makes_the_tokens_that_one_long_answer_would_have(engine: Engin
 def test_going_on_leaves_out_the_end_token_of_what_was_there(engine: Engine) -> None:
     session = LocalChatBackend(engine, "tiny")
     messages = [Message("user", "the"), Message("assistant", "in", (105, 110, EOS_ID))]
-    assert session.prompt_ids(messages, go_on=True)[-2:] == [105, 110]
+    assert session.prompt_ids(messages, continue_final_message=True)[-2:] == [105, 110]
 
 
 def test_fit_drops_the_oldest_turns_and_keeps_system_and_question(engine: Engine) -> None:
@@ -68,7 +68,7 @@ def test_fit_drops_the_oldest_turns_and_keeps_system_and_question(engine: Engine
         for message in (Message("user", f"question {number}"), Message("assistant", f"answer {number}"))
     ]
     messages = [Message("system", "be brief"), *turns, Message("user", "the last")]
-    kept = session.fit(messages)
+    kept = session.trim_to_fit(messages)
     assert len(session.prompt_ids(kept)) <= 150  # a quarter of 200 is left for the answer
     assert kept[0].role == "system"
     assert kept[1].role == "user"
@@ -79,19 +79,19 @@ def test_fit_drops_the_oldest_turns_and_keeps_system_and_question(engine: Engine
 def test_fit_changes_nothing_that_fits(engine: Engine) -> None:
     session = LocalChatBackend(engine, "tiny")
     messages = [Message("user", "the"), Message("assistant", "in"), Message("user", "the")]
-    assert session.fit(messages) == messages
+    assert session.trim_to_fit(messages) == messages
 
 
 def test_a_message_that_alone_is_too_long_is_refused(engine: Engine) -> None:
     session = LocalChatBackend(engine, "tiny")
     with pytest.raises(ContextFullError, match="the last message alone"):
-        session.fit([Message("user", "x" * 500)])
+        session.trim_to_fit([Message("user", "x" * 500)])
     with pytest.raises(ContextFullError):
         list(session.reply([Message("user", "x" * 500)], GREEDY, threading.Event()))
 
 
 def test_facts_compare_the_cache_with_plain_attention(engine: Engine) -> None:
-    facts = LocalChatBackend(engine, "tiny").facts()
+    facts = LocalChatBackend(engine, "tiny").stats()
     # 3 layers of float32: a latent of 32 and 8 rotary values, against 4 heads of 24 key and 16 value each.
     assert facts.kv_bytes_per_token == 3 * 40 * 4
     assert facts.plain_kv_bytes_per_token == 3 * 4 * (24 + 16) * 4
@@ -101,13 +101,13 @@ def test_facts_compare_the_cache_with_plain_attention(engine: Engine) -> None:
 def test_experts_are_counted_until_another_conversation_begins(engine: Engine) -> None:
     session = LocalChatBackend(engine, "tiny")
     done = run(session, [Message("user", "in the house")])
-    uses = session.facts().uses
+    uses = session.stats().uses
     assert uses is not None
     seen = done.prompt_tokens + len(done.token_ids) - 1  # nobody reads the last token
     last = len(done.token_ids)  # of the prompt, too, its last token alone runs through the last layer
     assert [sum(layer) for layer in uses] == [count * engine.model.config.num_experts_per_tok for count in (seen, last)]
-    session.count_anew()
-    assert session.facts().uses == [[0] * 8] * 2
+    session.reset_expert_counts()
+    assert session.stats().uses == [[0] * 8] * 2
 
 
 def test_a_conversation_goes_on_from_disk_in_another_process(tmp_path: Path) -> None:
@@ -116,10 +116,10 @@ def test_a_conversation_goes_on_from_disk_in_another_process(tmp_path: Path) -> 
     before = LocalChatBackend(load_engine(folder, context=200, saved=lambda: store), "tiny")
     first = [Message("user", "in the house that is by the water")]
     answer = run(before, first)
-    before.keep("talk")
+    before.save_cache("talk")
     second = [*first, Message("assistant", answer.text, answer.token_ids), Message("user", "the")]
     after = LocalChatBackend(load_engine(folder, context=200, saved=lambda: store), "tiny")
-    after.recall("talk", second)
+    after.restore_cache("talk", second)
     done = run(after, second)
     assert done.cached_tokens >= answer.prompt_tokens + len(answer.token_ids) - 1
     assert done.token_ids == run(before, second).token_ids

@@ -80,7 +80,7 @@ def test_going_on_with_a_cut_answer_gives_the_whole_one(server: Server, engine: 
     # The tiny model's bytes are rarely text; a cut behind whole characters is one that goes back in as it was.
     chat, cancel = RemoteChatBackend(RemoteModel(Endpoint(server.url), "tiny")), threading.Event()
     begun = [*ASKED, Message("assistant", "the end is")]
-    rest = text_of(list(chat.reply(begun, GREEDY, cancel, go_on=True)))
+    rest = text_of(list(chat.reply(begun, GREEDY, cancel, continue_final_message=True)))
     template = ChatTemplate(engine.tokenizer)
     ids = template.encode(ASKED) + engine.tokenizer.encode(" the end is")
     assert rest == end_of(alone(engine, Request(ids, GREEDY))).text
@@ -245,7 +245,7 @@ def test_a_server_that_counts_nothing_is_shown_as_unknown() -> None:
         end = end_of(list(chat.reply(ASKED, GREEDY, threading.Event())))
         assert (end.text, end.finish_reason) == ("hi", "stop")
         assert (end.prompt_tokens, end.cached_tokens, end.completion_tokens) == (0, 0, 0)
-        facts = chat.facts()
+        facts = chat.stats()
         assert (facts.name, facts.context, facts.memory, facts.experts) == ("m", 0, {}, {})
 
 
@@ -253,9 +253,9 @@ def test_old_turns_are_forgotten_by_halves() -> None:
     turns = [Message("user" if number % 2 == 0 else "assistant", str(number)) for number in range(9)]
     with ScriptedServer([]) as server:
         chat = RemoteChatBackend(scripted(server))
-        kept = chat.fit([Message("system", "s"), *turns])
+        kept = chat.trim_to_fit([Message("system", "s"), *turns])
         assert [message.content for message in kept] == ["s", "4", "5", "6", "7", "8"]
-        assert [message.content for message in chat.fit(turns[:1])] == ["0"]
+        assert [message.content for message in chat.trim_to_fit(turns[:1])] == ["0"]
 
 
 @pytest.mark.slow
