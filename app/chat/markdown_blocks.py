@@ -6,7 +6,12 @@ fence holds plain lines: no block that grows for thousands of tokens needs parsi
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
 
 Kind = Literal["text", "item", "fence", "table"]
 
@@ -16,6 +21,7 @@ _RULE = re.compile(r"^ {0,3}([-*_])(?: *\1){2,} *$")
 _HEADING = re.compile(r"^ {0,3}#{1,6}(?: |$)")
 _UNDERLINE = re.compile(r"^ {0,3}(?:=+|-+) *$")
 _TABLE_RULE = re.compile(r"^\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$")
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _MAX_INDENT = 8
 
 
@@ -38,7 +44,7 @@ class Block:
     @property
     def language(self) -> str:
         """The first word behind the marks."""
-        return self.info.split()[0].strip("{}.") if self.info.split() else ""
+        return language_of(self.info)
 
 
 class Splitter:
@@ -191,8 +197,52 @@ def _without_indent(line: str, most: int) -> str:
     return line[min(len(line) - len(line.lstrip(" ")), most) :]
 
 
-def code_blocks(text: str) -> list[str]:
-    """The code of every fence of a Markdown text, in order."""
-    splitter = Splitter(text)
-    splitter.finish()
-    return [block.source + "\n" for block in splitter.blocks if block.kind == "fence"]
+@dataclass(frozen=True)
+class CodeBlock:
+    """A fenced block without its fences, the indentation of its list item and the marks of its quotation.
+
+    `text` has LF line ends, one behind its last line. `closed` is False where the text ends before the closing fence.
+    """
+
+    language: str
+    text: str
+    closed: bool
+
+
+def code_blocks(text: str) -> list[CodeBlock]:
+    """Every fenced code block of a Markdown text, in order, wherever it stands (CommonMark, section 4.5)."""
+    tokens = parser().parse(text)
+    size = len(_LINE_END.split(text.rstrip()))
+    return [_code_block(token, size) for token in tokens if token.type == "fence"]
+
+
+def _code_block(token: "Token", size: int) -> CodeBlock:
+    """A block of a text whose last line with text is number `size`, counted from 1."""
+    assert token.map is not None
+    first, end = token.map
+    code = token.content
+    if code and not code.endswith("\n"):
+        code += "\n"
+    has_closing_fence = end - first == code.count("\n") + 2
+    return CodeBlock(language_of(token.info), code, closed=has_closing_fence or end < size)
+
+
+def language_of(info: str) -> str:
+    """The first word behind the opening fence."""
+    words = info.split()
+    return words[0].strip("{}.") if words else ""
+
+
+@lru_cache(maxsize=1)
+def parser() -> "MarkdownIt":
+    """The one parser of Markdown: CommonMark with tables, strikethrough and mathematics; HTML is text.
+
+    markdown-it is imported with the first text, after the first picture.
+    """
+    from markdown_it import MarkdownIt
+
+    from dslite.app.chat.math_rules import add_math
+
+    md = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    add_math(md)
+    return md

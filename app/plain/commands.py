@@ -61,7 +61,7 @@ class PlainCommands:
             blocks = code_blocks(content)
             if not which.isdecimal() or not 1 <= int(which) <= len(blocks):
                 raise UsageError(f"the answer has no code block {which}", f"it has {len(blocks)}")
-            content = blocks[int(which) - 1]
+            content = blocks[int(which) - 1].text
         if copy_natively(content):
             print("copied to the clipboard", flush=True)
         else:

@@ -69,7 +69,7 @@ class SlashCommands:
         if not which.isdecimal() or not 1 <= int(which) <= len(blocks):
             has = f"it has {len(blocks)}" if blocks else "it has none"
             raise UsageError(f"the answer has no code block {which}", f"{has}; /copy alone copies the whole answer")
-        self.screen.copy_text(blocks[int(which) - 1], f"code block {which}")
+        self.screen.copy_text(blocks[int(which) - 1].text, f"code block {which}")
 
     def do_new(self, _: str) -> None:
         self.conductor.begin()

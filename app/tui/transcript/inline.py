@@ -1,25 +1,16 @@
 """Markdown inside a line: emphasis, code, links. Nothing in it is markup of Rich or Textual, and HTML is plain text."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rich.style import Style
 from rich.text import Text
 
+from dslite.app.chat.markdown_blocks import parser
 from dslite.app.tui.style.palette import Palette
 
 if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
     from markdown_it.token import Token
-
-
-@lru_cache(maxsize=1)
-def parser() -> "MarkdownIt":
-    """CommonMark with tables and strikethrough; markdown-it is imported when the first text is drawn."""
-    from markdown_it import MarkdownIt
-
-    return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
 
 
 def inline_text(source: str, palette: Palette) -> Text:

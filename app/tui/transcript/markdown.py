@@ -8,10 +8,10 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from dslite.app.chat.markdown_blocks import Block
+from dslite.app.chat.markdown_blocks import Block, parser
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.transcript.highlight import highlight
-from dslite.app.tui.transcript.inline import parser, styled
+from dslite.app.tui.transcript.inline import styled
 from dslite.app.tui.transcript.tables import draw_open_table, draw_table
 from dslite.app.tui.transcript.wrapping import chop, wrap
 

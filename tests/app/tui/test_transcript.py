@@ -13,7 +13,7 @@ from support.chat_texts import fence, mixed, prose, table
 from support.fake_engine import FakeResponder
 from textual.selection import SELECT_ALL
 
-from dslite.app.chat.markdown_blocks import Block, Splitter, code_blocks
+from dslite.app.chat.markdown_blocks import Block, CodeBlock, Splitter, code_blocks
 from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.transcript.blocks import RenderBlock
@@ -81,11 +81,11 @@ def test_a_chinese_line_breaks_between_characters_and_not_before_a_comma() -> No
 
 def test_code_blocks_are_numbered_and_copied_without_their_indentation() -> None:
     text = "1. one\n\n   ```sh\n   ls\n     -l\n   ```\n\n~~~\n```\n~~~\n"
-    assert code_blocks(text) == ["ls\n  -l\n", "```\n"]
+    assert [block.text for block in code_blocks(text)] == ["ls\n  -l\n", "```\n"]
 
 
 def test_an_open_fence_ends_with_the_answer() -> None:
-    assert code_blocks("```python\nprint(1)\nprint(2)") == ["print(1)\nprint(2)\n"]
+    assert code_blocks("```python\nprint(1)\nprint(2)") == [CodeBlock("python", "print(1)\nprint(2)\n", closed=False)]
 
 
 @pytest.mark.parametrize("make", [prose, fence, table, mixed])
