@@ -13,6 +13,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "repetition_penalty": (1e-9, 10, "above 0, up to 10"),
     "seed": (0, 2**63 - 1, "from 0 to 2^63 - 1"),
     "max_tokens": (0, math.inf, "0 or more"),
+    "min_tokens": (0, math.inf, "0 or more"),
 }
 
 
@@ -20,7 +21,9 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 class SamplingParams:
     """How an answer is drawn and where it ends.
 
-    Temperature 0 is greedy; top_k 0 is off; `max_tokens` None means what the context leaves.
+    Temperature 0 is greedy; top_k 0 is off; `max_tokens` None means what the context leaves. A token of
+    `stop_token_ids` ends the answer as the model's own end tokens do; with `ignore_eos` those end nothing.
+    No end token of either kind is drawn before `min_tokens` tokens.
     """
 
     temperature: float = 0.3
@@ -30,7 +33,10 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int | None = None
     max_tokens: int | None = None
+    min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):

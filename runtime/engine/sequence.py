@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from dslite.runtime.engine.sampling import Sampler, Scores, score
@@ -37,7 +38,8 @@ class Draft:
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._tokenizer = tokenizer
-        self._end_tokens = end_tokens
+        params = request.params
+        self._end_tokens = (frozenset() if params.ignore_eos else end_tokens) | frozenset(params.stop_token_ids)
         self._room = context - len(request.prompt_ids)
         self._sampler = Sampler(request.params, request.prompt_ids, tokenizer.vocab_size)
         self._decoder = StreamDecoder(tokenizer)
@@ -67,7 +69,7 @@ class Draft:
 
     def push(self, logits: Tensor) -> list[Token]:
         """Draw the next token from logits (vocabulary,). Nothing comes of an end token, which only ends the answer."""
-        token_id = self._sampler.sample(logits)
+        token_id = self._sampler.sample(self._without_early_end(logits))
         self.token_ids.append(token_id)
         self._first = self._first or time.perf_counter()
         if token_id in self._end_tokens:
@@ -119,6 +121,13 @@ class Draft:
             self.finish_reason = "length"
         elif len(self.token_ids) >= self._room:
             self.finish_reason = "context"
+
+    def _without_early_end(self, logits: Tensor) -> Tensor:
+        """Logits (vocabulary,) from which no end token is drawn while the answer is shorter than `min_tokens`."""
+        if len(self.token_ids) >= self.request.params.min_tokens or not self._end_tokens:
+            return logits
+        ends = torch.tensor(sorted(self._end_tokens), device=logits.device)
+        return logits.index_fill(0, ends, -torch.inf)
 
     def _prompt_token(self, token_id: int) -> Token:
         text = self._decoder.push(token_id)
