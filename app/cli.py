@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dslite.app.commands import bench, chat, complete, doctor, model, plan, profile, serve, session
-from dslite.app.commands.flags import command
+from dslite.app.commands.command import command
 from dslite.app.terminal import console
 from dslite.model.errors import DsliteError
 

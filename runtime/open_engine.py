@@ -1,10 +1,8 @@
-"""What a user may ask of the runtime, and opening a model with it."""
+"""Opening a model: check its files, plan, load, and build the engine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -12,6 +10,7 @@ from dslite.model.config import ModelConfig
 from dslite.runtime.cache.disk_cache import LatentDiskCache, fingerprint
 from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
 from dslite.runtime.paths import latents_dir
@@ -28,32 +27,14 @@ _TINY_BYTES = 256 * 2**20
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """Where and how to run. None means: decide by the machine and the model."""
-
-    device: str = "auto"
-    dtype: str = "bfloat16"
-    ctx_size: int | None = None
-    threads: int | None = None
-    offline: bool = False
-    vram: int | None = None
-    ram: int | None = None
-    expert_slots: int | None = None
-    miss: Literal["auto", "fetch", "compute"] = "auto"
-
-
 def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading], None] = lambda _: None) -> Engine:
     """Check, load and ready the model of a folder. Raises UsageError, ModelUnavailableError."""
-    dtype = parse_dtype(options.dtype)
+    dtype = torch_dtype(options)
     device = pick_device(options.device)
     checkpoint = Checkpoint.open(folder)
     torch.set_num_threads(pick_threads(options.threads, checkpoint.nbytes))
     pick_context(options.ctx_size, checkpoint.config)
-    request = PlanRequest(
-        options.dtype, options.ctx_size, options.vram, options.ram, options.expert_slots, options.miss
-    )
-    plan = fit(checkpoint.config, device.type, request)
+    plan = fit(checkpoint.config, device.type, plan_request(options))
     if device.type == "cpu" and checkpoint.nbytes >= _TINY_BYTES:
         choose_products()
     tokenizer = Tokenizer.from_folder(folder)
@@ -76,23 +57,22 @@ def _memory_left(options: EngineOptions, plan: DevicePlan) -> int | None:
     return None if limit is None else max(0, limit - taken)
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """bfloat16 or float32. Raises UsageError."""
-    if name == "float16":
-        raise UsageError("float16 overflows in this model", "use bfloat16, or float32 to check numbers")
-    if name not in _DTYPES:
-        raise UsageError(f"--dtype is {name!r}; it must be bfloat16 or float32")
-    return _DTYPES[name]
+def plan_request(options: EngineOptions) -> PlanRequest:
+    """What the options ask of the planner."""
+    return PlanRequest(options.dtype, options.ctx_size, options.vram, options.ram, options.expert_slots, options.miss)
+
+
+def torch_dtype(options: EngineOptions) -> torch.dtype:
+    """The type of activations and weights."""
+    return _DTYPES[options.dtype]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; auto takes cuda, then mps, then cpu. Raises UsageError, ModelUnavailableError."""
+    """The device of an EngineOptions' name; auto takes cuda, then mps, then cpu. Raises ModelUnavailableError."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in available.items() if present)
     kind, _, index = name.partition(":")
-    if kind not in available or (index and (kind != "cuda" or not index.isdecimal())):
-        raise UsageError(f"--device is {name!r}; it must be auto, cuda, cuda:N, mps or cpu")
     if not available[kind] or (index and int(index) >= torch.cuda.device_count()):
         raise ModelUnavailableError(
             f"the device {name} is not available", "choose another with --device; dslite doctor lists what is there"
@@ -101,13 +81,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_threads(asked: int | None, weights_bytes: int) -> int:
-    """CPU threads. Raises UsageError."""
-    if asked is None:
-        # In a tiny network threads only wait for each other, on a busy machine for seconds.
-        return 1 if weights_bytes < _TINY_BYTES else physical_cores()
-    if asked < 1:
-        raise UsageError(f"--threads is {asked}; it must be at least 1")
-    return asked
+    """CPU threads: those asked for, else the physical cores, but one for a tiny network.
+
+    In a tiny network threads only wait for each other, on a busy machine for seconds.
+    """
+    if asked is not None:
+        return asked
+    return 1 if weights_bytes < _TINY_BYTES else physical_cores()
 
 
 def pick_context(asked: int | None, config: ModelConfig) -> int:

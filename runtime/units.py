@@ -1,4 +1,13 @@
-"""Bytes and seconds in the few characters that a person wants to read."""
+"""Bytes and seconds as short texts, and sizes from such texts."""
+
+import re
+from decimal import Decimal
+
+from dslite.runtime.errors import UsageError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_SIZE = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
+MAX_SIZE = 2**63 - 1  # bytes
 
 
 def size_text(count: float) -> str:
@@ -7,6 +16,18 @@ def size_text(count: float) -> str:
         if abs(count) >= scale:
             return f"{count / scale:.1f} {unit}"
     return f"{count:.0f} B"
+
+
+def parse_size(text: str, flag: str | None = None) -> int:
+    """Bytes of a size such as 12GiB, 9500MB or 1000. Raises UsageError, which names `flag`."""
+    what = repr(text) if flag is None else f"{flag} is {text!r}, which"
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise UsageError(f"{what} is not a size", "write it as 12GiB or 9500MB")
+    count = int(Decimal(match[1]) * _UNITS[(match[2] or "").upper()])
+    if not 1 <= count <= MAX_SIZE:
+        raise UsageError(f"{what} is out of range: a size is from 1 byte to 2^63 - 1 bytes", "write it as 12GiB")
+    return count
 
 
 def time_text(seconds: float) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dslite.app.settings.endpoint import RemoteModelRef
 from dslite.runtime.downloads.hub import ModelRef, locate
+from dslite.runtime.engine_options import EngineOptions
 
 if TYPE_CHECKING:
     from dslite.runtime.chat.protocol import ChatBackend
@@ -23,16 +24,16 @@ class LoadedModel:
 ModelLoader = Callable[[ModelRef, Callable[["Loading"], None]], LoadedModel]
 
 
-def opener(engine_options: Mapping[str, Any]) -> ModelLoader:
+def opener(engine_options: EngineOptions) -> ModelLoader:
     """How models are opened with these EngineOptions. What it returns raises DsliteError."""
 
     def open_model(ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel:
         folder = locate(ref)
         from dslite.app.settings.sampling import model_defaults
         from dslite.runtime.chat.local import LocalChatBackend
-        from dslite.runtime.open_engine import EngineOptions, open_engine
+        from dslite.runtime.open_engine import open_engine
 
-        engine = open_engine(folder, EngineOptions(**engine_options), report)
+        engine = open_engine(folder, engine_options, report)
         return LoadedModel(LocalChatBackend(engine, ref.key), model_defaults(folder))
 
     return open_model

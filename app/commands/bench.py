@@ -4,22 +4,26 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dslite.app.commands import flags
-from dslite.app.commands.flags import flag
+from dslite.app.commands.command import Needs, flag, rules
+from dslite.app.commands.flags import EngineFlags, ListFlags
 from dslite.app.terminal.tables import print_table
-from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
+from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.downloads.model_config import config_of
+from dslite.runtime.engine_options import EngineOptions, check_whole
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
+    from dslite.model.config import ModelConfig
     from dslite.model.transformer import Transformer
-    from dslite.runtime.diagnostics.benchmark import SpeedRow
-    from dslite.runtime.open_engine import EngineOptions
+    from dslite.runtime.diagnostics.benchmark import SpeedRow, SpeedTest
+
+_MOST_TOKENS = 2**31 - 1  # of one number; what the model's context allows is checked with its config
 
 
+@rules(Needs("layers", "random_weights"))
 def bench(
-    model: flags.Model = None,
-    revision: flags.Revision = None,
+    *,
+    engine: EngineFlags,
     prompt_tokens: Annotated[str, flag("--prompt-tokens", "-p", help="Prompt lengths, such as 512,2048.")] = "512,2048",
     gen_tokens: Annotated[int, flag("--gen-tokens", "-n", help="Tokens to make; 0: none.")] = 64,
     depth: Annotated[str, flag("--depth", "-d", help="Cached tokens before, such as 0,4096,16384.")] = "0,4096,16384",
@@ -27,63 +31,57 @@ def bench(
     batch_size: Annotated[int, flag("--batch-size", help="Sequences decoded together.")] = 1,
     random_weights: Annotated[bool, flag("--random-weights", help="Needs config.json only.")] = False,
     layers: Annotated[int | None, flag("--layers", help="With --random-weights: this many layers.")] = None,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "bfloat16",
-    vram: flags.Vram = None,
-    ram: flags.Ram = None,
-    expert_slots: flags.ExpertSlots = None,
-    miss: flags.Miss = "auto",
-    ctx_size: flags.CtxSize = None,
-    threads: flags.Threads = None,
-    offline: flags.Offline = False,
-    output: flags.ListOutput = "text",
-    as_json: flags.AsJson = False,
+    listing: ListFlags,
 ) -> None:
     """Measure how fast prompts are read and tokens are made."""
-    wants_json = flags.wants_json(output, as_json)
     prompts, depths = numbers("--prompt-tokens", prompt_tokens, least=1), numbers("--depth", depth, least=0)
-    for name, value, least in (
-        ("--repeat", repeat, 1),
-        ("--batch-size", batch_size, 1),
-        ("--gen-tokens", gen_tokens, 0),
-    ):
-        if value < least:
-            raise UsageError(f"{name} is {value}; it must be at least {least}")
+    check_whole("--repeat", repeat, 1, 1000)
+    check_whole("--batch-size", batch_size, 1, 1024)
+    check_whole("--gen-tokens", gen_tokens, 0, _MOST_TOKENS)
     if not depths or not (prompts or gen_tokens):
         raise UsageError("there is nothing to measure", "give --prompt-tokens or --gen-tokens, and --depth")
-    if layers is not None and not random_weights:
-        raise UsageError("--layers cuts random weights only", "add --random-weights")
-    placement = flags.placing(vram, ram, expert_slots, miss)
-    ref = parse_model(model or "chat", revision)
+    ref, options = engine.ref("chat"), engine.options()
 
     from dslite.runtime.diagnostics.benchmark import SpeedTest
-    from dslite.runtime.open_engine import EngineOptions
 
     test = SpeedTest(prompts, gen_tokens, depths, repeat, batch_size)
-    if ctx_size is not None and ctx_size < test.context:
+    if options.ctx_size is not None and options.ctx_size < test.context:
         raise UsageError(
-            f"--ctx-size is {ctx_size:,}, and the tests need {test.context:,} tokens", "raise it, or measure less"
+            f"--ctx-size is {options.ctx_size:,}, and the tests need {test.context:,} tokens",
+            "raise it, or measure less",
         )
-    asked = EngineOptions(
-        device=device, dtype=dtype, ctx_size=ctx_size or test.context, threads=threads, offline=offline, **placement
-    )
-    network, chunk = _random(ref, asked, layers) if random_weights else _real(ref, asked)
+    config = config_of(ref, offline=options.offline)
+    _check_context(test, config)
+    options = replace(options, ctx_size=options.ctx_size or test.context)
+    network, chunk = _random(config, options, layers) if random_weights else _real(ref, options)
     rows = list(test.run(network, chunk))
-    if wants_json:
+    if listing.json:
         print(json.dumps([row_object(row) for row in rows]))
     else:
         _print(rows)
 
 
 def numbers(name: str, text: str, *, least: int) -> list[int]:
-    """Whole numbers with commas between. Raises UsageError."""
+    """Whole numbers with commas between; none for an empty text. Raises UsageError."""
     try:
-        values = [int(part) for part in text.split(",") if part.strip()]
+        values = [int(part) for part in text.split(",")] if text.strip() else []
     except ValueError:
         raise UsageError(f"{name} is {text!r}; it must be whole numbers with commas between") from None
-    if any(value < least for value in values):
-        raise UsageError(f"{name} is {text!r}; each must be at least {least}")
+    for value in values:
+        check_whole(f"each of {name}", value, least, _MOST_TOKENS)
     return values
+
+
+def _check_context(test: "SpeedTest", config: "ModelConfig") -> None:
+    """Raise UsageError, with the flags at fault, for tests that need a longer context than the model has."""
+    if test.context > config.max_position_embeddings:
+        longest = max([*test.prompts, test.gen_tokens])
+        name = "--prompt-tokens" if test.prompts and longest == max(test.prompts) else "--gen-tokens"
+        raise UsageError(
+            f"{name} {longest} after --depth {max(test.depths)} needs {test.context} tokens, "
+            f"and the model's context is at most {config.max_position_embeddings}",
+            f"give a smaller {name} or --depth",
+        )
 
 
 def row_object(row: "SpeedRow") -> dict[str, Any]:
@@ -100,36 +98,32 @@ def row_object(row: "SpeedRow") -> dict[str, Any]:
     }
 
 
-def _real(ref: ModelRef, asked: "EngineOptions") -> "tuple[Transformer, int]":
+def _real(ref: ModelRef, options: EngineOptions) -> "tuple[Transformer, int]":
     from dslite.runtime.open_engine import open_engine
 
-    engine = open_engine(locate(ref), asked)
+    engine = open_engine(locate(ref), options)
     return engine.model, engine.prefill_chunk
 
 
-def _random(ref: ModelRef, asked: "EngineOptions", layers: int | None) -> "tuple[Transformer, int]":
+def _random(config: "ModelConfig", options: EngineOptions, layers: int | None) -> "tuple[Transformer, int]":
     """Random weights, all of them resident."""
     import torch
 
     from dslite.runtime.diagnostics.benchmark import random_model
-    from dslite.runtime.open_engine import parse_dtype, pick_context, pick_device, pick_threads
-    from dslite.runtime.planning.device_plan import PlanRequest
+    from dslite.runtime.open_engine import pick_device, pick_threads, plan_request, torch_dtype
     from dslite.runtime.planning.fit import fit
 
-    config = config_of(ref, offline=asked.offline)
     if layers is not None:
-        if not 1 <= layers <= config.num_hidden_layers:
-            raise UsageError(f"--layers is {layers}; the model has {config.num_hidden_layers}")
+        check_whole("--layers", layers, 1, config.num_hidden_layers)
         config = replace(config, num_hidden_layers=layers)
-    device, dtype = pick_device(asked.device), parse_dtype(asked.dtype)
-    pick_context(asked.ctx_size, config)
-    plan = fit(config, device.type, PlanRequest(asked.dtype, asked.ctx_size, asked.vram, asked.ram))
+    device = pick_device(options.device)
+    plan = fit(config, device.type, plan_request(options))
     if plan.source != "resident":
         raise ModelUnavailableError(
             f"{plan.weights_bytes / 1e9:.1f} GB of random weights do not fit into memory", "take fewer with --layers"
         )
-    torch.set_num_threads(pick_threads(asked.threads, plan.weights_bytes))
-    return random_model(config, device, dtype), plan.prefill_chunk
+    torch.set_num_threads(pick_threads(options.threads, plan.weights_bytes))
+    return random_model(config, device, torch_dtype(options)), plan.prefill_chunk
 
 
 def _print(rows: "list[SpeedRow]") -> None:

@@ -3,19 +3,19 @@
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dslite.app.commands import flags
-from dslite.app.commands.flags import flag, system_message
-from dslite.app.settings.sampling import chosen
-from dslite.runtime.downloads.hub import locate, parse_model
+from dslite.app.commands.command import flag
+from dslite.app.commands.flags import AnswerFlags, ConversationFlags, EndpointFlags, EngineFlags, model_ref
+from dslite.runtime.downloads.hub import locate
 from dslite.runtime.errors import DsliteError, UsageError
 
 if TYPE_CHECKING:
     from dslite.app.chat.launch import ChatLaunch
     from dslite.app.sessions.store import Conversation, SessionStore
+    from dslite.app.settings.precedence import AnswerSettings
 
 _CHAT_MODEL = "chat"
 
@@ -23,71 +23,30 @@ _CHAT_MODEL = "chat"
 def chat(
     *,
     plain: Annotated[bool, flag("--plain", help="Line by line: for screen readers and simple terminals.")] = False,
-    model: flags.Model = None,
-    revision: flags.Revision = None,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "bfloat16",
-    ctx_size: flags.CtxSize = None,
-    threads: flags.Threads = None,
-    offline: flags.Offline = False,
-    vram: flags.Vram = None,
-    ram: flags.Ram = None,
-    expert_slots: flags.ExpertSlots = None,
-    miss: flags.Miss = "auto",
-    endpoint: flags.Endpoint = None,
-    endpoint_key_env: flags.EndpointKeyEnv = None,
-    system: flags.System = None,
-    system_file: flags.SystemFile = None,
-    profile: flags.Profile = None,
-    save_profile: flags.SaveProfile = None,
-    continue_: flags.Continue = False,
-    session: flags.Session = None,
-    no_save: flags.NoSave = False,
-    temperature: flags.Temperature = None,
-    top_p: flags.TopP = None,
-    top_k: flags.TopK = None,
-    min_p: flags.MinP = None,
-    repetition_penalty: flags.RepetitionPenalty = None,
-    seed: flags.Seed = None,
-    max_tokens: flags.MaxTokens = None,
-    stop: flags.Stop = None,
+    engine: EngineFlags,
+    server: EndpointFlags,
+    answer: AnswerFlags,
+    conversation: ConversationFlags,
 ) -> None:
     """Chat with a model in the terminal."""
-    from dslite.app.settings.precedence import AnswerSettings, as_profile
-    from dslite.app.settings.profiles import save_profile as keep_profile
+    from dslite.app.settings.precedence import AnswerSettings, save_flags
 
-    sampling = chosen(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        max_tokens=max_tokens,
-        stop=stop,
-    )
-    given = AnswerSettings(model, system=system_message(system, system_file), sampling=sampling)
-    if continue_ and session is not None:
-        raise UsageError("--session does not go with --continue", "leave one of them out")
-    if save_profile is not None:
-        keep_profile(as_profile(save_profile, given, profile))
+    given = AnswerSettings(engine.model, system=answer.system_message(), sampling=answer.sampling())
+    engine.options()  # a wrong flag is an error before anything starts
+    save_flags(conversation.save_profile, given, conversation.profile)
     plain = plain or os.environ.get("TERM") in ("dumb", "")
-    talk = _find(latest=continue_, id=session)
-    engine_options = {"device": device, "dtype": dtype, "ctx_size": ctx_size, "threads": threads, "offline": offline}
-    engine_options |= flags.placing(vram, ram, expert_slots, miss)
-    start = _start(
-        given, profile, talk, revision, engine_options, saving=not no_save, server=(endpoint, endpoint_key_env)
-    )
+    talk = _find(latest=conversation.continue_, id=conversation.session)
+    start = _start(given, talk, engine, server, conversation)
     if not plain and not (sys.stdin.isatty() and sys.stderr.isatty()):
-        if endpoint is None:
-            locate(start.ref)  # a model that is absent is told first: a terminal alone would not help
+        if server.endpoint is None:
+            locate(start.ref)  # a model that is absent is reported first: a terminal alone would not help
         raise UsageError("chat needs a terminal", "use dslite chat --plain, or dslite complete")
     if plain:
         from dslite.app.commands.model_prompt import ensure_model
         from dslite.app.plain.chat import run_plain
 
-        if endpoint is None:
-            start = replace(start, ref=ensure_model(start.ref, offline=offline))
+        if server.endpoint is None:
+            start = replace(start, ref=ensure_model(start.ref, offline=engine.offline))
             start.settings.model = start.ref.name
         raise typer.Exit(run_plain(start))
     from dslite.app.tui.app import run_chat
@@ -114,16 +73,13 @@ def _open_store() -> "SessionStore":
 
 
 def _start(
-    given: Any,
-    profile: str | None,
+    given: "AnswerSettings",
     talk: "Conversation | None",
-    revision: str | None,
-    engine_options: dict[str, Any],
-    *,
-    saving: bool,
-    server: tuple[str | None, str | None],
+    engine: EngineFlags,
+    server: EndpointFlags,
+    conversation: ConversationFlags,
 ) -> "ChatLaunch":
-    """Put together with what the chat begins. A broken config.toml is told, and the chat goes on without it."""
+    """What the chat starts with. A broken config.toml is a warning, and the chat starts without it."""
     from dslite.app.chat.autosave import ConversationWriter
     from dslite.app.chat.launch import ChatConfig, ChatLaunch
     from dslite.app.chat.model_loading import opener, remote_opener
@@ -135,7 +91,7 @@ def _start(
     from dslite.app.settings.precedence import settle
     from dslite.app.settings.profiles import default_values
 
-    warnings: list[DsliteError] = []
+    profile, warnings = conversation.profile, list[DsliteError]()
     try:
         config: Config = read_config()
         made = settle(given, profile, talk, raw=False)
@@ -146,8 +102,8 @@ def _start(
             raise
         warnings.append(error)
         made, defaults, looks = given, {}, ChatConfig.of_config(Config(config_path(), {}))
-    served = find_served(*server, given.model, made.model)
-    ref = served.ref if served else parse_model(made.model or _CHAT_MODEL, revision)
+    served = find_served(server.endpoint, server.endpoint_key_env, given.model, made.model)
+    ref = served.ref if served else model_ref(made.model or _CHAT_MODEL, engine.revision)
     settings = ChatSettings(
         model=ref.name,
         profile=made.profile,
@@ -159,10 +115,10 @@ def _start(
     return ChatLaunch(
         ref=ref,
         settings=settings,
-        open_model=remote_opener(served) if served else opener(engine_options),
-        recorder=ConversationWriter(_open_store, saving=saving),
+        open_model=remote_opener(served) if served else opener(engine.options()),
+        recorder=ConversationWriter(_open_store, saving=not conversation.no_save),
         resume=(lambda _: identity) if identity else None,
         looks=looks,
-        first_run=FirstRun.of(offline=engine_options["offline"]),
+        first_run=FirstRun.of(offline=engine.offline),
         warnings=warnings,
     )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app.commands import flags
-from dslite.app.commands.flags import flag
+from dslite.app.commands.command import flag
+from dslite.app.commands.flags import Device, ListFlags
 from dslite.app.terminal import console
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError
@@ -26,22 +26,20 @@ def doctor(
     *,
     refresh: Annotated[bool, flag("--refresh", help="Measure the bandwidths anew.")] = False,
     selftest: Annotated[bool, flag("--selftest", help="Run published prompts on the base weights.")] = False,
-    device: flags.Device = "auto",
-    output: flags.ListOutput = "text",
-    as_json: flags.AsJson = False,
+    device: Device = "auto",
+    listing: ListFlags,
 ) -> None:
     """Show what this machine can do, what is wrong, and the remedy; ends with 1 where something is wrong."""
     from dslite.runtime.diagnostics.doctor import examine
 
-    wants_json = flags.wants_json(output, as_json)
-    if not wants_json and not console.settings.quiet and sys.stderr.isatty():
+    if not listing.json and not console.settings.quiet and sys.stderr.isatty():
         print("looking; measuring bandwidths takes some seconds the first time", file=sys.stderr)
     seen = examine(refresh=refresh)
     seen.findings += _config_findings()
-    if not wants_json:
+    if not listing.json:
         _print(seen)
     results = list(_selftest(device)) if selftest else None
-    if wants_json:
+    if listing.json:
         print(json.dumps(_object(seen, results)))
     elif results is not None:
         _print_selftest(results)
@@ -72,7 +70,8 @@ def _selftest(device: str) -> "Iterator[PromptResult]":
 
 
 def _open(folder: Any, device: str) -> "Engine":
-    from dslite.runtime.open_engine import EngineOptions, open_engine
+    from dslite.runtime.engine_options import EngineOptions
+    from dslite.runtime.open_engine import open_engine
 
     return open_engine(folder, EngineOptions(device=device, ctx_size=_CONTEXT))
 

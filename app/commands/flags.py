@@ -1,129 +1,229 @@
-"""The flags that commands share, and what they become."""
+"""The groups of flags that commands share, and what they become. `command` expands them into a command's signature."""
 
-import functools
-import inspect
-import os
-import re
-import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
-import typer
-
-from dslite.app.terminal import console
-from dslite.app.terminal.log_file import keep_log
+from dslite.app.commands import completion_values as complete
+from dslite.app.commands.command import Describes, Excludes, Needs, Rule, flag
+from dslite.runtime.downloads.hub import ModelRef, parse_model
+from dslite.runtime.engine_options import DTYPES, MISS_POLICIES, Dtype, EngineOptions, MissPolicy
 from dslite.runtime.errors import UsageError
+from dslite.runtime.units import parse_size
 
+if TYPE_CHECKING:
+    from dslite.app.terminal.output_file import Output
 
-def flag(*names: str, **settings: Any) -> Any:
-    """An option that is also read from the environment: --some-flag from DSLITE_SOME_FLAG."""
-    longest = next(name for name in names if name.startswith("--")).split("/")[0]
-    variable = f"DSLITE_{longest[2:].replace('-', '_').upper()}"
-    return typer.Option(*names, envvar=variable, show_envvar=False, **settings)
-
-
-# Which model, where.
 Model = Annotated[
     str | None,
-    flag("--model", "-m", help="chat, base, coder, coder-base, demo, a Hub id[@revision], or a folder."),
+    flag(
+        "--model",
+        "-m",
+        help="chat, base, coder, coder-base, demo, a Hub id[@revision], or a folder.",
+        autocompletion=complete.models,
+    ),
 ]
 Revision = Annotated[str | None, flag("--revision", help="Revision of a Hub id.")]
-Device = Annotated[str, flag("--device", help="auto, cuda, cuda:N, mps or cpu.")]
-Dtype = Annotated[str, flag("--dtype", help="bfloat16, or float32 to check numbers.")]
-CtxSize = Annotated[int | None, flag("--ctx-size", help="Most tokens in the context.")]
-Threads = Annotated[int | None, flag("--threads", help="CPU threads.")]
+Device = Annotated[str, flag("--device", help="auto, cuda, cuda:N, mps or cpu.", autocompletion=complete.devices)]
 Offline = Annotated[bool, flag("--offline", help="Never touch the network.")]
-Vram = Annotated[str | None, flag("--vram", metavar="SIZE", help="Most GPU memory to use, such as 12GiB.")]
-Ram = Annotated[str | None, flag("--ram", metavar="SIZE", help="Most host memory to use.")]
-ExpertSlots = Annotated[int | None, flag("--expert-slots", help="Routed experts per layer on the compute device.")]
-Miss = Annotated[str, flag("--miss", help="auto, fetch or compute: what to do about an expert without a slot.")]
-Endpoint = Annotated[str | None, flag("--endpoint", metavar="URL", help="Ask an OpenAI-compatible server instead.")]
-EndpointKeyEnv = Annotated[
-    str | None, flag("--endpoint-key-env", metavar="NAME", help="Environment variable with the key that it wants.")
-]
+OutputFile = Annotated[Path | None, flag("--output-file", help="Write into this file; - is stdout.")]
 
-# How an answer is made.
-System = Annotated[str | None, flag("--system", "-s", "--system-prompt", help="System message.")]
-SystemFile = Annotated[Path | None, flag("--system-file", help="System message from a file.")]
-Temperature = Annotated[float | None, flag("--temperature", "-t", "--temp", help="0 is greedy.")]
-TopP = Annotated[float | None, flag("--top-p", help="Keep the likeliest tokens up to this mass.")]
-TopK = Annotated[int | None, flag("--top-k", help="Keep this many tokens; 0 is off.")]
-MinP = Annotated[float | None, flag("--min-p", help="Drop tokens below this share of the best one.")]
-RepetitionPenalty = Annotated[float | None, flag("--repetition-penalty", help="Above 1 discourages repetition.")]
-Seed = Annotated[int | None, flag("--seed", help="The same answer again.")]
-MaxTokens = Annotated[int | None, flag("--max-tokens", "-n", help="Most tokens of the answer.")]
-Stop = Annotated[list[str] | None, flag("--stop", metavar="TEXT", help="End before this text (repeatable).")]
 
-# Which profile, which conversation (chat, complete).
-Profile = Annotated[str | None, flag("--profile", metavar="NAME", help="Use this profile.")]
-SaveProfile = Annotated[str | None, flag("--save-profile", metavar="NAME", help="Keep these flags as a profile.")]
-Continue = Annotated[bool, flag("--continue", "-c", help="Go on with the latest conversation.")]
-Session = Annotated[str | None, flag("--session", metavar="ID", help="Go on with this conversation.")]
-NoSave = Annotated[bool, flag("--no-save", help="Save no conversation.")]
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which model, where it lies, and how much memory it may use: all that a plan needs."""
 
-# Lists.
-ListOutput = Annotated[str, flag("--output", "-o", help="text or json.")]
+    RULES: ClassVar[tuple[Rule, ...]] = (Describes("revision", "model"),)
+
+    model: Model = None
+    revision: Revision = None
+    device: Device = "auto"
+    dtype: Annotated[
+        str,
+        flag("--dtype", help="bfloat16, or float32 to check numbers.", autocompletion=complete.values(*DTYPES)),
+    ] = "bfloat16"
+    ctx_size: Annotated[int | None, flag("--ctx-size", help="Most tokens in the context.")] = None
+    offline: Offline = False
+    vram: Annotated[str | None, flag("--vram", metavar="SIZE", help="Most GPU memory to use, such as 12GiB.")] = None
+    ram: Annotated[str | None, flag("--ram", metavar="SIZE", help="Most host memory to use.")] = None
+    expert_slots: Annotated[
+        int | None, flag("--expert-slots", help="Routed experts per layer on the compute device.")
+    ] = None
+    miss: Annotated[
+        str,
+        flag(
+            "--miss",
+            choices=MISS_POLICIES,
+            help="auto, fetch or compute: what to do about an expert without a slot.",
+        ),
+    ] = "auto"
+
+    def ref(self, otherwise: str) -> ModelRef:
+        """The model that --model names. Raises UsageError."""
+        return model_ref(otherwise if self.model is None else self.model, self.revision)
+
+    def options(self, **others: Any) -> EngineOptions:
+        """Checked options of the engine. Raises UsageError."""
+        return EngineOptions(
+            device=self.device,
+            dtype=cast(Dtype, self.dtype),
+            ctx_size=self.ctx_size,
+            offline=self.offline,
+            vram=None if self.vram is None else parse_size(self.vram, "--vram"),
+            ram=None if self.ram is None else parse_size(self.ram, "--ram"),
+            expert_slots=self.expert_slots,
+            miss=cast(MissPolicy, self.miss),
+            **others,
+        )
+
+
+@dataclass(frozen=True)
+class EngineFlags(ModelFlags):
+    """The same for a model that is run."""
+
+    threads: Annotated[int | None, flag("--threads", help="CPU threads.")] = None
+
+    def options(self, **others: Any) -> EngineOptions:
+        return super().options(threads=self.threads, **others)
+
+
+@dataclass(frozen=True)
+class EndpointFlags:
+    """A server that answers in place of the in-process runtime."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (Needs("endpoint_key_env", "endpoint"),)
+
+    endpoint: Annotated[
+        str | None, flag("--endpoint", metavar="URL", help="Ask an OpenAI-compatible server instead.")
+    ] = None
+    endpoint_key_env: Annotated[
+        str | None,
+        flag("--endpoint-key-env", metavar="NAME", help="Environment variable with the key that it wants."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class AnswerFlags:
+    """How an answer is made."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Excludes("system", ("system_file",), "the system message is given twice, with --system and --system-file"),
+    )
+
+    system: Annotated[str | None, flag("--system", "-s", "--system-prompt", help="System message.")] = None
+    system_file: Annotated[Path | None, flag("--system-file", help="System message from a file.")] = None
+    temperature: Annotated[float | None, flag("--temperature", "-t", "--temp", help="0 is greedy.")] = None
+    top_p: Annotated[float | None, flag("--top-p", help="Keep the likeliest tokens up to this mass.")] = None
+    top_k: Annotated[int | None, flag("--top-k", help="Keep this many tokens; 0 is off.")] = None
+    min_p: Annotated[float | None, flag("--min-p", help="Drop tokens below this share of the best one.")] = None
+    repetition_penalty: Annotated[
+        float | None, flag("--repetition-penalty", help="Above 1 discourages repetition.")
+    ] = None
+    seed: Annotated[int | None, flag("--seed", help="The same answer again.")] = None
+    max_tokens: Annotated[int | None, flag("--max-tokens", "-n", help="Most tokens of the answer.")] = None
+    stop: Annotated[list[str] | None, flag("--stop", metavar="TEXT", help="End before this text (repeatable).")] = None
+
+    def sampling(self) -> dict[str, Any]:
+        """The sampling values that were given, checked. Raises UsageError."""
+        from dslite.app.settings import sampling
+
+        return sampling.chosen(**{key: getattr(self, key) for key in sampling.KEYS})
+
+    def system_message(self) -> str | None:
+        """The text of --system or --system-file; an empty one takes a profile's away. Raises UsageError."""
+        if self.system_file is None:
+            return self.system
+        return read_text(self.system_file, "the system message's file")
+
+
+@dataclass(frozen=True)
+class ConversationFlags:
+    """Which profile, which conversation, and whether it is saved."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (Excludes("session", ("continue_",)),)
+
+    profile: Annotated[
+        str | None,
+        flag("--profile", metavar="NAME", help="Use this profile.", autocompletion=complete.profiles),
+    ] = None
+    save_profile: Annotated[
+        str | None, flag("--save-profile", metavar="NAME", help="Keep these flags as a profile.")
+    ] = None
+    continue_: Annotated[bool, flag("--continue", "-c", help="Go on with the latest conversation.")] = False
+    session: Annotated[
+        str | None,
+        flag("--session", metavar="ID", help="Go on with this conversation.", autocompletion=complete.sessions),
+    ] = None
+    no_save: Annotated[bool, flag("--no-save", help="Save no conversation.")] = False
+
+
+_JSON = Excludes("as_json", ("output",), alias=True)
 AsJson = Annotated[bool, flag("--json", help="The same as -o json.")]
 
-# Everywhere.
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+
+@dataclass(frozen=True)
+class ListFlags:
+    """In which form a list is printed."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (_JSON,)
+
+    output: Annotated[str, flag("--output", "-o", choices=("text", "json"), help="text or json.")] = "text"
+    as_json: AsJson = False
+
+    @property
+    def json(self) -> bool:
+        return self.as_json or self.output == "json"
 
 
-def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the flags that work everywhere, behind its own."""
+@dataclass(frozen=True)
+class ExportFlags:
+    """In which form a conversation is exported."""
 
-    @functools.wraps(function)
-    def wrapper(*, debug: bool, quiet: bool, verbose: bool, **arguments: Any) -> Any:
-        console.configure(debug=debug, quiet=quiet, verbose=verbose)
-        keep_log(answers=not arguments.get("no_save", False))
-        try:
-            try:
-                return function(**arguments)
-            finally:
-                sys.stdout.flush()
-        except BrokenPipeError:
-            # The reader has enough (`| head`). Python would complain again while it closes stdout.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+    RULES: ClassVar[tuple[Rule, ...]] = (_JSON,)
 
-    extra = {"debug": Debug, "quiet": Quiet, "verbose": Verbose}
-    own = inspect.signature(function)
-    more = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
-        for name, kind in extra.items()
-    ]
-    wrapper.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {**function.__annotations__, **extra}
-    return wrapper
+    output: Annotated[str, flag("--output", "-o", choices=("md", "json"), help="md or json.")] = "md"
+    as_json: AsJson = False
+    output_file: OutputFile = None
+
+    @property
+    def format(self) -> str:
+        return "json" if self.as_json else self.output
 
 
-def wants_json(output: str, as_json: bool) -> bool:
-    """Whether a list is asked for as JSON. Raises UsageError."""
-    if output not in ("text", "json"):
-        raise UsageError(f"--output is {output!r}; it must be text or json")
-    return as_json or output == "json"
+@dataclass(frozen=True)
+class OutputFlags:
+    """In which form an answer is printed, and where to."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (_JSON,)
+
+    output: Annotated[str, flag("--output", "-o", choices=("text", "json", "jsonl"), help="text, json or jsonl.")] = (
+        "text"
+    )
+    as_json: AsJson = False
+    output_file: OutputFile = None
+    no_stream: Annotated[bool, flag("--no-stream", help="Print the answer at its end.")] = False
+    extract: Annotated[bool, flag("--extract", "-x", help="Print only the first fenced code block.")] = False
+    stats: Annotated[bool, flag("--stats", help="Speeds, to stderr.")] = False
+
+    def target(self) -> "Output":
+        """Form and place of the answer; checked, so that a model is not loaded for nothing. Raises UsageError."""
+        from dslite.app.terminal.output_file import Output, check_output
+
+        check_output(self.output_file)
+        form = "json" if self.as_json else self.output
+        return Output(form, file=self.output_file, stream=not self.no_stream, extract=self.extract, stats=self.stats)
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 12GiB, 9500MB or 1000. Raises UsageError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text, re.IGNORECASE)
-    if not match:
-        raise UsageError(f"{text!r} is not a size", "write it as 12GiB or 9500MB")
-    return int(float(match[1]) * _UNITS[(match[2] or "").upper()])
-
-
-def placing(vram: str | None, ram: str | None, expert_slots: int | None, miss: str) -> dict[str, Any]:
-    """The flags about memory as fields of EngineOptions. Raises UsageError."""
-    if miss not in ("auto", "fetch", "compute"):
-        raise UsageError(f"--miss is {miss!r}; it must be auto, fetch or compute")
-    sizes = {name: None if text is None else parse_size(text) for name, text in (("vram", vram), ("ram", ram))}
-    return {**sizes, "expert_slots": expert_slots, "miss": miss}
+def model_ref(text: str, revision: str | None) -> ModelRef:
+    """A model at a revision. Raises UsageError for an empty name, and for the revision of what has none."""
+    if not text.strip():
+        raise UsageError("--model is empty", "name a model: chat, base, demo, a Hub id or a folder")
+    ref = parse_model(text, revision)
+    if revision is not None and ref.revision != revision:
+        raise UsageError(
+            f"--revision is {revision!r}, and {text} has no revisions: only a model of the Hub has", "leave it out"
+        )
+    return ref
 
 
 def read_text(file: Path, what: str) -> str:
@@ -134,12 +234,3 @@ def read_text(file: Path, what: str) -> str:
         raise UsageError(f"{what} {file} cannot be read: {error.strerror}", "check its path and permissions") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} {file} is not valid UTF-8 at byte {error.start}", "convert it to UTF-8") from None
-
-
-def system_message(text: str | None, file: Path | None) -> str | None:
-    """The system message of --system or --system-file; empty takes a profile's away. Raises UsageError."""
-    if file is None:
-        return text
-    if text is not None:
-        raise UsageError("the system message is given twice, with --system and --system-file", "give it once")
-    return read_text(file, "the system message's file")

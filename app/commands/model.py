@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app.commands import flags
-from dslite.app.commands.flags import command
-from dslite.runtime.downloads.hub import parse_model
+from dslite.app.commands import completion_values as complete
+from dslite.app.commands.command import command
+from dslite.app.commands.flags import ListFlags, Offline, Revision, model_ref
 
 if TYPE_CHECKING:
     from dslite.runtime.diagnostics.model_info import ModelInfo
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Download, check and remove models.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="M", help="chat, base, coder, coder-base, a Hub id[@revision], a folder.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="M",
+        help="chat, base, coder, coder-base, a Hub id[@revision], a folder.",
+        autocompletion=complete.models,
+    ),
+]
 
 _PART_NAMES = {
     "embedding": "embedding",
@@ -31,14 +38,14 @@ _PART_NAMES = {
 }
 
 
-def list_models(*, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
+def list_models(*, listing: ListFlags) -> None:
     """List the DeepSeek-V2 models on this machine."""
     from dslite.app.terminal.tables import print_table
     from dslite.runtime.downloads.inventory import stored_models
     from dslite.runtime.units import size_text
 
     models = stored_models()
-    if flags.wants_json(output, as_json):
+    if listing.json:
         print(json.dumps([_stored_object(model) for model in models]))
         return
     rows = [
@@ -67,7 +74,7 @@ def _stored_object(model: "StoredModel") -> dict[str, Any]:
     }
 
 
-def pull(name: Name, *, revision: flags.Revision = None, offline: flags.Offline = False) -> None:
+def pull(name: Name, *, revision: Revision = None, offline: Offline = False) -> None:
     """Download a model, or go on with a download; its folder is printed at the end."""
     from dslite.app.terminal import console
     from dslite.app.terminal.download_progress import show_pull
@@ -75,7 +82,7 @@ def pull(name: Name, *, revision: flags.Revision = None, offline: flags.Offline 
     from dslite.runtime.downloads.hub import locate
     from dslite.runtime.downloads.layout import read_config
 
-    ref = parse_model(name, revision)
+    ref = model_ref(name, revision)
     if ref.repo_id is None:
         read_config(locate(ref))  # a folder and the demo are where they are, or are not models
         print(ref.folder)
@@ -94,10 +101,9 @@ def pull(name: Name, *, revision: flags.Revision = None, offline: flags.Offline 
 def verify(
     name: Name,
     *,
-    revision: flags.Revision = None,
-    offline: flags.Offline = False,
-    output: flags.ListOutput = "text",
-    as_json: flags.AsJson = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    listing: ListFlags,
 ) -> None:
     """Check every file of a model against its hash."""
     from dslite.app.terminal import console
@@ -107,8 +113,7 @@ def verify(
     from dslite.runtime.downloads.verify import complaint
     from dslite.runtime.downloads.verify import verify as check
 
-    wants_json = flags.wants_json(output, as_json)
-    ref = parse_model(name, revision)
+    ref = model_ref(name, revision)
     checked: list[CheckedFile] = []
     try:
         with (
@@ -119,7 +124,7 @@ def verify(
                 display.show(event)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    if wants_json:
+    if listing.json:
         print(json.dumps([vars(found) for found in checked]))
     else:
         print_table(("FILE", "STATE", "HASH"), [(found.name, found.state, found.expected or "") for found in checked])
@@ -129,13 +134,13 @@ def verify(
         raise error
 
 
-def rm(name: Name, *, revision: flags.Revision = None) -> None:
+def rm(name: Name, *, revision: Revision = None) -> None:
     """Remove a model from the Hugging Face cache: all its revisions, or the one that is named."""
     from dslite.app.terminal import console
     from dslite.runtime.downloads.inventory import remove
     from dslite.runtime.units import size_text
 
-    freed = remove(parse_model(name, revision))
+    freed = remove(model_ref(name, revision))
     if not console.settings.quiet:
         print(f"removed {console.visible(name)}, {size_text(freed)}")
 
@@ -143,17 +148,15 @@ def rm(name: Name, *, revision: flags.Revision = None) -> None:
 def info(
     name: Name,
     *,
-    revision: flags.Revision = None,
-    offline: flags.Offline = False,
-    output: flags.ListOutput = "text",
-    as_json: flags.AsJson = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    listing: ListFlags,
 ) -> None:
     """Show what a model is made of, in bytes; it need not be here."""
     from dslite.runtime.diagnostics.model_info import describe
 
-    wants_json = flags.wants_json(output, as_json)
-    found = describe(parse_model(name, revision), offline=offline)
-    print(json.dumps(_info_object(found)) if wants_json else _info_text(found))
+    found = describe(model_ref(name, revision), offline=offline)
+    print(json.dumps(_info_object(found)) if listing.json else _info_text(found))
 
 
 def _info_object(found: "ModelInfo") -> dict[str, Any]:

@@ -1,27 +1,21 @@
 """`dslite plan`: what would live where, and the speed to expect, before anything is downloaded or loaded."""
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app.commands import flags
-from dslite.app.commands.flags import flag, parse_size
-from dslite.runtime.downloads.hub import parse_model
+from dslite.app.commands.command import flag
+from dslite.app.commands.flags import ListFlags, ModelFlags
 from dslite.runtime.downloads.model_config import config_of
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
+    from dslite.runtime.planning.described_machine import Bandwidths
     from dslite.runtime.planning.device_plan import DevicePlan
     from dslite.runtime.planning.hardware import MachineSpec
 
-# What a described GPU is taken for where the flags do not say.
-_PCIE = 25e9  # PCIe 4 x16, as measured on pinned memory
-_GPU_BANDWIDTH_PER_GIB = 39e9  # a 24 GiB card of 936 GB/s; others lie within a third of it
-# And the machine around a GPU that is not here, unless this one has more.
-_RAM = 64 * 2**30
-_RAM_BANDWIDTH = 70e9  # read of two channels of DDR5-5600, whose data sheet says 89.6
+_MOST_GBPS = 1e6
 
 _BOUNDS = {
     "gpu-bandwidth": "the GPU's memory",
@@ -33,90 +27,42 @@ _BOUNDS = {
 
 
 def plan(
-    model: flags.Model = None,
-    revision: flags.Revision = None,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "bfloat16",
-    vram: Annotated[str | None, flag("--vram", help="GPU memory to use, such as 24GiB.")] = None,
-    ram: Annotated[str | None, flag("--ram", help="Host memory to use.")] = None,
-    ctx_size: flags.CtxSize = None,
-    expert_slots: Annotated[int | None, flag("--expert-slots", help="Routed experts per layer on the device.")] = None,
-    miss: Annotated[str, flag("--miss", help="auto, fetch or compute: what a missing expert means.")] = "auto",
+    *,
+    model: ModelFlags,
     pcie: Annotated[float | None, flag("--pcie", help="GB/s of PCIe.")] = None,
     gpu_bandwidth: Annotated[float | None, flag("--gpu-bandwidth", help="GB/s of the GPU's memory.")] = None,
     ram_bandwidth: Annotated[float | None, flag("--ram-bandwidth", help="GB/s of host memory.")] = None,
     disk_bandwidth: Annotated[float | None, flag("--disk-bandwidth", help="GB/s of the disk.")] = None,
-    offline: flags.Offline = False,
-    output: flags.ListOutput = "text",
-    as_json: flags.AsJson = False,
+    listing: ListFlags,
 ) -> None:
     """Show what would live where, on this machine or a described one, and the speed to expect."""
-    from dslite.runtime.planning.device_plan import PlanRequest
+    ref, options = model.ref("chat"), model.options()
+    given = _bandwidths(pcie, gpu_bandwidth, ram_bandwidth, disk_bandwidth)
+
+    from dslite.runtime.open_engine import plan_request
+    from dslite.runtime.planning import hardware
+    from dslite.runtime.planning.described_machine import described_machine
     from dslite.runtime.planning.placement import plan as place
 
-    wants_json = flags.wants_json(output, as_json)
-    if miss not in ("auto", "fetch", "compute"):
-        raise UsageError(f"--miss is {miss!r}; it must be auto, fetch or compute")
-    if dtype not in ("bfloat16", "float32"):
-        raise UsageError(f"--dtype is {dtype!r}; it must be bfloat16 or float32")
-    speeds = {"pcie": pcie, "gpu_bandwidth": gpu_bandwidth, "ram_bandwidth": ram_bandwidth}
-    speeds["disk_bandwidth"] = disk_bandwidth
-    for name, value in speeds.items():
-        if value is not None and not 0 < value < 1e6:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be above 0, in GB/s")
-    ref = parse_model(model or "chat", revision)
-    vram_bytes, ram_bytes = (None if text is None else parse_size(text) for text in (vram, ram))
-    config = config_of(ref, offline=offline)
-    machine = _machine(device, vram_bytes, ram_bytes, speeds)
-    request = PlanRequest(dtype, ctx_size, vram_bytes, ram_bytes, expert_slots, miss)  # type: ignore[arg-type]
-    made = place(machine, config, request)
-    if wants_json:
+    config = config_of(ref, offline=options.offline)
+    machine = described_machine(hardware.machine(), options.device, options.vram, options.ram, given)
+    made = place(machine, config, plan_request(options))
+    if listing.json:
         print(json.dumps(plan_object(ref.name, made) | {"machine": _machine_object(machine)}, ensure_ascii=False))
     else:
         print(_text(ref.name, made), _machine_line(machine), sep="\n")
     raise typer.Exit(0 if made.fits else ModelUnavailableError.exit_code)
 
 
-def _machine(device: str, vram: int | None, ram: int | None, speeds: dict[str, float | None]) -> "MachineSpec":
-    """This machine, with what the flags say in place of what is here."""
-    from dslite.runtime.planning.hardware import machine
+def _bandwidths(pcie: float | None, gpu: float | None, ram: float | None, disk: float | None) -> "Bandwidths":
+    """Bytes per second of what the flags say in GB/s. Raises UsageError."""
+    from dslite.runtime.planning.described_machine import Bandwidths
 
-    here = machine()
-    kind = here.device if device == "auto" else device.partition(":")[0]
-    if kind not in ("cuda", "mps", "cpu"):
-        raise UsageError(f"--device is {device!r}; it must be auto, cuda, cuda:N, mps or cpu")
-    if device == "auto" and vram is not None and kind == "cpu":
-        kind = "cuda"  # memory of a GPU is described: so is a GPU
-    memory = vram if vram is not None else here.vram_free
-    if kind != "cpu" and not memory:
-        raise ModelUnavailableError(
-            f"this machine has no {kind} device", "describe one, for instance with --vram 24GiB"
-        )
-    if kind not in ("cpu", here.device):
-        here = _around_a_gpu(here)
-    described = replace(
-        here,
-        device=kind,
-        vram_total=memory,
-        vram_free=memory,
-        ram_total=max(here.ram_total, ram or 0),
-        ram_free=here.ram_free if ram is None else ram,
-        gpu_bandwidth=here.gpu_bandwidth or _GPU_BANDWIDTH_PER_GIB * memory / 2**30,
-        pcie_bandwidth=here.pcie_bandwidth or _PCIE,
-    )
-    fields = {"pcie": "pcie_bandwidth"}
-    given = {fields.get(name, name): value * 1e9 for name, value in speeds.items() if value is not None}
-    return replace(described, **given)  # type: ignore[arg-type]  # bandwidths all
-
-
-def _around_a_gpu(here: "MachineSpec") -> "MachineSpec":
-    """A GPU that this machine lacks is in another one, which is taken for no smaller and no slower than usual."""
-    return replace(
-        here,
-        ram_total=max(here.ram_total, _RAM),
-        ram_free=max(here.ram_free, _RAM),
-        ram_bandwidth=max(here.ram_bandwidth, _RAM_BANDWIDTH),
-    )
+    flags = {"pcie": pcie, "gpu-bandwidth": gpu, "ram-bandwidth": ram, "disk-bandwidth": disk}
+    for name, value in flags.items():
+        if value is not None and not 0 < value <= _MOST_GBPS:
+            raise UsageError(f"--{name} is {value}; it must be above 0, up to {_MOST_GBPS:.0f} GB/s")
+    return Bandwidths(*(None if value is None else value * 1e9 for value in flags.values()))
 
 
 def plan_object(model: str, made: "DevicePlan") -> dict[str, Any]:

@@ -1,22 +1,22 @@
 """`dslite profile`: system messages and sampling values under a name."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dslite.app.commands import flags
-from dslite.app.commands.flags import command, flag, system_message
+from dslite.app.commands import completion_values as complete
+from dslite.app.commands.command import command, command_line_only, flag
+from dslite.app.commands.flags import AnswerFlags, ListFlags, Model
 from dslite.runtime.errors import UsageError
 
 app = typer.Typer(help="Keep a system message and sampling values under a name.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The profile's name.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The profile's name.", autocompletion=complete.profiles)]
 Description = Annotated[str | None, flag("--description", help="What the profile is for, in a few words.")]
 
 
-def list_profiles(*, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
+def list_profiles(*, listing: ListFlags) -> None:
     """List the profiles; a star marks the default one."""
     from dslite.app.settings.config_file import read_config
     from dslite.app.settings.profiles import all_profiles, default_profile
@@ -24,7 +24,7 @@ def list_profiles(*, output: flags.ListOutput = "text", as_json: flags.AsJson = 
 
     config = read_config()
     profiles, default = all_profiles(config).values(), default_profile(config).name
-    if flags.wants_json(output, as_json):
+    if listing.json:
         print(json.dumps([_object(profile, profile.name == default) for profile in profiles]))
         return
     rows = [
@@ -34,7 +34,7 @@ def list_profiles(*, output: flags.ListOutput = "text", as_json: flags.AsJson = 
     print_table(("NAME", "MODEL", "DESCRIPTION"), rows)
 
 
-def show(name: Name, *, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
+def show(name: Name, *, listing: ListFlags) -> None:
     """Print a profile as its table in config.toml."""
     from dslite.app.settings.config_file import read_config
     from dslite.app.settings.profile_toml import profile_text
@@ -43,61 +43,31 @@ def show(name: Name, *, output: flags.ListOutput = "text", as_json: flags.AsJson
 
     config = read_config()
     profile = get_profile(name, config)
-    if flags.wants_json(output, as_json):
+    if listing.json:
         print(json.dumps(_object(profile, profile.name == default_profile(config).name)))
         return
     print(visible(profile_text(name)), end="")
 
 
-def add(
-    context: typer.Context,
-    name: Name,
-    *,
-    description: Description = None,
-    model: flags.Model = None,
-    system: flags.System = None,
-    system_file: flags.SystemFile = None,
-    temperature: flags.Temperature = None,
-    top_p: flags.TopP = None,
-    top_k: flags.TopK = None,
-    min_p: flags.MinP = None,
-    repetition_penalty: flags.RepetitionPenalty = None,
-    seed: flags.Seed = None,
-    max_tokens: flags.MaxTokens = None,
-    stop: flags.Stop = None,
-) -> None:
+@command_line_only
+def add(name: Name, *, description: Description = None, model: Model = None, answer: AnswerFlags) -> None:
     """Add a profile."""
     from dslite.app.settings.profiles import Profile, all_profiles, changed, save_profile
 
     if name in all_profiles():
         raise UsageError(f"there is a profile {name!r} already", f"change it with dslite profile edit {name}")
-    save_profile(changed(Profile(name), _given(context)))
+    save_profile(changed(Profile(name), _given(description, model, answer)))
 
 
-def edit(
-    context: typer.Context,
-    name: Name,
-    *,
-    description: Description = None,
-    model: flags.Model = None,
-    system: flags.System = None,
-    system_file: flags.SystemFile = None,
-    temperature: flags.Temperature = None,
-    top_p: flags.TopP = None,
-    top_k: flags.TopK = None,
-    min_p: flags.MinP = None,
-    repetition_penalty: flags.RepetitionPenalty = None,
-    seed: flags.Seed = None,
-    max_tokens: flags.MaxTokens = None,
-    stop: flags.Stop = None,
-) -> None:
+@command_line_only
+def edit(name: Name, *, description: Description = None, model: Model = None, answer: AnswerFlags) -> None:
     """Change a profile: by flags (an empty text takes one away), or without any in your editor."""
     from dslite.app.settings.profile_toml import profile_text, save_profile_text
     from dslite.app.settings.profiles import changed, get_profile, save_profile
     from dslite.app.terminal.editor import edit_text
 
     profile = get_profile(name)
-    values = _given(context)
+    values = _given(description, model, answer)
     if values:
         save_profile(changed(profile, values))
         return
@@ -122,7 +92,10 @@ def restore(name: Name) -> None:
 
 
 def default(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The profile; without: say which.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="The profile; without: say which.", autocompletion=complete.profiles),
+    ] = None,
 ) -> None:
     """Use a profile wherever none is named."""
     from dslite.app.settings.profiles import default_profile, set_default_profile
@@ -133,20 +106,10 @@ def default(
         set_default_profile(name)
 
 
-def _given(context: typer.Context) -> dict[str, Any]:
-    """The flags of a profile, checked; not what the environment says, which holds for answers. Raises UsageError."""
-    from dslite.app.settings import sampling
-
-    typed: dict[str, Any] = {
-        key: value
-        for key, value in context.params.items()
-        if (source := context.get_parameter_source(key)) is not None and source.name == "COMMANDLINE"
-    }
-    file = typed.get("system_file")
-    system = system_message(typed.get("system"), None if file is None else Path(file))
-    texts = {"description": typed.get("description"), "model": typed.get("model"), "system": system}
-    given = sampling.chosen(**{key: typed.get(key) for key in sampling.KEYS})
-    return {key: value for key, value in texts.items() if value is not None} | given
+def _given(description: str | None, model: str | None, answer: AnswerFlags) -> dict[str, Any]:
+    """The values of a profile that were given, checked. Raises UsageError."""
+    texts = {"description": description, "model": model, "system": answer.system_message()}
+    return {key: value for key, value in texts.items() if value is not None} | answer.sampling()
 
 
 def _object(profile: Any, default: bool) -> dict[str, Any]:

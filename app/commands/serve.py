@@ -1,47 +1,45 @@
 """`dslite serve`: the OpenAI-compatible API."""
 
 import importlib.util
-import os
 import sys
 from ipaddress import ip_address
 from typing import Annotated
 
 import typer
 
-from dslite.app.commands import flags
-from dslite.app.commands.flags import flag
+from dslite.app.commands.command import flag
+from dslite.app.commands.flags import EngineFlags
 from dslite.app.commands.model_prompt import ensure_model
-from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef, parse_model
+from dslite.app.settings.endpoint import key_from_environment
+from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef
+from dslite.runtime.engine_options import check_whole
 from dslite.runtime.errors import DsliteError, UsageError
 
 ALIAS = "deepseek-chat"  # the name in the LangChain sample of the model's own README
+_MOST_SECONDS = 604_800  # a week
 
 
 def serve(
     *,
     host: Annotated[str, flag("--host", help="Address to listen on; not loopback: needs --api-key-env.")] = "127.0.0.1",
-    port: Annotated[int, flag("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[int, flag("--port", help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key_env: Annotated[
         str | None, flag("--api-key-env", metavar="NAME", help="Environment variable with the key that clients send.")
     ] = None,
-    parallel: Annotated[int, flag("--parallel", min=1, max=256, help="Most answers computed together.")] = 8,
-    queue: Annotated[int, flag("--queue", min=1, help="Most answers under way and waiting.")] = 256,
-    timeout: Annotated[float, flag("--timeout", min=1, help="Most seconds for a request.")] = 3600,
-    model: flags.Model = None,
-    revision: flags.Revision = None,
-    device: flags.Device = "auto",
-    dtype: flags.Dtype = "bfloat16",
-    ctx_size: flags.CtxSize = None,
-    threads: flags.Threads = None,
-    offline: flags.Offline = False,
-    vram: flags.Vram = None,
-    ram: flags.Ram = None,
-    expert_slots: flags.ExpertSlots = None,
-    miss: flags.Miss = "auto",
+    parallel: Annotated[int, flag("--parallel", help="Most answers computed together.")] = 8,
+    queue: Annotated[int, flag("--queue", help="Most answers under way and waiting.")] = 256,
+    timeout: Annotated[float, flag("--timeout", help="Most seconds for a request.")] = 3600,
+    engine: EngineFlags,
 ) -> None:
     """Serve the OpenAI-compatible API on this machine."""
-    ref = ensure_model(parse_model(model or "chat", revision), offline=offline)
-    key = _key(api_key_env)
+    check_whole("--port", port, 0, 65535)
+    check_whole("--parallel", parallel, 1, 256)
+    check_whole("--queue", queue, 1, 65536)
+    if not 1 <= timeout <= _MOST_SECONDS:
+        raise UsageError(f"--timeout is {timeout}; it must be from 1 to {_MOST_SECONDS} seconds")
+    options = engine.options()
+    ref = ensure_model(engine.ref("chat"), offline=engine.offline)
+    key = key_from_environment(api_key_env)
     if key is None and not _is_loopback(host):
         raise UsageError(
             f"--host {host} lets other machines ask", "name the variable that holds their key with --api-key-env"
@@ -54,19 +52,10 @@ def serve(
     from dslite.app.server.model_loading import open_served
     from dslite.app.server.server import bind
     from dslite.app.server.server import serve as run
-    from dslite.runtime.open_engine import EngineOptions
 
     limits = Limits(parallel=parallel, queue=queue, seconds=timeout)
     listener = bind(host, port)
-    engine_options = EngineOptions(
-        device=device,
-        dtype=dtype,
-        ctx_size=ctx_size,
-        threads=threads,
-        offline=offline,
-        **flags.placing(vram, ram, expert_slots, miss),
-    )
-    served = open_served(ref, engine_options, model_names(ref))
+    served = open_served(ref, options, model_names(ref))
     api = Api(served, limits, key=key)
     address = f"[{host}]" if ":" in host else host
     url = f"http://{address}:{listener.getsockname()[1]}/v1"
@@ -77,20 +66,10 @@ def serve(
 
 
 def model_names(ref: ModelRef) -> tuple[str, ...]:
-    """What a served model answers to: its id, its short name and the alias. A folder's path is nobody's business."""
+    """The names of a served model: its id, its short name and the alias; of a folder the last part of its path."""
     own = ref.repo_id or (ref.folder.resolve().name if ref.folder else ref.name)
     short = [name for name, repo_id in SHORT_NAMES.items() if repo_id == ref.repo_id]
     return tuple(dict.fromkeys((own, *short, ALIAS)))
-
-
-def _key(variable: str | None) -> str | None:
-    """The key that clients must send. Raises UsageError."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UsageError(f"the environment has no {variable}, which should hold the key", f"export {variable}=…")
-    return key
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app.commands import flags
-from dslite.app.commands.flags import command, flag, read_text
+from dslite.app.commands import completion_values as complete
+from dslite.app.commands.command import command, flag
+from dslite.app.commands.flags import ExportFlags, ListFlags, read_text
+from dslite.runtime.engine_options import check_whole
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,19 +17,24 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, read, search, rename, export, import and remove conversations.", no_args_is_help=True)
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="The conversation's id, or how it begins.")]
-Limit = Annotated[int | None, flag("--limit", "-n", min=1, help="Most conversations; default: all.")]
+Id = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="The conversation's id, or how it begins.", autocompletion=complete.sessions),
+]
+Limit = Annotated[int | None, flag("--limit", "-n", help="Most conversations; default: all.")]
+_MOST = 2**31 - 1
 
 
-def list_sessions(*, limit: Limit = None, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
+def list_sessions(*, limit: Limit = None, listing: ListFlags) -> None:
     """List the conversations, the last changed first."""
     from dslite.app.sessions.export import local_time
     from dslite.app.sessions.store import SessionStore
     from dslite.app.terminal.tables import print_table
 
+    check_whole("--limit", limit, 1, _MOST)
     with SessionStore.open() as store:
         found = store.conversations(limit=limit)
-    if flags.wants_json(output, as_json):
+    if listing.json:
         print(json.dumps([_summary(talk) for talk in found]))
         return
     rows = [(talk.id, local_time(talk.updated), f"{talk.messages}", talk.title) for talk in found]
@@ -37,18 +44,18 @@ def list_sessions(*, limit: Limit = None, output: flags.ListOutput = "text", as_
 def search(
     text: Annotated[list[str], typer.Argument(metavar="TEXT", help="Words that one message, or the title, has.")],
     *,
-    limit: Annotated[int, flag("--limit", "-n", min=1, help="Most conversations.")] = 50,
-    output: flags.ListOutput = "text",
-    as_json: flags.AsJson = False,
+    limit: Annotated[int, flag("--limit", "-n", help="Most conversations.")] = 50,
+    listing: ListFlags,
 ) -> None:
     """Find conversations by what is said in them."""
     from dslite.app.sessions.export import local_time
     from dslite.app.sessions.store import SessionStore
     from dslite.app.terminal.tables import print_table
 
+    check_whole("--limit", limit, 1, _MOST)
     with SessionStore.open() as store:
         hits = store.search(" ".join(text), limit=limit)
-    if flags.wants_json(output, as_json):
+    if listing.json:
         keys = ("id", "title", "updated", "message", "snippet")
         print(json.dumps([{key: getattr(hit, key) for key in keys} for hit in hits]))
         return
@@ -56,29 +63,25 @@ def search(
     print_table(("ID", "CHANGED", "TITLE", "TEXT"), rows)
 
 
-def show(id: Id, *, output: flags.ListOutput = "text", as_json: flags.AsJson = False) -> None:
+def show(id: Id, *, listing: ListFlags) -> None:
     """Print a conversation: its active branch, or with -o json all of it."""
     from dslite.app.terminal.console import visible
 
-    print(visible(_exported(id, "json" if flags.wants_json(output, as_json) else "md")), end="")
+    print(visible(_exported(id, "json" if listing.json else "md")), end="")
 
 
 def export(
     id: Id,
     *,
-    output: Annotated[str, flag("--output", "-o", help="md or json.")] = "md",
-    as_json: flags.AsJson = False,
-    output_file: Annotated[Path | None, flag("--output-file", help="Write into a file.")] = None,
+    form: ExportFlags,
 ) -> None:
     """Export a conversation as Markdown, or as JSON that `import` takes."""
     from dslite.app.terminal.console import visible
     from dslite.app.terminal.output_file import open_output
 
-    if output not in ("md", "json"):
-        raise UsageError(f"--output is {output!r}; it must be md or json")
-    text = _exported(id, "json" if as_json else output)
-    with open_output(output_file) as file:
-        file.write(visible(text) if output_file is None else text)
+    text = _exported(id, form.format)
+    with open_output(form.output_file) as file:
+        file.write(visible(text) if form.output_file is None else text)
 
 
 def rename(id: Id, title: Annotated[list[str], typer.Argument(metavar="TITLE", help="The new title.")]) -> None:
@@ -105,7 +108,11 @@ def import_file(file: Annotated[str, typer.Argument(metavar="FILE", help="The fi
     print_table(("ID", "TITLE"), [(talk.id, talk.title) for talk in talks])
 
 
-def remove(ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, or how they begin.")]) -> None:
+def remove(
+    ids: Annotated[
+        list[str], typer.Argument(metavar="ID...", help="Ids, or how they begin.", autocompletion=complete.sessions)
+    ],
+) -> None:
     """Remove conversations for good."""
     from dslite.app.sessions.store import SessionStore
 

@@ -33,7 +33,7 @@ def find_served(
         return None
     from dslite.runtime.chat.http import Endpoint
 
-    endpoint = Endpoint(url, key=_key(key_env))
+    endpoint = Endpoint(url, key=key_from_environment(key_env))
     if model is None:
         listed = endpoint.models()
         if not listed:
@@ -42,8 +42,8 @@ def find_served(
     return RemoteModelRef(endpoint, ModelRef(model))
 
 
-def _key(variable: str | None) -> str | None:
-    """The key in a variable. Raises UsageError."""
+def key_from_environment(variable: str | None) -> str | None:
+    """The key that a variable holds; None where none is named. Raises UsageError."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()

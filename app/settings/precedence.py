@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dslite.app.errors import NotFoundError
 from dslite.app.settings.config_file import Config, read_config
-from dslite.app.settings.profiles import PLAIN, Profile, default_profile, default_values, get_profile
+from dslite.app.settings.profiles import PLAIN, Profile, default_profile, default_values, get_profile, save_profile
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import Conversation
@@ -57,12 +57,17 @@ def _unasked(config: Config, talk: "Conversation | None") -> Profile:
         return Profile(PLAIN)
 
 
-def as_profile(name: str, flags: AnswerSettings, base: str | None) -> Profile:
-    """What --save-profile keeps: the flags, over the profile that was asked for. Raises NotFoundError."""
+def save_flags(name: str | None, flags: AnswerSettings, base: str | None) -> bool:
+    """Save the flags as the profile `name`, over the profile `base`; whether a name was given. Raises NotFoundError."""
+    if name is None:
+        return False
     below = Profile(name) if base is None else replace(get_profile(base), name=name, shipped=False)
-    return replace(
-        below,
-        model=flags.model or below.model,
-        system=below.system if flags.system is None else flags.system or None,
-        sampling={**below.sampling, **flags.sampling},
+    save_profile(
+        replace(
+            below,
+            model=flags.model or below.model,
+            system=below.system if flags.system is None else flags.system or None,
+            sampling={**below.sampling, **flags.sampling},
+        )
     )
+    return True

@@ -1,19 +1,19 @@
 """How an answer is drawn and where it ends. No torch here: a wrong flag should not take its import to be told."""
 
-import math
 from dataclasses import dataclass, fields
 
 from dslite.runtime.errors import UsageError
 
+_INT32_MAX = 2**31 - 1
 _RANGES: dict[str, tuple[float, float, str]] = {
     "temperature": (0, 2, "from 0 to 2"),
     "top_p": (1e-9, 1, "above 0, up to 1"),
-    "top_k": (0, math.inf, "0 (off) or more"),
+    "top_k": (0, _INT32_MAX, "from 0 (off) to 2^31 - 1"),
     "min_p": (0, 1, "from 0 to 1"),
     "repetition_penalty": (1e-9, 10, "above 0, up to 10"),
     "seed": (0, 2**63 - 1, "from 0 to 2^63 - 1"),
-    "max_tokens": (0, math.inf, "0 or more"),
-    "min_tokens": (0, math.inf, "0 or more"),
+    "max_tokens": (0, _INT32_MAX, "from 0 to 2^31 - 1"),
+    "min_tokens": (0, _INT32_MAX, "from 0 to 2^31 - 1"),
 }
 
 

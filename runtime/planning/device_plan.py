@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dslite.runtime.engine_options import Dtype, MissPolicy
 from dslite.runtime.planning.prediction import Prediction
 
 Miss = Literal["fetch", "compute"]
@@ -15,12 +16,12 @@ Source = Literal["resident", "host", "mapped", "disk"]
 class PlanRequest:
     """What the user asks for. Bytes and tokens; None means: decide."""
 
-    dtype: str = "bfloat16"
+    dtype: Dtype = "bfloat16"
     context: int | None = None
     vram: int | None = None
     ram: int | None = None
     expert_slots: int | None = None
-    miss: Literal["auto", "fetch", "compute"] = "auto"
+    miss: MissPolicy = "auto"
 
 
 @dataclass(frozen=True)

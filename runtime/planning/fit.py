@@ -24,11 +24,14 @@ def fit(config: ModelConfig, device: str, request: PlanRequest) -> DevicePlan:
     if not made.fits and nearest is not None and nearest.device == device and free:
         made = nearest
     if made.reason is not None:
-        raise ModelUnavailableError(made.reason, _remedy(nearest))
+        raise ModelUnavailableError(made.reason, _remedy(nearest, request))
     return made
 
 
-def _remedy(nearest: DevicePlan | None) -> str:
-    if nearest is None:
-        return "close other programs, or use a machine with more memory"
-    return f"what fits: --device {nearest.device} --expert-slots {nearest.slots} --ctx-size {nearest.context}"
+def _remedy(nearest: DevicePlan | None, request: PlanRequest) -> str:
+    if nearest is not None:
+        return f"what fits: --device {nearest.device} --expert-slots {nearest.slots} --ctx-size {nearest.context}"
+    limits = [f"--{name}" for name in ("vram", "ram") if getattr(request, name) is not None]
+    if limits:
+        return f"raise {' and '.join(limits)}, or leave the limit out"
+    return "close other programs, or use a machine with more memory"

@@ -205,7 +205,10 @@ class _OnGpu(_Placer):
         resident = size.always + slots * size.moe_layers * size.expert + embedded * size.embedding
         workspace = self.activations + spare * size.expert
         needed = resident + self.kv + workspace
-        ram = GPU_PROCESS + (not embedded) * size.embedding + (source == "host") * size.routed
+        in_ram = self._in_ram(slots, source)
+        # The arena holds every routed expert; of mapped files the system keeps the pages of those that find room.
+        held = self.config.n_routed_experts if source == "host" else in_ram if source == "mapped" else 0
+        ram = GPU_PROCESS + (not embedded) * size.embedding + held * size.moe_layers * size.expert
         reason = None
         if needed > vram:
             reason = _shortage("GPU memory", needed, vram, slots, self.context)
@@ -217,7 +220,7 @@ class _OnGpu(_Placer):
             slots=slots,
             spare=spare,
             slot_bytes=size.expert,
-            in_ram=self._in_ram(slots, source),
+            in_ram=in_ram,
             embedded=embedded,
             resident=resident,
             workspace=workspace,

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
 
-    from dslite.app.commands.flags import parse_size
+    from dslite.runtime.units import parse_size
 
     ram = parse_size(args.ram)
     if not args.no_limit:
