@@ -7,14 +7,14 @@ import asyncio
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from dslite.app.chat.model_loading import opener
 from dslite.app.chat.settings import ChatSettings
+from dslite.runtime.engine_options import EngineOptions
 from support.chat import Chat, open_chat
 
 PLACE = Path(__file__).parents[2] / "assets" / "screens"
-OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "bfloat16"}  # as most have it: all experts in memory
+OPTIONS = EngineOptions(device="cpu", dtype="bfloat16")  # as most have it: all experts in memory
 
 
 async def ask(chat: Chat, text: str) -> None:

@@ -14,6 +14,7 @@ from dslite.app.chat.model_loading import opener
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
 from dslite.app.settings.config_file import config_path
+from dslite.runtime.engine_options import EngineOptions
 
 CHOICES = ("forget", "summary", "edit", "stop")
 
@@ -165,7 +166,7 @@ QUESTION = "How do I save a profile?"
 
 
 def demo() -> dict[str, Any]:
-    options = {"device": "cpu", "dtype": "bfloat16", "ctx_size": 160}
+    options = EngineOptions(device="cpu", ctx_size=160)
     return {"opener": opener(options), "settings": ChatSettings("demo", chosen={"temperature": 0.0, "max_tokens": 40})}
 
 

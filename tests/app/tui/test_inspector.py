@@ -7,10 +7,11 @@ from support.chat import Chat, drive, open_chat
 
 from dslite.app.chat.model_loading import opener
 from dslite.app.chat.settings import ChatSettings
+from dslite.runtime.engine_options import EngineOptions
 
 
 def demo() -> dict[str, Any]:
-    options = {"device": "cpu", "dtype": "bfloat16"}
+    options = EngineOptions(device="cpu")
     return {"opener": opener(options), "settings": ChatSettings("demo", chosen={"temperature": 0.0, "max_tokens": 20})}
 
 

@@ -16,6 +16,7 @@ from dslite.app.chat.model_loading import opener
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions import database
 from dslite.app.sessions.store import SessionStore
+from dslite.runtime.engine_options import EngineOptions
 
 ANSWER = "here is an answer"
 
@@ -159,7 +160,7 @@ async def test_the_engine_answers_on_while_nothing_can_be_saved(home: Path, read
     with_a_talk(home)
     read_only(home / "sessions.db")
     settings = ChatSettings("demo", chosen={"temperature": 0.0, "max_tokens": 20})
-    model = opener({"device": "cpu", "dtype": "bfloat16"})
+    model = opener(EngineOptions(device="cpu"))
     async with open_chat(home, opener=model, settings=settings) as chat:
         for count in (2, 4):
             await chat.say("How do I save a profile?")
