@@ -1,39 +1,68 @@
-"""Choosing the next token from its logits."""
+"""Choosing the next token from its logits.
+
+A seed gives the same text alone, in a batch and behind a cached prefix. Kernels differ in the last bits between those
+cases, and with them the order of nearly equal candidates, so the noise of a draw belongs to the token id and never to a
+rank: an exponential variate hashed from (seed, position, token id), and the token with the least variate / probability
+is drawn (an exponential race, the Gumbel-max trick without its second logarithm). Only the candidates that the filters
+leave are hashed.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from secrets import randbits
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import NumericsError
 
-_COLDEST = 1e-6  # a temperature below it would divide logits to infinity; its draw is greedy already
-_FEW = 512  # candidates that top-p looks at before it sorts the whole vocabulary
+_MIN_TEMPERATURE = 1e-6  # a lower one would divide logits to infinity; the draw is greedy already
+_FIRST_CANDIDATES = 512  # that top-p looks at before it sorts the whole vocabulary
 
 
 class Sampler:
     """Draws the tokens of one answer, reproducibly for a given seed."""
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], n_tokens: int) -> None:
-        """`n_tokens` ids have a token; the padding rows of the vocabulary behind them are never drawn."""
+        """`n_tokens` ids have a token; the padding entries of the vocabulary behind them are never drawn."""
         self._params = params
         self._n_tokens = n_tokens
         self._seen = set(prompt_ids) if params.repetition_penalty != 1.0 else set()
-        self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(params.seed)
+        self._seed = randbits(63) if params.seed is None else params.seed
+        self._position = len(prompt_ids)  # in the whole text: an answer that is continued draws as if it never stopped
 
     def sample(self, logits: Tensor) -> int:
         """Draw from float32 logits (vocabulary,)."""
-        logits = self._penalise(logits[: self._n_tokens])
-        token = int(logits.argmax()) if self._params.temperature == 0 else self._draw(logits)
+        token = self._draw(logits[: self._n_tokens])
+        self._position += 1
         if self._params.repetition_penalty != 1.0:
             self._seen.add(token)
         return token
+
+    def _draw(self, logits: Tensor) -> int:
+        if self._params.temperature == 0:
+            return int(self._penalise(logits).argmax())
+        chances, ids = self.candidates(logits)
+        return int(ids[(_exponential(self._seed, self._position, ids) / chances).argmin()])
+
+    def candidates(self, logits: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The tokens that the filters leave of logits (vocabulary,), likeliest first where they are sorted.
+
+        Returns their probabilities, which need not add up to one, and their ids; at least one token.
+        """
+        logits = self._penalise(logits[: self._n_tokens])
+        params = self._params
+        chances, ids = self._likeliest((logits / max(params.temperature, _MIN_TEMPERATURE)).softmax(-1))
+        keep = chances > 0
+        if params.top_p < 1:
+            before = chances.cumsum() - chances
+            keep &= before < params.top_p * (chances.sum() if params.top_k else 1.0)
+        if params.min_p > 0:
+            keep &= chances >= params.min_p * chances.max()
+        return chances[keep], ids[keep]
 
     def _penalise(self, logits: Tensor) -> Tensor:
         """Seen tokens: positive logits divided, negative ones multiplied (CTRL, arXiv 1909.05858, section 4.1)."""
@@ -44,41 +73,48 @@ class Sampler:
         penalty = self._params.repetition_penalty
         return logits.index_put((seen,), torch.where(values > 0, values / penalty, values * penalty))
 
-    def _draw(self, logits: Tensor) -> int:
-        probabilities = (logits / max(self._params.temperature, _COLDEST)).softmax(-1)
-        kept, ids = self._candidates(probabilities)
-        if self._params.min_p > 0:
-            kept = kept * (kept >= self._params.min_p * kept[0])
-        return int(ids[torch.multinomial(kept.cpu(), 1, generator=self._generator)])
-
-    def _candidates(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens that top-k and top-p leave, best first, with their probabilities; at least one."""
-        params = self._params
-        size = len(probabilities)
+    def _likeliest(self, probabilities: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Probabilities and ids on the host: the top k, or as many as top-p may want, likeliest first; else all."""
+        params, size = self._params, len(probabilities)
         if params.top_k:
-            best, ids = _on_host(probabilities.topk(min(params.top_k, size)))
-            best = best / best.sum()
-        elif params.top_p < 1:
-            best, ids = _on_host(probabilities.topk(min(_FEW, size)))
-            if best.sum() < params.top_p:
-                best, ids = _on_host(probabilities.sort(descending=True))
-        else:
-            return probabilities.sort(descending=True) if params.min_p else (probabilities, torch.arange(size))
-        if params.top_p < 1:
-            before = best.cumsum(-1) - best
-            best = best * (before < params.top_p)
-        return best, ids
+            return _sorted(*_on_host(*probabilities.topk(min(params.top_k, size))))
+        if params.top_p == 1:
+            return _on_host(probabilities, torch.arange(size))
+        chances, ids = _on_host(*probabilities.topk(min(_FIRST_CANDIDATES, size)))
+        if chances.sum() < params.top_p:
+            chances, ids = _on_host(*probabilities.sort(descending=True))
+        return _sorted(chances, ids)
 
 
-def _on_host(best: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """A few candidates from where the logits are: what comes behind would make a GPU wait for each small step."""
-    values, ids = best
-    return values.cpu(), ids.cpu()
+def _on_host(chances: Tensor, ids: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Candidates from the device of the logits: on a GPU each of the small operations that follow would wait."""
+    return chances.cpu().double().numpy(), ids.cpu().numpy()
+
+
+def _sorted(chances: NDArray[np.float64], ids: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Likeliest first, equal ones by id: topk and sort promise no order of those."""
+    order = np.lexsort((ids, -chances))
+    return chances[order], ids[order]
+
+
+def _exponential(seed: int, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Exponential variates of rate one, each a function of seed, position and token id alone."""
+    key = _hash(_hash(np.array([seed], np.uint64)) + np.uint64(position))
+    bits = _hash(_hash(ids.astype(np.uint64) + key) ^ key)
+    return -np.log(((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def _hash(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The output function of SplitMix64 (Steele, Lea, Flood 2014), a bijection of 64 bits; sums wrap around."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probabilities of one place: of the token that stands there, and the best ones."""
+    """Log-probabilities at one position: of the token there, and of the best ones."""
 
     logprob: float
     top: tuple[tuple[int, float], ...]

@@ -21,7 +21,7 @@ from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.cache.disk_cache import LatentDiskCache
 from dslite.runtime.downloads.layout import INDEX
-from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.engine import PREFILL_CHUNK, Engine
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load
@@ -152,6 +152,7 @@ def load_engine(
     eos_token_ids: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     saved: Callable[[], LatentDiskCache] | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
 ) -> Engine:
     """An engine for a folder, on the CPU."""
     return Engine(
@@ -160,4 +161,5 @@ def load_engine(
         context=context,
         eos_token_ids=eos_token_ids,
         saved=saved,
+        prefill_chunk=prefill_chunk,
     )
