@@ -115,7 +115,7 @@ class LocalCompletion:
                     yield key, self._spacings[key].strip(event)
 
     def _spacing(self, request: Request) -> AnswerSpacing:
-        return AnswerSpacing(self._template is not None and not request.echo)
+        return AnswerSpacing(int(self._template is not None and not request.echo))
 
 
 def _loading(event: Loading) -> str:

@@ -38,7 +38,7 @@ class ParsedRequest:
     n: int
     stream: bool
     include_usage: bool
-    at_start: bool  # of a chat answer: the template's space before it is no part of it
+    spaces: int  # at the beginning of an answer that are no part of it
 
 
 def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
@@ -58,8 +58,8 @@ def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> Pars
     most = "max_tokens" if fields.get("max_completion_tokens") is None else "max_completion_tokens"
     goes_on = fields.boolean("continue_final_message")
     params = _params(fields, served, limits, fields.integer(most, 0, _SEEDS - 1))
-    ids = _chat_ids(messages, served.template, served.engine, goes_on=goes_on)
-    return _asking(fields, served, limits, [Request(ids, params, logprobs)], at_start=not goes_on)
+    ids, spaces = _chat_ids(messages, served.template, served.engine, goes_on=goes_on)
+    return _asking(fields, served, limits, [Request(ids, params, logprobs)], spaces=spaces)
 
 
 def parse_completion(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
@@ -72,11 +72,11 @@ def parse_completion(raw: dict[str, Any], served: ServedModel, limits: Limits) -
     echo = fields.boolean("echo")
     params = _params(fields, served, limits, fields.integer("max_tokens", 0, _SEEDS - 1, COMPLETION_TOKENS))
     prompts = _prompts(fields, served.engine, limits)
-    return _asking(fields, served, limits, [Request(ids, params, logprobs, echo) for ids in prompts], at_start=False)
+    return _asking(fields, served, limits, [Request(ids, params, logprobs, echo) for ids in prompts], spaces=0)
 
 
 def _asking(
-    fields: JsonFields, served: ServedModel, limits: Limits, prompts: Sequence[Request], *, at_start: bool
+    fields: JsonFields, served: ServedModel, limits: Limits, prompts: Sequence[Request], *, spaces: int
 ) -> ParsedRequest:
     n = fields.integer("n", 1, limits.choices, 1)
     assert n is not None
@@ -90,7 +90,7 @@ def _asking(
         n=n,
         stream=fields.boolean("stream"),
         include_usage=fields.object("stream_options").boolean("include_usage"),
-        at_start=at_start,
+        spaces=spaces,
     )
 
 
@@ -193,16 +193,16 @@ def _part(raw: Any, where: str) -> str:
     return text
 
 
-def _chat_ids(messages: Sequence[Message], template: ChatTemplate, engine: Engine, *, goes_on: bool) -> list[int]:
-    if not goes_on:
-        _check_length([message.content for message in messages], engine)
-        return template.encode(messages)
-    *before, last = messages
-    if last.role != "assistant":
+def _chat_ids(
+    messages: Sequence[Message], template: ChatTemplate, engine: Engine, *, goes_on: bool
+) -> tuple[list[int], int]:
+    """The prompt's ids, and how many spaces at the beginning of the answer are no part of it."""
+    if goes_on and messages[-1].role != "assistant":
         raise invalid("continue_final_message needs an assistant message at the end", "messages")
     _check_length([message.content for message in messages], engine)
-    # The template leaves a space before an answer, which clients do not see.
-    return template.encode(before) + engine.tokenizer.encode(" " + last.content)
+    if goes_on:
+        return template.encode_continued(messages, engine.eos_token_ids)
+    return template.encode(messages), 1
 
 
 def _prompts(fields: JsonFields, engine: Engine, limits: Limits) -> list[list[int]]:

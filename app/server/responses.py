@@ -55,7 +55,7 @@ class ResponseFormatter:
 
     def __init__(self, asking: ParsedRequest, tokenizer: Tokenizer) -> None:
         self.asking = asking
-        self.choices = [ChoiceState(AnswerSpacing(asking.at_start)) for _ in asking.requests]
+        self.choices = [ChoiceState(AnswerSpacing(asking.spaces)) for _ in asking.requests]
         self._tokenizer = tokenizer
         self._head = {"id": self.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": asking.model}
 

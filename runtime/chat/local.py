@@ -26,22 +26,22 @@ class LocalChatBackend(ChatBackend):
         self._restored_key: str | None = None
 
     def prompt_ids(self, messages: Sequence[Message], *, continue_final_message: bool = False) -> list[int]:
-        """Token ids that the model answers, or goes on from."""
-        if not continue_final_message:
-            return self._template.encode(messages)
-        *before, last = messages
-        ids = self._template.encode(before)
-        if last.token_ids is None:
-            return ids + self.engine.tokenizer.encode(" " + last.content)
-        return ids + [token for token in last.token_ids if token not in self.engine.eos_token_ids]
+        """Token ids of a prompt: for a new answer, or for the rest of the last one."""
+        return self._prompt(messages, continue_final_message)[0]
+
+    def _prompt(self, messages: Sequence[Message], continue_final_message: bool) -> tuple[list[int], int]:
+        """The prompt's ids, and how many spaces at the beginning of the answer are no part of it."""
+        if continue_final_message:
+            return self._template.encode_continued(messages, self.engine.eos_token_ids)
+        return self._template.encode(messages), 1
 
     def reply(
         self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, continue_final_message: bool = False
     ) -> Iterator[ChatEvent]:
-        """Answer, or go on with the last message. The space that the template leaves before an answer is left out."""
-        request = Request(self.prompt_ids(messages, continue_final_message=continue_final_message), params)
-        events = self.engine.generate(request, cancel)  # here, not when the first event is asked for: it may not fit
-        spacing = AnswerSpacing(not continue_final_message)
+        """Answer, or continue the last message, without the space that the template leaves before an answer."""
+        ids, spaces = self._prompt(messages, continue_final_message)
+        events = self.engine.generate(Request(ids, params), cancel)  # raises here, not when the first event is taken
+        spacing = AnswerSpacing(spaces)
         return (event if isinstance(event, Prefilling) else spacing.strip(event) for event in events)
 
     def restore_cache(self, key: str, messages: Sequence[Message], *, continue_final_message: bool = False) -> None:

@@ -1,12 +1,12 @@
-"""Messages → token ids, by the checkpoint's own Jinja template.
+"""Messages to token ids by the checkpoint's own Jinja template.
 
-Two promises. A special token is one only where the template itself writes it: text of messages stays text, whatever it
-spells. And what the model generated goes back in as the very ids that it generated, never encoded again.
+Two properties hold. Text of a message stays text, whatever it spells: an added token comes only from what the template
+itself writes. And an answer goes back in as the ids that the model generated, never encoded again, so that the cache of
+the last turn is found whole.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
 import jinja2
@@ -41,20 +41,31 @@ class Message:
 
 @dataclass
 class AnswerSpacing:
-    """Takes away the space that a chat answer begins with: it is the template's, not the text's."""
+    """Removes up to `spaces` spaces from the beginning of an answer.
 
-    applies: bool
-    _begun: bool = False
+    One stands between the template and every chat answer. Where an answer is continued, they are the spaces that the
+    text to be continued ended with and the prompt left out.
+    """
+
+    spaces: int
+    _left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._left = self.spaces
 
     def strip(self, event: Token | Done) -> Token | Done:
-        """The event of an answer without that space, in what streams and in the whole text."""
-        if not self.applies:
-            return event
-        if event.delta and not self._begun:
-            event, self._begun = replace(event, delta=event.delta.removeprefix(" ")), True
+        """The event without them, in its delta and, at the end, in the whole text."""
+        if event.delta and self._left:
+            delta = _without_spaces(event.delta, self._left)
+            self._left = 0 if delta else self._left - len(event.delta)
+            event = replace(event, delta=delta)
         if isinstance(event, Done):
-            event = replace(event, text=event.text.removeprefix(" "))
+            event = replace(event, text=_without_spaces(event.text, self.spaces))
         return event
+
+
+def _without_spaces(text: str, most: int) -> str:
+    return text[min(most, len(text) - len(text.lstrip(" "))) :]
 
 
 class ChatTemplate:
@@ -72,10 +83,8 @@ class ChatTemplate:
                 f"the model's chat template is damaged: {error}", "download the model again"
             ) from None
         self._tokenizer = tokenizer
-        names = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        # A special token needs its telltale character: masked in messages, it is never theirs.
-        self._telltales = {next((char for char in name if not char.isascii()), name[0]) for name in names}
+        # An added token needs its telltale character: masked in messages, it never matches there.
+        self._telltales = {next((char for char in name if not char.isascii()), name[0]) for name in tokenizer.added}
 
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation, ready for the model to answer."""
@@ -98,6 +107,22 @@ class ChatTemplate:
         if not whole.startswith(covered):
             return self._encode_rendered(whole, masks)
         return ids + self._encode_rendered(whole[len(covered) :], masks)
+
+    def encode_continued(self, messages: Sequence[Message], end_tokens: Collection[int]) -> tuple[list[int], int]:
+        """Token ids of a conversation whose last message, an answer, the model is to go on with.
+
+        A prompt that ended in a lone space would be a text that the model never saw: its tokens begin with their space.
+        So spaces at the end are left out, and of an empty answer the one that the template leaves before it. Returns
+        how many of them AnswerSpacing is to remove from what the model writes.
+        """
+        *before, last = messages
+        ids = self.encode(before)
+        if last.token_ids is None:
+            content = last.content.rstrip(" ")
+            spaces = len(last.content) - len(content)
+            return (ids + self._tokenizer.encode(" " + content), spaces) if content else (ids, 1 + spaces)
+        generated = [token for token in last.token_ids if token not in end_tokens]
+        return ids + generated, 0 if generated else 1
 
     def _behind_answer(self, messages: Sequence[Message], masks: dict[str, str]) -> str:
         """What the template writes behind an answer: the end-of-sentence token."""
@@ -127,12 +152,10 @@ class ChatTemplate:
     def _encode_rendered(self, text: str, masks: dict[str, str]) -> list[int]:
         unmask = str.maketrans({stand_in: char for char, stand_in in masks.items()})
         ids: list[int] = []
-        place = 0
-        for found in self._special.finditer(text):
-            ids += self._tokenizer.encode(text[place : found.start()].translate(unmask))
-            ids.append(self._tokenizer.special_tokens[found.group()])
-            place = found.end()
-        return ids + self._tokenizer.encode(text[place:].translate(unmask))
+        for plain, added in self._tokenizer.split_added(text):
+            ids += self._tokenizer.encode(plain.translate(unmask))
+            ids += [] if added is None else [added]
+        return ids
 
 
 def _unused(used: Any, count: int) -> list[str]:

@@ -1,11 +1,14 @@
-"""Text ↔ token ids, with the checkpoint's own byte-level BPE.
+"""Text to token ids and back, with the checkpoint's own byte-level BPE.
 
-Text is always inert: a special token's spelling in it is encoded as plain characters. Special tokens come from the
-chat template alone (chat_template.py).
+The spelling of an added token in a text is encoded as plain characters, whether the tokenizer calls that token special
+or not: what a user writes must not end a turn or open a fill-in-the-middle. Added tokens come from the chat template
+(chat_template.py), or from a raw prompt where `parse_special` is asked for.
 """
 
 import codecs
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,14 @@ import tokenizers
 
 from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.errors import CheckpointError, UsageError
+
+_PIECE_CHARACTERS = 2**16  # encoded at once: 13 MB of the library's memory
+_CUT_CHARACTERS = 512  # at the end of a piece, in which a place to cut is sought
+
+
+def _kind(character: str) -> str:
+    """Letter, digit, space or other: what the patterns of pre-tokenizers tell apart."""
+    return next((kind for kind in ("isspace", "isdigit", "isalpha") if getattr(character, kind)()), "")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -27,11 +38,17 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
         self._backend = backend
-        self._backend.encode_special_tokens = True  # text stays text
-        self._alphabet = _byte_alphabet()
         added = backend.get_added_tokens_decoder()
         self.special_tokens = {token.content: id for id, token in added.items() if token.special}
+        self.added = {token.content: id for id, token in added.items()}
         self._literal = {id: token.content for id, token in added.items() if not token.special}
+        # The library always matches added tokens that are not special: declared special as well, none match.
+        backend.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in self._literal.values()])
+        backend.encode_special_tokens = True
+        names = sorted(self.added, key=len, reverse=True)
+        self._added_names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self._alphabet = _byte_alphabet()
+        self.piece_characters = _PIECE_CHARACTERS
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.chat_template: object = config.get("chat_template")  # text, where it is sound
         self.bos_token = _content(config.get("bos_token"))
@@ -61,18 +78,70 @@ class Tokenizer:
             raise CheckpointError(f"{folder / 'tokenizer.json'} is not byte-level BPE", "use a DeepSeek-V2 model")
         return cls(backend, config)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; nothing is added and nothing in it is special. Raises UsageError."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the text has a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}, "
-                "which no encoding can carry",
-                "give the text as valid UTF-8",
-            ) from None
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """Bytes of the longest token: a text of n bytes has at least n / this many tokens."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)  # one character of its alphabet is a byte
+        return max(max(map(len, vocabulary)), *(len(name.encode("utf-8")) for name in self.added), 1)
+
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of a text; nothing is added to it. Raises UsageError for a lone surrogate.
+
+        Spellings of added tokens are plain characters, unless `parse_special`: then each becomes its id, such as
+        <｜fim▁hole｜> of the coder models. The memory needed beside the ids does not grow with the text.
+        """
+        if parse_special:
+            return [
+                token
+                for plain, added in self.split_added(text)
+                for token in (*self.encode(plain), *(() if added is None else (added,)))
+            ]
+        ids: list[int] = []
+        start = 0
+        while start < len(text):
+            end = self._piece_end(text, start)
+            piece = text[start:end]
+            try:
+                piece.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise UsageError(
+                    f"the text has a lone surrogate (U+{ord(piece[error.start]):04X}) at character "
+                    f"{start + error.start}, which no encoding can carry",
+                    "give the text as valid UTF-8",
+                ) from None
+            ids += self._backend.encode(piece, add_special_tokens=False).ids
+            start = end
         return ids
+
+    def split_added(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """Stretches of plain text, each with the id of the added token whose spelling follows; None at the end."""
+        place = 0
+        for found in self._added_names.finditer(text):
+            yield text[place : found.start()], self.added[found.group()]
+            place = found.end()
+        yield text[place:], None
+
+    def _piece_end(self, text: str, start: int) -> int:
+        """Where a piece that begins at `start` may end so that its tokens are those that it has in the whole text.
+
+        The library needs 200 bytes of memory for each byte of a text that it encodes at once. Merges never cross what
+        the pre-tokenizer splits, so a cut is sought where it splits, between characters of different kinds (inside of a
+        run of digits its groups depend on where the run begins), and where both sides alone are split in the same way.
+        """
+        end = start + self.piece_characters
+        while end < len(text):
+            window = text[max(start, end - _CUT_CHARACTERS) : end]
+            parts = self._splits(window)
+            for cut in reversed(parts[len(parts) // 2 : -1]):
+                kinds = _kind(window[cut - 1]), _kind(window[cut])
+                if kinds[0] != kinds[1] and self._splits(window[:cut]) == [part for part in parts if part <= cut]:
+                    return end - len(window) + cut
+            end += _CUT_CHARACTERS
+        return len(text)
+
+    def _splits(self, text: str) -> list[int]:
+        """The ends of what the pre-tokenizer makes of a text."""
+        return [end for _, (_, end) in self._backend.pre_tokenizer.pre_tokenize_str(text)]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for: none for special tokens and for ids without a token."""

@@ -5,6 +5,7 @@ have no token, as in the real vocabulary.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
@@ -44,8 +45,8 @@ def _byte_characters() -> list[str]:
     return characters
 
 
-def write_tokenizer(folder: Path, *, chat_template: str = CHAT_TEMPLATE) -> None:
-    """tokenizer.json and tokenizer_config.json."""
+def write_tokenizer(folder: Path, *, chat_template: str = CHAT_TEMPLATE, added: Sequence[str] = ()) -> None:
+    """tokenizer.json and tokenizer_config.json. `added` tokens with `special: false` take the ids behind EOS."""
     tokens = _byte_characters() + [merge.replace(" ", "") for merge in _MERGES]
     vocab = {token: place for place, token in enumerate(tokens)}
     pairs = [(first, second) for first, second in (merge.split(" ") for merge in _MERGES)]
@@ -53,6 +54,7 @@ def write_tokenizer(folder: Path, *, chat_template: str = CHAT_TEMPLATE) -> None
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, normalized=True, special=True) for name in (BOS, EOS)])
+    backend.add_tokens([AddedToken(name, normalized=False, special=False) for name in added])
     backend.save(str(folder / "tokenizer.json"))
     config = {
         "bos_token": {"__type": "AddedToken", "content": BOS},

@@ -60,6 +60,53 @@ def test_going_on_leaves_out_the_end_token_of_what_was_there(engine: Engine) -> 
     assert session.prompt_ids(messages, continue_final_message=True)[-2:] == [105, 110]
 
 
+QUESTION = Message("user", "the inner")
+CONTINUED = {
+    "": "",
+    " ": "",
+    "   ": "",
+    "in": " in",
+    "in ": " in",
+    "in   ": " in",
+    "in\n": " in\n",
+    "in\n    ": " in\n",
+}
+
+
+@pytest.mark.parametrize("content", CONTINUED)
+def test_an_answer_to_continue_never_ends_the_prompt_in_a_lone_space(engine: Engine, content: str) -> None:
+    session = LocalChatBackend(engine, "tiny")
+    ids = session.prompt_ids([QUESTION, Message("assistant", content)], continue_final_message=True)
+    assert ids == session.prompt_ids([QUESTION]) + engine.tokenizer.encode(CONTINUED[content])
+
+
+@pytest.mark.parametrize("content", ["", " ", "in", "in ", "in    "])
+@pytest.mark.parametrize("answer", [" the", "the", "  the", "     the"])
+def test_a_continued_text_has_the_spaces_that_were_left_out_of_the_prompt_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, content: str, answer: str
+) -> None:
+    """Clients join what they sent and what they get: the spaces at the seam are those that they sent."""
+    session = LocalChatBackend(engine, "tiny")
+    tokens = [Token(1, character, character) for character in answer]
+    end = Done("stop", answer, (1,) * len(answer), 1, 0)
+    monkeypatch.setattr(engine, "generate", lambda *_: iter([*tokens, end]))
+    events = list(
+        session.reply([QUESTION, Message("assistant", content)], GREEDY, threading.Event(), continue_final_message=True)
+    )
+    spaces = len(content) - len(content.rstrip(" ")) + (not content.strip(" "))  # the template's own
+    expected = answer[min(spaces, len(answer) - len(answer.lstrip(" "))) :]
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert done.text == expected
+    assert "".join(event.delta for event in events if isinstance(event, Token | Done)) == expected
+
+
+def test_an_answer_that_had_nothing_but_its_end_token_begins_as_a_new_one(engine: Engine) -> None:
+    session = LocalChatBackend(engine, "tiny")
+    empty = Message("assistant", "", (EOS_ID,))
+    assert session.prompt_ids([QUESTION, empty], continue_final_message=True) == session.prompt_ids([QUESTION])
+
+
 def test_fit_drops_the_oldest_turns_and_keeps_system_and_question(engine: Engine) -> None:
     session = LocalChatBackend(engine, "tiny")
     turns = [

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
-from support.tokenizers import BOS_ID
 
 from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine

@@ -2,13 +2,15 @@
 
 import itertools
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.reference import reference_file
-from support.tokenizers import BOS, BOS_ID, EOS, EOS_ID, N_TOKENS, tiny_tokenizer
+from support.tokenizers import BOS, BOS_ID, EOS, EOS_ID, N_TOKENS, tiny_tokenizer, write_tokenizer
 
 from dslite.runtime.errors import CheckpointError, UsageError
 from dslite.runtime.text.chat_template import ChatTemplate, Message
@@ -159,6 +161,125 @@ def test_what_cannot_begin_a_stop_text_is_shown_at_once() -> None:
     assert finder.push("ual") == ("Usual", False)
     assert finder.push(" User") == (" ", False)
     assert finder.flush() == "User"
+
+
+# Added tokens that are not special, as the coder models have them
+
+
+FIM = ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", "<|EOT|>", "<｜User｜>"]
+
+
+@pytest.fixture(scope="module")
+def own_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """One whose length of pieces a test may change."""
+    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def coder(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("coder")
+    write_tokenizer(folder, added=FIM)
+    return Tokenizer.from_folder(folder)
+
+
+@given(st.lists(TEXT | st.sampled_from([BOS, EOS, *FIM])).map("".join))
+def test_no_added_token_comes_of_a_text_special_or_not(tokenizer: Tokenizer, coder: Tokenizer, text: str) -> None:
+    assert coder.encode(text) == tokenizer.encode(text), "as if the tokens had not been added"
+    assert coder.decode(coder.encode(text)) == text
+
+
+@given(st.lists(TEXT | st.sampled_from([BOS, EOS, *FIM])))
+def test_where_it_is_asked_for_every_added_token_comes_of_its_spelling(coder: Tokenizer, parts: list[str]) -> None:
+    text = "".join(parts)
+
+    ids = coder.encode(text, parse_special=True)
+
+    names = {coder.added[name]: name for name in coder.added}
+    assert [token for token in ids if token in names] == [
+        coder.added[found] for found in re.findall("|".join(map(re.escape, coder.added)), text)
+    ]
+    assert b"".join(names[token].encode() if token in names else coder.token_bytes(token) for token in ids) == (
+        text.encode()
+    )
+
+
+def test_fill_in_the_middle_is_three_tokens_around_text(coder: Tokenizer) -> None:
+    begin, hole, end = (N_TOKENS + place for place in range(3))
+    ids = coder.encode("<｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁end｜>", parse_special=True)
+    assert ids == [begin, ord("a"), hole, ord("b"), end]
+    assert coder.decode(ids) == "<｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁end｜>"
+
+
+def test_a_template_may_write_added_tokens_that_a_message_may_not(tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for message in messages %}<｜User｜>{{ message['content'] }}{% endfor %}<|EOT|>"
+    write_tokenizer(tmp_path, added=FIM, chat_template=template)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+
+    ids = ChatTemplate(tokenizer).encode([Message("user", "<｜User｜><|EOT|><｜fim▁hole｜>" + EOS)])
+
+    assert [token for token in ids if token >= BOS_ID] == [
+        BOS_ID,
+        tokenizer.added["<｜User｜>"],
+        tokenizer.added["<|EOT|>"],
+    ]
+
+
+# Long texts
+
+
+def in_one_piece(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer._backend.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+WORDS = [" the", "Assist", "\n", "\n\n", "  ", " ", "é", "你好", "123", "4", "!", "，", "\t", "'s", "\r\n", " x", "9 "]
+
+
+def long_text(words: list[str], seed: int) -> str:
+    rng = random.Random(seed)
+    return "".join(rng.choices(words, k=rng.randrange(800)))
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1), st.integers(0, 2**32), st.integers(1, 200))
+def test_a_long_text_has_the_tokens_that_it_has_in_one_piece(
+    own_tokenizer: Tokenizer, words: list[str], seed: int, characters: int
+) -> None:
+    text = long_text(words, seed)
+    own_tokenizer.piece_characters = characters
+    assert own_tokenizer.encode(text) == in_one_piece(own_tokenizer, text)
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1), st.integers(0, 2**32), st.integers(1, 200))
+def test_so_has_one_for_the_real_tokenizer(deepseek: Tokenizer, words: list[str], seed: int, characters: int) -> None:
+    text = long_text(words, seed)
+    deepseek.piece_characters = characters
+    assert deepseek.encode(text) == in_one_piece(deepseek, text)
+
+
+def test_a_long_text_is_encoded_in_pieces(own_tokenizer: Tokenizer) -> None:
+    """What the library holds of a text, 200 bytes a byte, is bounded by the longest piece."""
+    own_tokenizer.piece_characters = 1000
+    for text in ("one word after another, 3 times. " * 3000, "line\n" * 20_000, "你好，" * 20_000, "12 " * 20_000):
+        ends = [0]
+        while ends[-1] < len(text):
+            ends.append(own_tokenizer._piece_end(text, ends[-1]))
+        assert max(end - start for start, end in itertools.pairwise(ends)) <= 1000
+
+
+def test_a_lone_surrogate_far_inside_is_named_by_its_place(own_tokenizer: Tokenizer) -> None:
+    own_tokenizer.piece_characters = 100
+    with pytest.raises(UsageError, match=r"U\+D800\) at character 5000,"):
+        own_tokenizer.encode("word " * 1000 + "\ud800")
+
+
+@given(st.lists(st.integers(0, N_TOKENS - 1)))
+def test_no_token_has_more_bytes_than_the_longest(coder: Tokenizer, ids: list[int]) -> None:
+    assert max((len(coder.token_bytes(token)) for token in ids), default=0) <= coder.longest_token_bytes
+    assert coder.longest_token_bytes == max(len(name.encode()) for name in [*FIM, BOS, EOS])
+
+
+def test_the_longest_token_of_the_real_tokenizer(deepseek: Tokenizer) -> None:
+    assert deepseek.longest_token_bytes == max(len(deepseek.token_bytes(token)) for token in range(100_002))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
