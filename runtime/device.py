@@ -5,7 +5,6 @@ the computing by events; elsewhere there is one order of things, and an event sa
 in this place.
 """
 
-import mmap
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from dslite.runtime.system.memory import anonymous_map
 
 Event = Any  # what a device gives out and takes back; None where everything is in order anyway
 Launch = Callable[[], None]
@@ -200,13 +201,11 @@ def compute_device(device: torch.device) -> ComputeDevice:
 
 
 def anonymous_memory(nbytes: int) -> Tensor:
-    """Host memory of our own, in whole pages, huge ones where the system gives them. Untouched pages cost nothing."""
-    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
-    # Shared memory, which is what Python maps by default, gets no huge pages.
-    memory = mmap.mmap(-1, max(nbytes, 1), flags=private) if private else mmap.mmap(-1, max(nbytes, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)[:nbytes]
+    """Host memory outside of torch's allocator, in whole pages, huge ones where the system has them.
+
+    Untouched pages cost nothing. Returns uint8 of shape (nbytes,).
+    """
+    return torch.frombuffer(anonymous_map(nbytes), dtype=torch.uint8)[:nbytes]
 
 
 def pin(memory: Tensor) -> bool:

@@ -17,8 +17,8 @@ from dslite.runtime.paths import latents_dir
 from dslite.runtime.planning.autotune import choose_products
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.planning.fit import fit
-from dslite.runtime.planning.hardware import physical_cores
 from dslite.runtime.planning.placement import DEFAULT_CONTEXT
+from dslite.runtime.system.processors import processors
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load
@@ -87,7 +87,7 @@ def pick_threads(asked: int | None, weights_bytes: int) -> int:
     """
     if asked is not None:
         return asked
-    return 1 if weights_bytes < _TINY_BYTES else physical_cores()
+    return 1 if weights_bytes < _TINY_BYTES else processors().threads
 
 
 def pick_context(asked: int | None, config: ModelConfig) -> int:

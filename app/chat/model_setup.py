@@ -31,7 +31,7 @@ def describe_machine(ref: ModelRef, *, offline: bool = False) -> list[str]:
     Imports torch and, the first time, measures for seconds: call it in a thread. Raises DsliteError.
     """
     from dslite.runtime.downloads.model_config import config_of
-    from dslite.runtime.planning.hardware import machine
+    from dslite.runtime.planning.machine import machine
     from dslite.runtime.planning.placement import plan
 
     here = machine()

@@ -94,7 +94,7 @@ def _show_download(ref: ModelRef, events: "Generator[PullEvent, None, None]") ->
 def plan_line(ref: ModelRef) -> str:
     """How the model would run on this machine, in one line."""
     from dslite.runtime.downloads.model_config import config_of
-    from dslite.runtime.planning.hardware import machine
+    from dslite.runtime.planning.machine import machine
     from dslite.runtime.planning.placement import plan
 
     config = config_of(ref)

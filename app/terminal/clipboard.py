@@ -6,8 +6,9 @@ Nothing answers an OSC 52 request, so what goes that way is said to be sent, not
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
+
+from dslite.runtime.system import system_name
 
 _WAIT_S = 2.0
 
@@ -18,7 +19,7 @@ def native_command(environment: Mapping[str, str] | None = None) -> Sequence[str
     if "SSH_CONNECTION" in environment or "SSH_TTY" in environment:
         return None
     candidates: list[Sequence[str]] = []
-    if sys.platform == "darwin":
+    if system_name() == "macos":
         candidates.append(["pbcopy"])
     if environment.get("WAYLAND_DISPLAY"):
         candidates.append(["wl-copy"])

@@ -32,6 +32,7 @@ from dslite.app.tui.widgets.inspector import Inspector
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
 from dslite.runtime.paths import log_dir
+from dslite.runtime.system import system_name
 
 T = TypeVar("T")
 _TICK_S = 1 / 12
@@ -263,8 +264,8 @@ def write_log(error: BaseException) -> Path | None:
 
 
 def _driver() -> type[Driver] | None:
-    """Ours on POSIX; None is Textual's own choice."""
-    if os.name != "posix":
+    """QuickDriver, which needs termios; None, which is Textual's choice, on Windows."""
+    if system_name() == "windows":
         return None
     from dslite.app.tui.textual_fixes.driver import QuickDriver
 

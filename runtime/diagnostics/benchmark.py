@@ -18,7 +18,7 @@ from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.device import compute_device
 from dslite.runtime.planning.bandwidth import measure_ram
 from dslite.runtime.planning.footprint import Footprint
-from dslite.runtime.planning.hardware import machine
+from dslite.runtime.planning.machine import machine
 from dslite.runtime.weights.expert_blocks import ExpertBlocks
 
 _BLOCK = 1 << 24  # random values made once and repeated: noise for 30 GB would take minutes

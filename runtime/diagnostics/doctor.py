@@ -14,7 +14,11 @@ from dslite.runtime.downloads.hub import cache_root
 from dslite.runtime.downloads.inventory import StoredModel, stored_models
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.paths import cache_dir, config_dir, data_dir
-from dslite.runtime.planning.hardware import MachineSpec, cpu_features, cpu_name, machine, physical_cores
+from dslite.runtime.planning.hardware import MachineSpec
+from dslite.runtime.planning.machine import machine
+from dslite.runtime.system.files import free_disk_bytes
+from dslite.runtime.system.memory import host_memory
+from dslite.runtime.system.processors import cpu_features, cpu_name, processors
 
 _PACKAGES = "torch triton safetensors tokenizers huggingface_hub httpx2 numpy textual typer rich".split()
 _SPARE_BYTES = 1 << 30  # on the disks where dslite writes
@@ -67,14 +71,11 @@ def examine(*, refresh: bool = False) -> Examination:
     here = machine(refresh=refresh)
     choose_products(refresh=refresh)
     seen.facts["versions"] = _versions()
-    seen.facts["processor"] = {
-        "name": cpu_name(),
-        "physical cores": physical_cores(),
-        "features": " ".join(cpu_features()) or "none that matter",
+    seen.facts["processor"] = _processor() | {
         "threads of torch": torch.get_num_threads(),
         "products": native.describe(),
     }
-    seen.facts["memory"] = {"total": Bytes(here.ram_total), "free": Bytes(here.ram_free)}
+    seen.facts["memory"] = _memory()
     _devices(torch, seen)
     seen.facts["read bandwidth"] = _speeds(here)
     seen.facts["places"] = _places()
@@ -88,6 +89,29 @@ def _versions() -> dict[str, Fact]:
     found: dict[str, Fact] = {"dslite": version("dslite"), "python": platform.python_version()}
     found |= {name: version(name) for name in _PACKAGES if importlib.util.find_spec(name)}
     return found | {"system": f"{platform.system()} {platform.release()} {platform.machine()}"}
+
+
+def _processor() -> dict[str, Fact]:
+    """Name, cores, and what reduces them: slow ones, and a quota with the file that sets it."""
+    here = processors()
+    facts: dict[str, Fact] = {"name": cpu_name(), "physical cores": here.cores}
+    if here.fast != here.cores:
+        facts["fast cores"] = here.fast
+    if here.quota is not None:
+        facts["quota"] = f"{here.quota.processors:g} processors ({here.quota.source})"
+    return facts | {
+        "default threads": here.threads,
+        "features": " ".join(cpu_features()) or "none that matter",
+    }
+
+
+def _memory() -> dict[str, Fact]:
+    """Total and free as they are planned with, and each limit of a control group with the file that sets it."""
+    here = host_memory()
+    facts: dict[str, Fact] = {"total": Bytes(here.total), "free": Bytes(here.free)}
+    for limit in here.limits:
+        facts[f"limit of {limit.source}"] = Bytes(limit.limit)
+    return facts
 
 
 def _devices(torch: Any, seen: Examination) -> None:
@@ -139,11 +163,9 @@ def _speeds(here: MachineSpec) -> dict[str, Fact]:
 def _places() -> dict[str, Fact]:
     from huggingface_hub import constants
 
-    from dslite.runtime.downloads.download import free_bytes
-
     return {
         "Hugging Face cache": str(cache_root()),
-        "free there": Bytes(free_bytes(cache_root())),
+        "free there": Bytes(free_disk_bytes(cache_root())),
         "endpoint": constants.ENDPOINT,
         "token": "set" if os.environ.get("HF_TOKEN") or Path(constants.HF_TOKEN_PATH).is_file() else "none",
         "network": "off (HF_HUB_OFFLINE)" if constants.is_offline_mode() else "on",
@@ -164,8 +186,6 @@ def _of_cpu() -> Iterator[Finding]:
 
 
 def _of_places() -> Iterator[Finding]:
-    from dslite.runtime.downloads.download import free_bytes
-
     variables = {"DSLITE_CACHE_DIR": cache_dir(), "DSLITE_CONFIG_DIR": config_dir(), "DSLITE_DATA_DIR": data_dir()}
     for variable, place in (variables | {"HF_HOME": cache_root()}).items():
         existing = place
@@ -173,7 +193,7 @@ def _of_places() -> Iterator[Finding]:
             existing = existing.parent
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             yield Finding("fault", f"{place} cannot be written", f"change its permissions, or name another: {variable}")
-        elif free_bytes(place) < _SPARE_BYTES:
+        elif free_disk_bytes(place) < _SPARE_BYTES:
             yield Finding("fault", f"the disk of {place} is nearly full", f"make room, or name another: {variable}")
 
 

@@ -7,7 +7,6 @@ that is on disk stays usable until the new one is complete.
 """
 
 import os
-import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from dslite.runtime.downloads.retry import Retry
 from dslite.runtime.downloads.verified import VerifiedFiles
 from dslite.runtime.errors import ConfigError, ModelUnavailableError
 from dslite.runtime.events import Downloading, Found, Present, PullEvent
+from dslite.runtime.system.files import free_disk_bytes, replace
 from dslite.runtime.units import size_text
 
 _AT_ONCE = 4
@@ -90,7 +90,7 @@ class _Pull:
             licence_url=repository.licence.url,
             total_bytes=sum(file.size for file in self._blobs()),
             present_bytes=sum(map(self._bytes_here, self._blobs())),
-            free_bytes=free_bytes(self._cache.folder),
+            free_bytes=free_disk_bytes(self._cache.folder),
             place=self._cache.folder,
         )
 
@@ -116,7 +116,7 @@ class _Pull:
     def check_room(self) -> None:
         """Raises ModelUnavailableError where the disk cannot take what is missing."""
         missing = sum(file.size - self._bytes_here(file) for file in self._blobs())
-        free = free_bytes(self._cache.folder)
+        free = free_disk_bytes(self._cache.folder)
         if missing > free:
             raise ModelUnavailableError(
                 f"{self._ref.name} needs {size_text(missing)} more in {self._cache.folder.parent}, "
@@ -154,7 +154,7 @@ class _Pull:
             ref.parent.mkdir(parents=True, exist_ok=True)
             beside = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
             beside.write_text(commit, encoding="utf-8")
-            beside.replace(ref)
+            replace(beside, ref)
         _sweep(cache)
         return Present(snapshot, commit, tuple(older for older in cache.commits() if older != commit))
 
@@ -188,7 +188,7 @@ class _Pull:
             url = hf_hub_url(repository.repo_id, file.name, revision=repository.commit, endpoint=constants.ENDPOINT)
             fetch(url, self._headers, file, partial, job, self._retry)
             blob = self._cache.blobs / file.blob
-            partial.replace(blob)
+            replace(partial, blob)
             self._verified.add(blob)
 
     def _lock(self, file: RemoteFile, job: Job, stack: ExitStack) -> None:
@@ -217,13 +217,6 @@ class _Pull:
         return False
 
 
-def free_bytes(place: Path) -> int:
-    """Free bytes of the disk that a folder is on, or will be."""
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
 def _link(blob: Path, target: Path) -> None:
     """Let a snapshot's name point to its blob; where the disk knows no links, the blob itself moves there."""
     from huggingface_hub import constants
@@ -239,9 +232,9 @@ def _link(blob: Path, target: Path) -> None:
             raise OSError
         beside.symlink_to(pointer)
     except OSError:
-        blob.replace(target)
+        replace(blob, target)
     else:
-        beside.replace(target)
+        replace(beside, target)
 
 
 def _sweep(cache: RepoCache) -> None:

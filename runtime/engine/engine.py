@@ -28,7 +28,7 @@ from dslite.runtime.engine.sampling import check_finite
 from dslite.runtime.engine.sequence import Draft, Request
 from dslite.runtime.errors import ContextFullError, NumericsError, OutOfMemoryError, UsageError
 from dslite.runtime.events import Event, Prefilling
-from dslite.runtime.planning.hardware import peak_rss
+from dslite.runtime.system.memory import peak_rss
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.experts import with_room
 from dslite.runtime.weights.loader import expert_cache

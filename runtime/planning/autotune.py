@@ -16,7 +16,7 @@ import torch
 from dslite.model.kernels import native
 from dslite.model.moe import MLP
 from dslite.runtime.paths import cache_dir, write_json
-from dslite.runtime.planning.hardware import cpu_name
+from dslite.runtime.system.processors import cpu_name
 
 _NAME = "products.json"
 _ROWS = (32, 128, 256)

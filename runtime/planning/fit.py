@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from dslite.model.config import ModelConfig
 from dslite.runtime.errors import ModelUnavailableError
-from dslite.runtime.planning import hardware
+from dslite.runtime.planning import hardware, machine
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.planning.placement import plan
 
@@ -18,7 +18,7 @@ def fit(config: ModelConfig, device: str, request: PlanRequest) -> DevicePlan:
     here = replace(hardware.unmeasured(), device=device)
     made = plan(here, config, request)
     if device == "cuda" and made.source != "resident" and request.miss == "auto":
-        made = plan(replace(hardware.machine(), device=device), config, request)
+        made = plan(replace(machine.machine(), device=device), config, request)
     nearest = made.nearest
     free = request.context is None and request.expert_slots is None
     if not made.fits and nearest is not None and nearest.device == device and free:

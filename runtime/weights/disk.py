@@ -5,7 +5,6 @@ begin and end on page boundaries of the file: a buffer holds the pages around an
 begin inside them. Where a file system refuses unbuffered reads, the pages read are dropped from the cache again.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor
 from dslite.model.moe import MLP
 from dslite.runtime.device import Event, anonymous_memory
 from dslite.runtime.errors import CheckpointError
+from dslite.runtime.system.files import drop_cached_pages, read_at
 from dslite.runtime.weights.checkpoint import Checkpoint, TensorEntry
 from dslite.runtime.weights.page_cache import PageCache
 from dslite.runtime.weights.sources import MATRICES, Fetch, expert_name, packed
@@ -33,8 +33,7 @@ class WeightFile(WatchedFile):
 
     def __init__(self, path: Path, size: int) -> None:
         """`size` is what the file's header says. Raises CheckpointError."""
-        super().__init__(path, size, getattr(os, "O_DIRECT", 0))
-        self._drop_pages = not self.flags
+        super().__init__(path, size, direct=True)
 
     @cached_property
     def page_cache(self) -> PageCache | None:
@@ -52,7 +51,7 @@ class WeightFile(WatchedFile):
         done = 0
         while done < least:
             try:
-                count = os.preadv(fd, [target[done:]], start + done)
+                count = read_at(fd, target[done:], start + done)
             except OSError as error:
                 raise CheckpointError(
                     f"{self.path} cannot be read at byte {start + done}: {error.strerror}", REMEDY
@@ -60,8 +59,8 @@ class WeightFile(WatchedFile):
             if count <= 0 or (done + count < least and count % PAGE):
                 raise CheckpointError(f"{self.path} ends at byte {start + done + max(count, 0)}, too early", REMEDY)
             done += count
-        if self._drop_pages and cached is None and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.fd, start, len(target), os.POSIX_FADV_DONTNEED)
+        if not self.direct and cached is None:
+            drop_cached_pages(self.fd, start, len(target))
 
 
 @dataclass(frozen=True)

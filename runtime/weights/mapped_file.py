@@ -7,7 +7,6 @@ a file that is cut while a pass reads it ends the process.
 """
 
 import ctypes
-import mmap
 import threading
 import warnings
 import weakref
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from dslite.runtime.errors import CheckpointError
+from dslite.runtime.system.files import map_for_reading
 from dslite.runtime.weights.watched_file import REMEDY, WatchedFile
 
 _lock = threading.Lock()
@@ -29,7 +29,7 @@ class MappedFile:
         """`size` is what the file's header says. Raises CheckpointError."""
         self._file = WatchedFile(path, size)
         try:
-            mapped = mmap.mmap(self._file.fd, 0, access=mmap.ACCESS_READ)
+            mapped = map_for_reading(self._file.fd)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be mapped: {error.strerror}", REMEDY) from None
         with warnings.catch_warnings():

@@ -1,50 +1,38 @@
-"""What the system keeps of a file in memory: read from there, loading a second time need not wait for the disk."""
+"""Which pages of a file the system keeps in memory: what was loaded before is read from there, not from the disk."""
 
-import ctypes
-import mmap
 import os
-import sys
 import weakref
 from contextlib import suppress
-from functools import cache
-from typing import Any
 
 import numpy as np
+
+from dslite.runtime.system.files import map_for_reading, mincore, reopen
+from dslite.runtime.system.memory import PAGE_SIZE
 
 
 class PageCache:
     """The pages of an open file that are in memory."""
 
-    def __init__(self, fd: int) -> None:
-        """`fd` may be one that reads past the page cache. Raises OSError."""
-        self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)  # the same file, whatever its name means by now
+    def __init__(self, descriptor: int) -> None:
+        """`descriptor` is one with a page cache, which this object closes. Raises OSError, ValueError."""
+        self.fd = descriptor
         self.close = weakref.finalize(self, os.close, self.fd)
-        # Only looked at, never read.
-        self._pages = np.frombuffer(mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+        # Only its address is used: mincore looks at the pages and reads none.
+        self._pages = np.frombuffer(map_for_reading(self.fd), dtype=np.uint8)
 
     @classmethod
     def of(cls, fd: int) -> "PageCache | None":
-        """None where the system does not tell."""
+        """The page cache of a file that is open past it; None where the system does not say (outside of Linux)."""
         with suppress(OSError, ValueError):
-            return cls(fd) if _mincore() is not None else None
+            if mincore() is not None and (descriptor := reopen(fd)) is not None:
+                return cls(descriptor)
         return None
 
     def holds(self, start: int, count: int) -> bool:
         """Whether all of `count` bytes from byte `start`, a page's first, are in memory."""
-        mincore = _mincore()
+        look = mincore()
         count = min(count, self._pages.nbytes - start)
-        told = np.zeros(-(-max(count, 0) // mmap.PAGESIZE), dtype=np.uint8)
-        if mincore is None or count <= 0 or mincore(self._pages.ctypes.data + start, count, told.ctypes.data):
+        resident = np.zeros(-(-max(count, 0) // PAGE_SIZE), dtype=np.uint8)
+        if look is None or count <= 0 or look(self._pages.ctypes.data + start, count, resident.ctypes.data):
             return False
-        return bool((told & 1).all())
-
-
-@cache
-def _mincore() -> Any:
-    if sys.platform != "linux":
-        return None
-    function = getattr(ctypes.CDLL(None), "mincore", None)
-    if function is not None:
-        function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-        function.restype = ctypes.c_int
-    return function
+        return bool((resident & 1).all())

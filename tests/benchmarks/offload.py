@@ -55,12 +55,13 @@ def measure(args: argparse.Namespace, ram: int) -> dict[str, Any]:
     from dslite.runtime.engine.engine import Engine
     from dslite.runtime.planning.device_plan import PlanRequest
     from dslite.runtime.planning.fit import fit
-    from dslite.runtime.planning.hardware import peak_rss, physical_cores
+    from dslite.runtime.system.memory import peak_rss
+    from dslite.runtime.system.processors import processors
     from dslite.runtime.text.tokenizer import Tokenizer
     from dslite.runtime.weights.checkpoint import Checkpoint
     from dslite.runtime.weights.loader import load
 
-    torch.set_num_threads(args.threads or physical_cores())
+    torch.set_num_threads(args.threads or processors().threads)
     checkpoint = Checkpoint.open(args.folder)
     plan = None if args.mapped else fit(checkpoint.config, "cpu", PlanRequest(context=CONTEXT, ram=ram))
     began = time.perf_counter()

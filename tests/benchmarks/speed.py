@@ -32,7 +32,7 @@ from dslite.model.transformer import Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.planning.bandwidth import measure_ram
 from dslite.runtime.planning.footprint import Footprint
-from dslite.runtime.planning.hardware import cpu_name
+from dslite.runtime.system.processors import cpu_name
 from dslite.runtime.weights.checkpoint import Checkpoint
 
 DECODED = 8  # tokens of a turn

@@ -10,6 +10,7 @@ from support.hub_server import HubServer
 
 from dslite.app.commands import model_prompt
 from dslite.app.commands.model_prompt import ensure_model
+from dslite.runtime.downloads import download
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import ModelUnavailableError
 
@@ -72,7 +73,7 @@ def test_a_download_that_has_no_room_is_not_offered(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answering(monkeypatch, "d", "q")
-    monkeypatch.setattr("dslite.runtime.downloads.download.free_bytes", lambda _: 1000)
+    monkeypatch.setattr(download, "free_disk_bytes", lambda _: 1000)
     with pytest.raises(ModelUnavailableError, match="no model was chosen"):
         ensure_model(CHAT, offline=False)
     err = capsys.readouterr().err

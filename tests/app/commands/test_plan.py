@@ -9,14 +9,14 @@ from support.machines import GOLDEN, machine
 from typer.testing import CliRunner, Result
 
 from dslite.app.cli import app
-from dslite.runtime.planning import hardware
+from dslite.runtime.planning import machine as machine_module
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine has 64 GiB of memory and no GPU."""
     spec = machine(0, 64, pcie=0, gpu=0, host=70)
-    monkeypatch.setattr(hardware, "machine", lambda *_, **__: spec, raising=False)
+    monkeypatch.setattr(machine_module, "machine", lambda *_, **__: spec)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_what_is_out_of_range_is_a_usage_error(folder: Path, wrong: tuple[str, s
 def test_a_gpu_that_is_not_here_is_in_a_usual_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This one is small and slow: nothing of that is said of the other, unless the flags say it."""
     small = machine(0, 20, pcie=0, gpu=0, host=12)
-    monkeypatch.setattr(hardware, "machine", lambda *_, **__: small, raising=False)
+    monkeypatch.setattr(machine_module, "machine", lambda *_, **__: small)
     base = ["-m", folder, "--vram", "24GiB"]
     shown = plan_json(*base)
     assert shown["machine"]["ram_free"] == 64 * 2**30

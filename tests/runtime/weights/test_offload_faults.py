@@ -280,18 +280,18 @@ def test_memory_that_stays_short_ends_in_one_message_and_the_conversation_stays(
 
 
 def break_reads(monkeypatch: pytest.MonkeyPatch, behave: Callable[[], int | None]) -> None:
-    """preadv as the system gives it, but for what `behave` says: an error number, or -1 for a short read."""
-    real = os.preadv
+    """Positional reads as the system gives them, but for what `behave` says: an error number, or -1 for a short one."""
+    real = disk.read_at
 
-    def preadv(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+    def read_at(fd: int, target: memoryview, position: int) -> int:
         wrong = behave()
         if wrong is None:
-            return real(fd, buffers, offset)
+            return real(fd, target, position)
         if wrong == -1:
-            return real(fd, [buffers[0][:512]], offset)
+            return real(fd, target[:512], position)
         raise OSError(wrong, os.strerror(wrong))
 
-    monkeypatch.setattr(disk.os, "preadv", preadv)
+    monkeypatch.setattr(disk, "read_at", read_at)
 
 
 @pytest.mark.parametrize(("wrong", "message"), [(5, "Input/output error"), (-1, "too early")])

@@ -264,7 +264,7 @@ from pathlib import Path
 import torch
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.device import PlainDevice
-from dslite.runtime.planning.hardware import peak_rss
+from dslite.runtime.system.memory import peak_rss
 from dslite.runtime.weights.loader import load
 
 class Far(PlainDevice):
