@@ -40,12 +40,12 @@ def plan(
     given = _bandwidths(pcie, gpu_bandwidth, ram_bandwidth, disk_bandwidth)
 
     from dslite.runtime.open_engine import plan_request
-    from dslite.runtime.planning import hardware
+    from dslite.runtime.planning import machine as this_machine
     from dslite.runtime.planning.described_machine import described_machine
     from dslite.runtime.planning.placement import plan as place
 
     config = config_of(ref, offline=options.offline)
-    machine = described_machine(hardware.machine(), options.device, options.vram, options.ram, given)
+    machine = described_machine(this_machine.machine(), options.device, options.vram, options.ram, given)
     made = place(machine, config, plan_request(options))
     if listing.json:
         print(json.dumps(plan_object(ref.name, made) | {"machine": _machine_object(machine)}, ensure_ascii=False))
