@@ -45,6 +45,7 @@ def remote_opener(served: RemoteModelRef) -> ModelLoader:
     def open_model(ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel:
         from dslite.runtime.chat.remote import RemoteChatBackend, RemoteModel
 
-        return LoadedModel(RemoteChatBackend(RemoteModel(served.endpoint, ref.name)))
+        context = served.context if ref.name == served.ref.name else None
+        return LoadedModel(RemoteChatBackend(RemoteModel(served.endpoint, ref.name, context)))
 
     return open_model

@@ -1,5 +1,6 @@
-"""The making of answers for `complete` by a server."""
+"""The completion backend of a server's model."""
 
+import logging
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,17 +9,20 @@ from typing import Any
 from dslite.app.completion.protocol import RAW_MAX_TOKENS, CompletionOptions, messages_of, reading
 from dslite.app.settings.endpoint import RemoteModelRef
 from dslite.app.settings.sampling import check_types
+from dslite.app.terminal import console
 from dslite.app.terminal.console import TerminalStatus
 from dslite.model.errors import DsliteError
 from dslite.runtime.chat.remote import RemoteModel, RemoteRequest
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import UsageError
-from dslite.runtime.events import Done, Prefilling, Token
+from dslite.runtime.events import ChatEvent, Done, Notice, Prefilling, Thinking, Token, Waiting
 from dslite.runtime.text.chat_template import Message
 
 _TOGETHER = 8  # requests under way at a time
 
-_Happening = tuple[int, Token | Done | DsliteError]
+log = logging.getLogger(__name__)
+
+_BatchItem = tuple[int, Token | Done | DsliteError]
 
 
 class RemoteCompletion:
@@ -28,7 +32,7 @@ class RemoteCompletion:
 
     def __init__(self, served: RemoteModelRef, style: CompletionOptions) -> None:
         self.name = self.key = served.ref.name
-        self._model = RemoteModel(served.endpoint, served.ref.name)
+        self._model = RemoteModel(served.endpoint, served.ref.name, served.context)
         self._style = style
         self._joined: list[tuple[int, RemoteRequest]] = []
 
@@ -65,15 +69,18 @@ class RemoteCompletion:
         return dict.fromkeys(("slots", "hits", "misses", "bytes_moved"))
 
     def stream(self, request: RemoteRequest, cancel: threading.Event) -> Iterator[Token | Done]:
-        """What the server says, as it comes."""
+        """The tokens of an answer and its end; what comes before them shows on the status line."""
         status = TerminalStatus()
         try:
             for event in self._model.generate(request, cancel):
-                if isinstance(event, Prefilling):
-                    status.show(reading(event))
-                    continue
-                status.clear()
-                yield event
+                if isinstance(event, Token | Done):
+                    status.clear()
+                    yield event
+                elif isinstance(event, Notice):
+                    status.clear()
+                    console.warn(event.message)
+                else:
+                    status.show(_progress(event))
         finally:
             status.clear()
 
@@ -81,38 +88,63 @@ class RemoteCompletion:
         """Ask together with others."""
         self._joined.append((key, request))
 
-    def together(self, cancel: threading.Event) -> Iterator[_Happening]:
-        """What happens to the requests that joined: several at a time, each in a thread."""
+    def together(self, cancel: threading.Event) -> Iterator[_BatchItem]:
+        """The events of the requests that joined, by their keys: several requests at a time, each in a thread.
+
+        A fault of one request is an event of that request, whatever it is, and the others go on.
+        """
         waiting: queue.SimpleQueue[tuple[int, RemoteRequest]] = queue.SimpleQueue()
         for joined in self._joined:
             waiting.put(joined)
-        told: queue.SimpleQueue[_Happening | None] = queue.SimpleQueue()
+        items: queue.SimpleQueue[_BatchItem | None] = queue.SimpleQueue()  # None: a thread has ended
         running = min(_TOGETHER, len(self._joined))
         self._joined = []
         for _ in range(running):
-            threading.Thread(target=self._work, args=(waiting, told, cancel), daemon=True).start()
+            threading.Thread(target=self._work, args=(waiting, items, cancel), daemon=True).start()
         while running:
-            happening = told.get()
-            if happening is None:
+            item = items.get()
+            if item is None:
                 running -= 1
             else:
-                yield happening
+                yield item
 
     def _work(
         self,
         waiting: "queue.SimpleQueue[tuple[int, RemoteRequest]]",
-        told: "queue.SimpleQueue[_Happening | None]",
+        items: "queue.SimpleQueue[_BatchItem | None]",
         cancel: threading.Event,
     ) -> None:
-        while not cancel.is_set():
-            try:
-                key, request = waiting.get_nowait()
-            except queue.Empty:
-                break
-            try:
-                for event in self._model.generate(request, cancel):
-                    if not isinstance(event, Prefilling):
-                        told.put((key, event))
-            except DsliteError as error:
-                told.put((key, error))
-        told.put(None)
+        try:
+            while not cancel.is_set():
+                try:
+                    key, request = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    self._answer(key, request, items, cancel)
+                except DsliteError as error:
+                    items.put((key, error))
+                except BaseException as error:
+                    log.exception("line %d of the batch failed", key + 1)
+                    items.put((key, DsliteError(f"unexpected {type(error).__name__}: {error}")))
+        finally:
+            items.put(None)
+
+    def _answer(
+        self, key: int, request: RemoteRequest, items: "queue.SimpleQueue[_BatchItem | None]", cancel: threading.Event
+    ) -> None:
+        for event in self._model.generate(request, cancel):
+            if isinstance(event, Token | Done):
+                items.put((key, event))
+            elif isinstance(event, Notice | Waiting):
+                text = event.message if isinstance(event, Notice) else event.reason
+                console.warn(f"line {key + 1}: {text}")
+
+
+def _progress(event: ChatEvent) -> str:
+    """An event before the answer, for the status line."""
+    if isinstance(event, Prefilling):
+        return reading(event)
+    if isinstance(event, Thinking):
+        return f"thinking · {event.tokens:,} tokens"
+    return event.reason if isinstance(event, Waiting) else ""

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RemoteModelRef:
-    """A model of a server."""
+    """A model of a server. `context` is in tokens."""
 
     endpoint: "Endpoint"
     ref: ModelRef
+    context: int | None = None
 
 
 def find_served(
@@ -34,12 +35,13 @@ def find_served(
     from dslite.runtime.chat.http import Endpoint
 
     endpoint = Endpoint(url, key=key_from_environment(key_env))
-    if model is None:
-        listed = endpoint.models()
-        if not listed:
-            raise ModelUnavailableError(f"{endpoint.host} lists no model", "name one with --model")
-        model = remembered if remembered in listed else listed[0]
-    return RemoteModelRef(endpoint, ModelRef(model))
+    if model is not None:
+        return RemoteModelRef(endpoint, ModelRef(model))
+    contexts = {card.name: card.context for card in endpoint.model_cards()}
+    if not contexts:
+        raise ModelUnavailableError(f"{endpoint.host} lists no model", "name one with --model")
+    model = remembered if remembered in contexts else next(iter(contexts))
+    return RemoteModelRef(endpoint, ModelRef(model), contexts[model])
 
 
 def key_from_environment(variable: str | None) -> str | None:

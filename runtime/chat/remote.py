@@ -1,11 +1,12 @@
-"""Answers of an OpenAI-compatible server, told as the engine tells its own.
+"""A model of an OpenAI-compatible server, whose answers come as the events of an engine.
 
 What such a server does not say stays unknown: token ids, slots, what its cache holds. Its text, its log-probabilities
-and its counts come through.
+and its counts come through. A request that the server cannot take as it is (overloaded, or an option refused) is sent
+again where that helps.
 """
 
-import json
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,30 @@ from itertools import chain
 from threading import Event as Flag
 from typing import Any
 
-from dslite.runtime.chat.http import Endpoint
+from dslite.runtime.chat.chunks import DONE, count_of, join_surrogates, parse_data, read_chunk, scored_tokens
+from dslite.runtime.chat.http import ConnectionLostError, Endpoint
 from dslite.runtime.chat.protocol import ChatBackend, ModelStats
+from dslite.runtime.chat.server_errors import (
+    OPTIONAL_FIELDS,
+    ErrorKind,
+    ServerError,
+    ServerRefusal,
+    error_in_stream,
+)
+from dslite.runtime.chat.sse import Comment, ServerSentEvent, StreamItem
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.errors import DsliteError
-from dslite.runtime.events import Candidate, ChatEvent, Done, Event, FinishReason, Prefilling, Timing, Token
+from dslite.runtime.errors import DsliteError, ModelUnavailableError
+from dslite.runtime.events import ChatEvent, Done, FinishReason, Notice, Prefilling, Thinking, Timing, Token, Waiting
 from dslite.runtime.text.chat_template import Message
 
+MAX_TRIES = 6  # of a request to a server that is overloaded
+MAX_WAIT_S = 60.0  # that a server may ask for between two tries
+_CARDS_S = 2.0  # for the context of the model, which is wanted but not needed
+
 # What dslite serve tells while it reads a prompt, in a comment that other clients skip.
-_READING = re.compile(r": reading (\d+) of (\d+), (\d+) cached")
+_READING = re.compile(r" ?reading (\d{1,15}) of (\d{1,15}), (\d{1,15}) cached")
+_LENGTH_REASONS = ("length", "max_tokens", "model_length", "max_output_tokens")
+_BROKEN_REASONS = ("abort", "error")
 
 
 @dataclass(frozen=True)
@@ -38,48 +54,150 @@ class RemoteRequest:
 
 
 class RemoteModel:
-    """One model of a server."""
+    """One model of a server. Requests may come from several threads.
 
-    def __init__(self, endpoint: Endpoint, name: str) -> None:
+    `context` in tokens is what the list of models said, None where that is not known yet.
+    """
+
+    def __init__(self, endpoint: Endpoint, name: str, context: int | None = None) -> None:
         self.endpoint = endpoint
         self.name = name
+        self._context = context
+        self._asked_context = context is not None
+        self._lock = threading.Lock()
+        self._left_out: set[str] = set()  # request fields that the server refuses
+        self._max_tokens_name = "max_tokens"
 
-    def generate(self, request: RemoteRequest, cancel: Flag | None = None) -> Iterator[Event]:
-        """Answer a request: Prefilling where the server tells, Token events, one Done at the end.
+    def generate(self, request: RemoteRequest, cancel: Flag | None = None) -> Iterator[ChatEvent]:
+        """Answer a request: events while the server works, Token events, one Done at the end.
 
         Raises ModelUnavailableError, ContextFullError, ConnectionLostError (after the tokens that came), DsliteError.
         """
         cancel = cancel or Flag()
-        path, body = self._body(request)
-        draft = _RemoteDraft(request)
-        for line in self.endpoint.events(path, body, cancel):
-            if line.startswith(":"):
-                yield from draft.reading(line)
-            elif line.startswith("data:"):
-                data = line[5:].strip()
-                if data == "[DONE]":
-                    break
-                yield from draft.take(self._parse(data))
-        if cancel.is_set():
-            draft.finish_reason = draft.finish_reason or "interrupted"
-        if draft.finish_reason is None:
-            raise self.endpoint.lost()
-        yield draft.done()
-
-    def _parse(self, data: str) -> dict[str, Any]:
+        answer = _RemoteAnswer(request)
         try:
-            chunk = json.loads(data)
-        except (ValueError, RecursionError):
-            chunk = None
-        if not isinstance(chunk, dict):
-            raise DsliteError(f"{self.endpoint.host} sends what is not JSON", "check --endpoint")
-        if error := chunk.get("error"):
-            message = error.get("message") if isinstance(error, dict) else error
-            raise DsliteError(f"{self.endpoint.host} broke off the answer: {message}", "what came is kept; ask again")
-        return chunk
+            for item in self._request(request, cancel):
+                if isinstance(item, Waiting | Notice):
+                    yield item
+                elif isinstance(item, Comment):
+                    yield from answer.take_comment(item.text)
+                else:
+                    for chunk in self._chunks(item):
+                        yield from answer.take(chunk)
+                if answer.ended:
+                    break
+        except ConnectionLostError:
+            if answer.finish_reason is None:
+                raise
+        if cancel.is_set():
+            answer.finish_reason = answer.finish_reason or "interrupted"
+        if answer.finish_reason is None and not answer.ended:
+            raise self.endpoint.lost()
+        yield from self._end(answer)
+
+    def context(self) -> int | None:
+        """Tokens of the context, from the server's list of models; asked for once, None where it does not say."""
+        with self._lock:
+            if not self._asked_context:
+                self._asked_context = True
+                try:
+                    cards = {card.name: card.context for card in self.endpoint.model_cards(_CARDS_S)}
+                    self._context = self._context or cards.get(self.name)
+                except DsliteError:
+                    pass  # a server without a list still answers
+            return self._context
+
+    def _request(self, request: RemoteRequest, cancel: Flag) -> Iterator[StreamItem | Waiting | Notice]:
+        """The events of a response; tries again where the server is overloaded or refuses an option."""
+        tries, renamed = 0, False
+        while not cancel.is_set():
+            path, body = self._body(request)
+            try:
+                yield from self.endpoint.post(path, body, cancel)
+                return
+            except ServerRefusal as refusal:
+                error = refusal.error
+            self._context = error.context or self._context
+            tries += error.kind is ErrorKind.OVERLOADED
+            seconds = error.retry_after
+            if error.kind is ErrorKind.REFUSED_OPTION and not renamed and self._rename_max_tokens(error, body):
+                renamed = True
+            elif error.kind is ErrorKind.REFUSED_OPTION and (refused := self._leave_out(error, body)) is not None:
+                if refused not in ("stream", "stream_options"):
+                    yield Notice(f"{self.endpoint.host} does not take {refused}: it uses its own value")
+            elif error.kind is ErrorKind.OVERLOADED and seconds is not None and tries < MAX_TRIES:
+                if seconds > MAX_WAIT_S:
+                    raise error.to_exception(self.endpoint.host)
+                yield Waiting(f"{self.endpoint.host} is busy: trying again in {seconds:,.0f} s", seconds)
+                cancel.wait(seconds)
+            else:
+                raise error.to_exception(self.endpoint.host)
+
+    def _rename_max_tokens(self, error: ServerError, body: Mapping[str, Any]) -> bool:
+        """Send the limit under its other name from now on, where the error names that one."""
+        names = ("max_tokens", "max_completion_tokens")
+        wanted = next((name for name in names if name in error.fields and name not in body), None)
+        if wanted is None or not any(name in body for name in names):
+            return False
+        self._max_tokens_name = wanted
+        return True
+
+    def _leave_out(self, error: ServerError, body: Mapping[str, Any]) -> str | None:
+        """Send one field that the error names no more; return it. None where no optional field is named."""
+        refused = next((name for name in OPTIONAL_FIELDS if name in error.fields and name in body), None)
+        if refused is not None:
+            self._left_out.add(refused)
+        return refused
+
+    def _chunks(self, event: ServerSentEvent) -> Iterator[Mapping[str, Any] | str]:
+        """The chunks of an event. Raises DsliteError for an error, and for what is no chunk."""
+        host = self.endpoint.host
+        try:
+            chunks = parse_data(event.data)
+        except ValueError:
+            if event.type == "body":
+                what = "a web page" if event.data.lstrip()[:1] == "<" else "a text"
+                raise ModelUnavailableError(
+                    f"{host} sends {what} that is no answer of an OpenAI-compatible server",
+                    "check --endpoint: the address of most servers ends with /v1",
+                ) from None
+            if event.type == "error":
+                raise DsliteError(f"{host} broke off the answer: {event.data[:300]}", "ask again") from None
+            raise DsliteError(f"{host} sends what is not JSON", "check --endpoint") from None
+        for chunk in chunks:
+            if isinstance(chunk, dict) and (error := error_in_stream(chunk, event.type)) is not None:
+                self._context = error.context or self._context
+                raise error.to_exception(host)
+            yield chunk
+        if event.type == "body":
+            yield DONE
+
+    def _end(self, answer: "_RemoteAnswer") -> Iterator[ChatEvent]:
+        """The last events of an answer. Raises DsliteError where the server gave it up."""
+        if answer.server_reason in _BROKEN_REASONS:
+            raise DsliteError(
+                f"{self.endpoint.host} gave up the answer (finish_reason {answer.server_reason})",
+                "what came is kept; ask again",
+            )
+        reason = answer.finish_reason or "stop"
+        if answer.server_reason in _LENGTH_REASONS and not answer.bounded:
+            used, context = answer.used_tokens, self.context()
+            if context is not None and used >= context - 1:
+                reason = "context"
+            else:
+                yield Notice(
+                    f"the answer was cut at a limit of {self.endpoint.host} (finish_reason {answer.server_reason}): "
+                    "--max-tokens may set another"
+                )
+        if reason != "interrupted":
+            yield from answer.notices(self.endpoint.host)
+        yield answer.done(reason)
 
     def _body(self, request: RemoteRequest) -> tuple[str, dict[str, Any]]:
         body = {"model": self.name, "stream": True, "stream_options": {"include_usage": True}, **_sampling(request)}
+        if "max_tokens" in body:
+            body[self._max_tokens_name] = body.pop("max_tokens")
+        body = {key: value for key, value in body.items() if key not in self._left_out}
         if request.text is None:
             body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
             if request.continue_final_message:
@@ -110,34 +228,59 @@ def _sampling(request: RemoteRequest) -> dict[str, Any]:
 
 
 @dataclass
-class _RemoteDraft:
+class _RemoteAnswer:
     """An answer as its chunks come."""
 
     request: RemoteRequest
     finish_reason: FinishReason | None = None
+    server_reason: str = ""
+    ended: bool = False  # the server said that nothing follows
     text: list[str] = field(default_factory=list)
+    held: str = ""  # half of a surrogate pair
+    reasoning_tokens: int = 0
+    refused: bool = False
+    tools: list[str] = field(default_factory=list)
     usage: Mapping[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     first: float = 0.0
 
-    def reading(self, line: str) -> Iterator[Prefilling]:
-        if found := _READING.match(line):
+    @property
+    def bounded(self) -> bool:
+        """Whether the request itself limits the answer."""
+        return self.request.params.max_tokens is not None or self.request.text is not None
+
+    @property
+    def used_tokens(self) -> int:
+        return count_of(self.usage, "prompt_tokens") + count_of(self.usage, "completion_tokens")
+
+    def take_comment(self, comment: str) -> Iterator[Prefilling]:
+        if found := _READING.match(comment):
             done, total, cached = map(int, found.groups())
             yield Prefilling(done, total, cached, time.perf_counter() - self.started)
 
-    def take(self, chunk: Mapping[str, Any]) -> Iterator[Token]:
+    def take(self, raw: Mapping[str, Any] | str) -> Iterator[Token | Thinking]:
         """The tokens of a chunk: one for each log-probability, else one for its text."""
-        if isinstance(chunk.get("usage"), dict):
-            self.usage = chunk["usage"]
-        choices = chunk.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        if isinstance(raw, str):
+            self.ended = True
             return
-        choice = choices[0]
-        content = (choice.get("delta") or {}).get("content") if self.request.text is None else choice.get("text")
-        delta = content if isinstance(content, str) else ""
+        if isinstance(usage := raw.get("usage"), dict):
+            self.usage = usage
+        chunk = read_chunk(raw)
+        self.tools += chunk.tools
+        self.refused |= bool(chunk.refusal)
+        if chunk.reasoning:
+            self.reasoning_tokens += 1
+            yield Thinking(join_surrogates("", chunk.reasoning)[0], self.reasoning_tokens)
+        delta, self.held = join_surrogates(self.held, chunk.text or chunk.refusal)
+        yield from self._tokens(delta, chunk.logprobs)
+        if chunk.finish_reason:
+            self.server_reason = chunk.finish_reason
+            self.finish_reason = "length" if chunk.finish_reason in _LENGTH_REASONS else "stop"
+
+    def _tokens(self, delta: str, logprobs: Any) -> Iterator[Token]:
         if delta and not self.text and self.request.text is None and not self.request.continue_final_message:
             delta = delta.removeprefix(" ")  # what the template leaves before an answer, where a server leaves it in
-        scored = self._scored(choice.get("logprobs"))
+        scored = scored_tokens(logprobs, len(self.request.text or "") if self.request.echo else 0)
         if (delta or scored) and not self.first:
             self.first = time.perf_counter()
         if delta:
@@ -146,60 +289,37 @@ class _RemoteDraft:
             yield Token(None, token.text, delta if place == 0 else "", token.logprob, token.top, token.in_prompt)
         if delta and not scored:
             yield Token(None, delta, delta)
-        if reason := choice.get("finish_reason"):
-            self.finish_reason = self._finish(reason)
 
-    def _finish(self, reason: str) -> FinishReason:
-        if reason != "length":
-            return "stop"
-        bounded = self.request.params.max_tokens is not None or self.request.text is not None
-        return "length" if bounded else "context"
+    def notices(self, host: str) -> Iterator[Notice]:
+        """What the text alone does not show."""
+        if self.refused:
+            yield Notice(f"the model of {host} refuses to answer")
+        if self.server_reason == "content_filter":
+            yield Notice(f"{host} cut the answer with its content filter")
+        if self.tools:
+            names = ", ".join(dict.fromkeys(self.tools))
+            yield Notice(f"the model asks to call {names}, which dslite does not do")
+        if self.reasoning_tokens and not self.text:
+            yield Notice(f"the answer is empty: only reasoning came from {host}")
 
-    def _scored(self, raw: Any) -> list[Token]:
-        """Tokens with log-probabilities, in the shape of chat or of completions."""
-        if not isinstance(raw, dict):
-            return []
-        if isinstance(raw.get("content"), list):
-            return [_chat_token(entry) for entry in raw["content"]]
-        names, values = raw.get("tokens") or [], raw.get("token_logprobs") or []
-        tops, offsets = raw.get("top_logprobs") or [None] * len(names), raw.get("text_offset") or [0] * len(names)
-        prompt = len(self.request.text or "") if self.request.echo else 0
-        return [
-            Token(None, name, "", value, _candidates((top or {}).items()), in_prompt=offset < prompt)
-            for name, value, top, offset in zip(names, values, tops, offsets, strict=False)
-        ]
-
-    def done(self) -> Done:
-        assert self.finish_reason is not None
+    def done(self, reason: FinishReason) -> Done:
+        """The end of the answer."""
         now = time.perf_counter()
-        details = self.usage.get("prompt_tokens_details")
+        rest = "\ufffd" if self.held else ""
         return Done(
-            finish_reason=self.finish_reason,
-            text="".join(self.text),
+            finish_reason=reason,
+            text="".join(self.text) + rest,
+            delta=rest,
             token_ids=(),
-            prompt_tokens=_count(self.usage, "prompt_tokens"),
-            cached_tokens=_count(details, "cached_tokens"),
-            counted=_count(self.usage, "completion_tokens"),
+            prompt_tokens=count_of(self.usage, "prompt_tokens"),
+            cached_tokens=count_of(self.usage.get("prompt_tokens_details"), "cached_tokens"),
+            counted=count_of(self.usage, "completion_tokens"),
             timing=Timing(
                 prefill_s=(self.first or now) - self.started,
                 decode_s=now - self.first if self.first else 0.0,
                 ttft_s=(self.first or now) - self.started,
             ),
         )
-
-
-def _chat_token(entry: Mapping[str, Any]) -> Token:
-    best = [(other["token"], other["logprob"]) for other in entry.get("top_logprobs") or []]
-    return Token(None, entry["token"], "", entry["logprob"], _candidates(best))
-
-
-def _candidates(pairs: Any) -> tuple[Candidate, ...]:
-    return tuple(Candidate(None, text, logprob) for text, logprob in pairs)
-
-
-def _count(raw: Any, name: str) -> int:
-    value = raw.get(name) if isinstance(raw, Mapping) else None
-    return value if isinstance(value, int) else 0
 
 
 class RemoteChatBackend(ChatBackend):
@@ -212,9 +332,8 @@ class RemoteChatBackend(ChatBackend):
         self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, continue_final_message: bool = False
     ) -> Iterator[ChatEvent]:
         """Answer, or go on with the last message. What the server refuses is raised here, as an engine would."""
-        events = self._model.generate(
-            RemoteRequest(params, messages, continue_final_message=continue_final_message), cancel
-        )
+        request = RemoteRequest(params, messages, continue_final_message=continue_final_message)
+        events = self._model.generate(request, cancel)
         return chain([next(events)], events)
 
     def trim_to_fit(self, messages: Sequence[Message], *, continue_final_message: bool = False) -> list[Message]:
@@ -227,5 +346,6 @@ class RemoteChatBackend(ChatBackend):
         return kept
 
     def stats(self) -> ModelStats:
-        """The name and the place; the rest is unknown."""
-        return ModelStats(name=self._model.name, device=self._model.endpoint.host, context=0)
+        """The name, the place and the context, where the server says it; the rest is unknown."""
+        model = self._model
+        return ModelStats(name=model.name, device=model.endpoint.host, context=model.context() or 0)

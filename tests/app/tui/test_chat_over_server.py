@@ -88,9 +88,10 @@ async def test_what_a_server_cannot_say_is_shown_as_unknown(home: Path, demo_ser
     async with chat_over(demo_server.url, home) as chat:
         await ask(chat, QUESTION)
         assert demo_server.address[0] in chat.text
+        assert "of 4,096" in chat.text  # the context is in the server's list of models
         await chat.pilot.resize_terminal(130, 40)
         await chat.press("f2")
-        await chat.until("unknown")
+        await chat.until("not known")
 
 
 @drive

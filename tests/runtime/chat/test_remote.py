@@ -192,14 +192,17 @@ def test_a_server_that_is_not_there_is_told() -> None:
         port = free.getsockname()[1]
     with pytest.raises(ModelUnavailableError, match="connection refused"):
         Endpoint(f"http://127.0.0.1:{port}").models()
-    with pytest.raises(ModelUnavailableError, match="nobody knows its name"):
+    with pytest.raises(ModelUnavailableError, match="its name is unknown"):
         list(RemoteModel(Endpoint("http://no-such-name.invalid/v1"), "m").generate(RemoteRequest(GREEDY, ASKED)))
 
 
 @pytest.mark.parametrize("answer", ["[]", '{"data": 1}', "<html>"])
 def test_what_is_no_such_server_is_told(answer: str) -> None:
-    reply = f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\n\r\n{answer}".encode()
-    with ScriptedServer([[reply]]) as server, pytest.raises(ModelUnavailableError):
+    class Odd(ScriptedServer):
+        def _list(self) -> bytes:
+            return f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\n\r\n{answer}".encode()
+
+    with Odd([]) as server, pytest.raises(ModelUnavailableError):
         Endpoint(server.url).models()
 
 
