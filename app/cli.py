@@ -1,14 +1,19 @@
 """The `dslite` command. Starting it imports no torch and no Textual: commands import what they need when they run."""
 
+import os
 import sys
-from typing import Annotated
+import traceback
+from contextlib import suppress
+from typing import Annotated, Any, TextIO, cast
 
 import typer
+from typer.exceptions import TyperException
 
 from dslite.app.commands import bench, chat, complete, doctor, model, plan, profile, serve, session
 from dslite.app.commands.command import command
 from dslite.app.terminal import console
-from dslite.model.errors import DsliteError
+from dslite.app.terminal.log_file import log_error, log_file
+from dslite.runtime.errors import DsliteError, UsageError
 
 app = typer.Typer(
     name="dslite",
@@ -57,27 +62,72 @@ def root(
 
 
 def main() -> None:
-    """The console script: run a command, and turn its end into the contract's exit code."""
+    """The console script: run a command, and end with the contract's exit code."""
     # Surrogates in a name and characters that a terminal's encoding lacks must not end an answer.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """Run the command of sys.argv; return its exit code. No error leaves this function."""
     try:
-        app()
-    except DsliteError as error:
-        if console.settings.debug:
-            raise
-        console.show_error(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:  # stdout on a full disk, most likely: every file that is opened has its own words
-        if console.settings.debug:
-            raise
-        where = error.filename or "the output"
-        console.show_error(DsliteError(f"{where} cannot be written or read: {error.strerror}", "check disk and place"))
-        sys.exit(1)
-    except Exception as error:
-        if console.settings.debug:
-            raise
-        console.show_error(DsliteError(f"unexpected {type(error).__name__}: {error}", "run again with --debug"))
-        sys.exit(1)
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BaseException as error:
+        # Typer answers a broken pipe with exit code 1.
+        wrapped = isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+        return _report(error.__context__ if wrapped and error.__context__ else error)
+
+
+def _report(error: BaseException) -> int:
+    """Print what ended a command, with its traceback under --debug; return the exit code."""
+    match error:
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else 0
+        case BrokenPipeError():  # the reader has enough (`| head`)
+            _discard(sys.stdout)
+            return 0
+        case KeyboardInterrupt() | typer.Abort():
+            return 130
+        case OSError():
+            _discard(sys.stdout)  # what is left in its buffer cannot be written at the interpreter's end either
+    shown = _described(error)
+    if not isinstance(shown, UsageError):
+        log_error(error)
+    try:
+        # An error of the command line ends the parsing before the flag is read.
+        if console.settings.debug or "--debug" in sys.argv:
+            traceback.print_exception(error)
+        if isinstance(error, TyperException):
+            cast(Any, error).show()  # of Typer's own subclass, which is not public
+        else:
+            console.show_error(shown)
+        sys.stderr.flush()
+    except (OSError, ValueError):  # stderr on a full disk, closed: the exit code is all that can be said
+        _discard(sys.stderr)
+    return shown.exit_code
+
+
+def _described(error: BaseException) -> DsliteError:
+    """An error as fact and remedy."""
+    match error:
+        case DsliteError():
+            return error
+        case TyperException():
+            return UsageError(error.message) if error.exit_code == UsageError.exit_code else DsliteError(error.message)
+        case OSError():  # stdout on a full disk, most likely: every file that is opened has its own words
+            place = error.filename or "stdout"
+            return DsliteError(f"{place} cannot be written or read: {error.strerror or error}", "check disk and place")
+    return DsliteError(
+        f"unexpected {type(error).__name__}: {error}", f"the log has the details ({log_file()}); --debug shows them"
+    )
+
+
+def _discard(stream: TextIO) -> None:
+    """Let a stream that cannot be written go to nowhere: the interpreter flushes it once more at its end."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -58,9 +58,13 @@ class ModelFlags:
         ),
     ] = "auto"
 
+    def __post_init__(self) -> None:
+        if self.model is not None and not self.model.strip():
+            raise UsageError("--model is empty", "name a model: chat, base, demo, a Hub id or a folder")
+
     def ref(self, otherwise: str) -> ModelRef:
         """The model that --model names. Raises UsageError."""
-        return model_ref(otherwise if self.model is None else self.model, self.revision)
+        return model_ref(self.model or otherwise, self.revision)
 
     def options(self, **others: Any) -> EngineOptions:
         """Checked options of the engine. Raises UsageError."""
@@ -215,9 +219,7 @@ class OutputFlags:
 
 
 def model_ref(text: str, revision: str | None) -> ModelRef:
-    """A model at a revision. Raises UsageError for an empty name, and for the revision of what has none."""
-    if not text.strip():
-        raise UsageError("--model is empty", "name a model: chat, base, demo, a Hub id or a folder")
+    """A model at a revision. Raises UsageError for the revision of a model that has none."""
     ref = parse_model(text, revision)
     if revision is not None and ref.revision != revision:
         raise UsageError(

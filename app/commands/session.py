@@ -53,6 +53,8 @@ def search(
     from dslite.app.terminal.tables import print_table
 
     check_whole("--limit", limit, 1, _MOST)
+    if not "".join(text).strip():
+        raise UsageError("TEXT is empty: there is nothing to search for", "give a word of a message or a title")
     with SessionStore.open() as store:
         hits = store.search(" ".join(text), limit=limit)
     if listing.json:

@@ -16,7 +16,7 @@ class _File(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
-            file = _path()
+            file = log_file()
             file.parent.mkdir(parents=True, exist_ok=True)
             if file.is_file() and file.stat().st_size > _MOST_BYTES:
                 file.replace(file.with_name(file.name + ".1"))
@@ -32,7 +32,8 @@ class _Stderr(logging.Handler):
             print(f"dslite: {self.format(record)}", file=sys.stderr)
 
 
-def _path() -> Path:
+def log_file() -> Path:
+    """Where the log lies."""
     return log_dir() / "dslite.log"
 
 
@@ -46,3 +47,12 @@ def keep_log(*, answers: bool = True) -> None:
     file.setFormatter(logging.Formatter(_FORMAT))
     logger.addHandler(file)
     logger.addHandler(stderr)
+
+
+def log_error(error: BaseException) -> None:
+    """Write an error with its traceback into the log, and to no screen. It never fails: an error is being reported."""
+    with suppress(Exception):
+        handler = _File()
+        handler.setFormatter(logging.Formatter(_FORMAT))
+        about = (type(error), error, error.__traceback__)
+        handler.emit(logging.LogRecord("dslite", logging.ERROR, __file__, 0, str(error), None, about))
