@@ -84,11 +84,12 @@ class Tokenizer:
         vocabulary = self._backend.get_vocab(with_added_tokens=False)  # one character of its alphabet is a byte
         return max(max(map(len, vocabulary)), *(len(name.encode("utf-8")) for name in self.added), 1)
 
-    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+    def encode(self, text: str, *, parse_special: bool = False, enough: int | None = None) -> list[int]:
         """Token ids of a text; nothing is added to it. Raises UsageError for a lone surrogate.
 
         Spellings of added tokens are plain characters, unless `parse_special`: then each becomes its id, such as
-        <｜fim▁hole｜> of the coder models. The memory needed beside the ids does not grow with the text.
+        <｜fim▁hole｜> of the coder models. The memory needed beside the ids does not grow with the text. A text of more
+        than `enough` tokens may be cut behind them, so that one that is too long is not encoded to its end.
         """
         if parse_special:
             return [
@@ -98,7 +99,7 @@ class Tokenizer:
             ]
         ids: list[int] = []
         start = 0
-        while start < len(text):
+        while start < len(text) and (enough is None or len(ids) <= enough):
             end = self._piece_end(text, start)
             piece = text[start:end]
             try:
