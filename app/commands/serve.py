@@ -10,6 +10,7 @@ import typer
 from dslite.app.commands.command import flag
 from dslite.app.commands.flags import EngineFlags
 from dslite.app.commands.model_prompt import ensure_model
+from dslite.app.server.auth import parse_host, parse_origin
 from dslite.app.settings.endpoint import key_from_environment
 from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef
 from dslite.runtime.engine_options import check_whole
@@ -26,6 +27,14 @@ def serve(
     api_key_env: Annotated[
         str | None, flag("--api-key-env", metavar="NAME", help="Environment variable with the key that clients send.")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        flag("--allow-origin", metavar="URL", help="Let pages of this origin use the API."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        flag("--allow-host", metavar="NAME", help="Answer to this Host name (as host.docker.internal)."),
+    ] = None,
     parallel: Annotated[int, flag("--parallel", help="Most answers computed together.")] = 8,
     queue: Annotated[int, flag("--queue", help="Most answers under way and waiting.")] = 256,
     timeout: Annotated[float, flag("--timeout", help="Most seconds for a request.")] = 3600,
@@ -38,11 +47,14 @@ def serve(
     if not 1 <= timeout <= _MOST_SECONDS:
         raise UsageError(f"--timeout is {timeout}; it must be from 1 to {_MOST_SECONDS} seconds")
     options = engine.options()
+    hosts = tuple(map(parse_host, allow_host or ()))
+    origins = tuple(map(parse_origin, allow_origin or ()))
     ref = ensure_model(engine.ref("chat"), offline=engine.offline)
     key = key_from_environment(api_key_env)
     if key is None and not _is_loopback(host):
         raise UsageError(
-            f"--host {host} lets other machines ask", "name the variable that holds their key with --api-key-env"
+            f"--host {host} lets other machines use the server",
+            "name the variable that holds their key with --api-key-env",
         )
     if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn")):
         raise DsliteError("the server's packages are not installed", "pip install 'dslite[serve]'")
@@ -56,7 +68,7 @@ def serve(
     limits = Limits(parallel=parallel, queue=queue, seconds=timeout)
     listener = bind(host, port)
     served = open_served(ref, options, model_names(ref))
-    api = Api(served, limits, key=key)
+    api = Api(served, limits, key=key, hosts=hosts, origins=origins)
     address = f"[{host}]" if ":" in host else host
     url = f"http://{address}:{listener.getsockname()[1]}/v1"
     caught = run(

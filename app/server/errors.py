@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them: an HTTP status, and an object that says what, which parameter and a code."""
+"""Errors in OpenAI's shape: an HTTP status, and an object with a message, the parameter at fault and a code."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from dslite.runtime.errors import ContextFullError, DsliteError, NumericsError, 
 
 
 class ApiError(DsliteError):
-    """A request that gets no answer. `code` and `param` are what a program may look at."""
+    """A request that is refused or has failed. `code` and `param` are for programs to look at."""
 
     def __init__(
         self,
@@ -35,13 +35,23 @@ def invalid(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, param=param)
 
 
+def context_exceeded(context: int, count: str) -> ApiError:
+    """A prompt that does not fit. Clients look for these words, and read the context from them as bare digits."""
+    return ApiError(
+        400,
+        f"This model's maximum context length is {context} tokens. However, your prompt resulted in {count} tokens, "
+        "and the answer needs room too. Please reduce the length of the prompt.",
+        code="context_length_exceeded",
+    )
+
+
 def busy(message: str) -> ApiError:
-    """Asked again in a moment, it may go."""
+    """The server is full; the same request may succeed in a moment."""
     return ApiError(503, message, code="overloaded", headers={"Retry-After": "1"})
 
 
 def from_runtime(error: DsliteError) -> ApiError:
-    """An error of the runtime for a client, who learns what is wrong with the request, and nothing of the machine."""
+    """An error of the runtime in a client's terms: what is wrong with the request, and nothing about the machine."""
     if isinstance(error, ApiError):
         return error
     text = f"{error.message}; {error.remedy}" if error.remedy else error.message
@@ -55,5 +65,5 @@ def from_runtime(error: DsliteError) -> ApiError:
 
 
 def internal() -> ApiError:
-    """Something broke; the server's own output says what."""
+    """A fault of the server itself; its own output has the reason."""
     return ApiError(500, "the server failed to answer; its own output says why", code="internal_error")

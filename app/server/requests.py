@@ -1,22 +1,27 @@
-"""From a client's JSON to requests for the engine."""
+"""From a client's JSON to requests for the engine.
+
+The tables of request_fields.py have checked names and types; here stands what one field means for another, for the
+vocabulary and for the context.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from dslite.app.server.errors import ApiError, invalid
-from dslite.app.server.json_fields import JsonFields
+from dslite.app.server.errors import ApiError, context_exceeded, invalid
+from dslite.app.server.json_fields import MOST_INTEGER, read_fields, shown
 from dslite.app.server.limits import Limits
+from dslite.app.server.request_fields import COMPLETION_TOKENS, MESSAGE_PART, chat_fields, completion_fields
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.text.chat_template import ChatTemplate, Message, Role
+from dslite.runtime.text.token_bounds import TokenBounds
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-COMPLETION_TOKENS = 16  # what OpenAI's completions give when nobody says how many
-_MOST_LOGPROBS = 20
-_LONGEST_TOKEN = 128  # characters; DeepSeek's vocabulary has runs of spaces of that length
-_SEEDS = 2**63
+_SEEDS = MOST_INTEGER + 1
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos")
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,36 @@ class ServedModel:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     template: ChatTemplate | None = None
 
+    @cached_property
+    def token_bounds(self) -> TokenBounds:
+        return TokenBounds(self.engine.tokenizer)
+
+    def check_length(self, texts: Sequence[str]) -> None:
+        """Refuse texts that no tokenizer could make fit, before they are encoded. Raises ApiError."""
+        context = self.engine.context
+        if sum(map(len, texts)) < context:  # a token has at least a byte
+            return
+        least = 0
+        for text in texts:
+            least += self.token_bounds.least(text)
+            if least > context:
+                raise context_exceeded(context, f"at least {least}")
+
+    def check_room(self, token_ids: Sequence[Any], max_tokens: int | None) -> None:
+        """Refuse a prompt that leaves no room for an answer. Raises ApiError."""
+        if len(token_ids) + (max_tokens != 0) > self.engine.context:
+            raise context_exceeded(self.engine.context, str(len(token_ids)))
+
+    def check_tokens(self, token_ids: Sequence[int], name: str) -> None:
+        """Refuse ids outside of the vocabulary. Raises ApiError."""
+        size = self.engine.tokenizer.vocab_size
+        if not all(0 <= token < size for token in token_ids):
+            raise invalid(f"{name} has an id that no token has; they go from 0 to {size - 1}", name)
+
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """What a client asks, understood. `requests` are the choices: `n` for each prompt, in order."""
+    """A client's request in the engine's terms. `requests` are the choices: `n` for each prompt, in order."""
 
     model: str
     requests: Sequence[Request]
@@ -43,71 +74,33 @@ class ParsedRequest:
 
 def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
     """A body of /v1/chat/completions. Raises ApiError, UsageError, ContextFullError."""
-    fields = JsonFields(raw)
-    model = _model(fields, served)
+    values = read_fields(chat_fields(limits), raw)
+    model = _model(values, served)
     if served.template is None:
-        raise invalid(f"{model} has no chat template; ask /v1/completions", "model")
-    fields.only("tools", [], why="the model calls no functions")
-    fields.only("functions", [], why="the model calls no functions")
-    fields.only("tool_choice", "none", "auto", why="the model calls no functions")
-    fields.only("modalities", ["text"], why="the model writes text")
-    fields.only("audio", why="the model writes text")
-    fields.only("response_format", {"type": "text"}, why="the sampler enforces no format")
-    messages = _messages(fields)
-    logprobs = _chat_logprobs(fields)
-    most = "max_tokens" if fields.get("max_completion_tokens") is None else "max_completion_tokens"
-    goes_on = fields.boolean("continue_final_message")
-    params = _params(fields, served, limits, fields.integer(most, 0, _SEEDS - 1))
-    ids, spaces = _chat_ids(messages, served.template, served.engine, goes_on=goes_on)
-    return _asking(fields, served, limits, [Request(ids, params, logprobs)], spaces=spaces)
+        raise invalid(f"{model} has no chat template; use /v1/completions", "model")
+    if values.get("tools") and values.get("tool_choice") != "none":
+        raise invalid('tools is not supported yet: leave it out, or send tool_choice "none"', "tools")
+    if values.get("top_logprobs") and not values.get("logprobs"):
+        raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
+    logprobs = values.get("top_logprobs", 0) if values.get("logprobs") else None
+    params = _params(values, served, values.get("max_completion_tokens", values.get("max_tokens")))
+    messages = _messages(values)
+    served.check_length([message.content for message in messages])
+    ids, spaces = _chat_ids(values, messages, served.template, served.engine)
+    served.check_room(ids, params.max_tokens)
+    return _parsed(values, served, limits, [Request(ids, params, logprobs)], spaces=spaces)
 
 
 def parse_completion(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
     """A body of /v1/completions. Raises ApiError, UsageError, ContextFullError."""
-    fields = JsonFields(raw)
-    _model(fields, served)
-    fields.only("suffix", "", why="the model writes forward only")
-    fields.only("best_of", fields.get("n") or 1, why="every answer that is computed is returned: use n")
-    logprobs = fields.integer("logprobs", 0, _MOST_LOGPROBS)
-    echo = fields.boolean("echo")
-    params = _params(fields, served, limits, fields.integer("max_tokens", 0, _SEEDS - 1, COMPLETION_TOKENS))
-    prompts = _prompts(fields, served.engine, limits)
-    return _asking(fields, served, limits, [Request(ids, params, logprobs, echo) for ids in prompts], spaces=0)
-
-
-def _asking(
-    fields: JsonFields, served: ServedModel, limits: Limits, prompts: Sequence[Request], *, spaces: int
-) -> ParsedRequest:
-    n = fields.integer("n", 1, limits.choices, 1)
-    assert n is not None
-    if n * len(prompts) > limits.choices:
-        raise invalid(f"the request asks for {n * len(prompts)} answers; the most is {limits.choices}", "n")
-    for prompt in prompts:
-        served.engine.check_fits(prompt)
-    return ParsedRequest(
-        model=str(fields.get("model")),
-        requests=[_choice(prompt, number) for prompt in prompts for number in range(n)],
-        n=n,
-        stream=fields.boolean("stream"),
-        include_usage=fields.object("stream_options").boolean("include_usage"),
-        spaces=spaces,
-    )
-
-
-def _choice(request: Request, number: int) -> Request:
-    """The number-th answer to a prompt: with a seed it is drawn from the seed of its number, so that they differ."""
-    seed = request.params.seed
-    if seed is None or not number:
-        return request
-    return replace(request, params=replace(request.params, seed=(seed + number) % _SEEDS))
-
-
-def _model(fields: JsonFields, served: ServedModel) -> str:
-    name = fields.text("model")
-    if name is None:
-        raise invalid(f"the request names no model; this server has {', '.join(served.names)}", "model")
-    check_name(name, served)
-    return name
+    values = read_fields(completion_fields(limits), raw)
+    _model(values, served)
+    if values.get("best_of", values.get("n", 1)) != values.get("n", 1):
+        raise invalid("best_of must be n: every answer that is computed is returned", "best_of")
+    params = _params(values, served, values.get("max_tokens", COMPLETION_TOKENS))
+    logprobs, echo = values.get("logprobs"), values.get("echo", False)
+    prompts = [Request(ids, params, logprobs, echo) for ids in _prompts(values, served, params, limits)]
+    return _parsed(values, served, limits, prompts, spaces=0)
 
 
 def check_name(name: str, served: ServedModel) -> None:
@@ -121,123 +114,133 @@ def check_name(name: str, served: ServedModel) -> None:
         )
 
 
-def _params(fields: JsonFields, served: ServedModel, limits: Limits, max_tokens: int | None) -> SamplingParams:
-    """Sampling values over the model's own; OpenAI's names, and those that vLLM and llama.cpp add."""
-    for name in ("frequency_penalty", "presence_penalty"):
-        fields.only(name, 0, why="repetition_penalty is")
-    fields.only("logit_bias", {}, why="tokens cannot be weighted by hand")
-    seed = fields.integer("seed", -_SEEDS, _SEEDS - 1)
-    asked: dict[str, Any] = {
-        "temperature": fields.number("temperature", 0, 2),
-        "top_p": fields.number("top_p", 0, 1),
-        "top_k": fields.integer("top_k", -1, _SEEDS - 1),
-        "min_p": fields.number("min_p", 0, 1),
-        "repetition_penalty": fields.number("repetition_penalty", 0.01, 10),
-        "seed": None if seed is None else seed % _SEEDS,
-        "max_tokens": max_tokens,
-    }
-    asked = {name: value for name, value in asked.items() if value is not None}
+def _parsed(
+    values: Mapping[str, Any], served: ServedModel, limits: Limits, prompts: Sequence[Request], *, spaces: int
+) -> ParsedRequest:
+    n = values.get("n", 1)
+    if n * len(prompts) > limits.choices:
+        raise invalid(f"the request asks for {n * len(prompts)} answers; the most is {limits.choices}", "n")
+    for prompt in prompts:
+        served.engine.check_fits(prompt)
+    return ParsedRequest(
+        model=values.get("model", served.names[0]),
+        requests=[_choice(prompt, number) for prompt in prompts for number in range(n)],
+        n=n,
+        stream=values.get("stream", False),
+        include_usage=values.get("stream_options", {}).get("include_usage", False),
+        spaces=spaces,
+    )
+
+
+def _choice(request: Request, number: int) -> Request:
+    """The number-th answer to a prompt: with a seed it is drawn from the seed of its number, so that they differ."""
+    seed = request.params.seed
+    if seed is None or not number:
+        return request
+    return replace(request, params=replace(request.params, seed=(seed + number) % _SEEDS))
+
+
+def _model(values: Mapping[str, Any], served: ServedModel) -> str:
+    name: str = values.get("model", served.names[0])
+    check_name(name, served)
+    return name
+
+
+def _params(values: Mapping[str, Any], served: ServedModel, max_tokens: int | None) -> SamplingParams:
+    """Sampling values over the model's own defaults."""
+    asked: dict[str, Any] = {name: values[name] for name in _SAMPLING if name in values}
     if asked.get("top_p") == 0:
         asked["top_p"] = 1e-9  # the likeliest token alone
     if asked.get("top_k") == -1:
         asked["top_k"] = 0
-    return SamplingParams(**{**served.defaults, **asked}, stop=_stops(fields, limits))
+    if "seed" in values:
+        asked["seed"] = values["seed"] % _SEEDS
+    if max_tokens is not None and max_tokens >= 0:
+        asked["max_tokens"] = max_tokens
+    if asked.get("min_tokens", 0) > asked.get("max_tokens", MOST_INTEGER):
+        raise invalid("min_tokens is more than max_tokens", "min_tokens")
+    stop_tokens = values.get("stop_token_ids", [])
+    served.check_tokens(stop_tokens, "stop_token_ids")
+    return SamplingParams(
+        **{**served.defaults, **asked}, stop=tuple(values.get("stop", ())), stop_token_ids=tuple(stop_tokens)
+    )
 
 
-def _stops(fields: JsonFields, limits: Limits) -> tuple[str, ...]:
-    stop = fields.get("stop")
-    stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or len(stops) > limits.stops:
-        fields.fail("stop", f"a text or a list of at most {limits.stops} texts")
-    if not all(isinstance(text, str) and len(text) <= limits.stop_length for text in stops):
-        fields.fail("stop", f"made of texts of at most {limits.stop_length} characters")
-    return tuple(stops)
+def _messages(values: Mapping[str, Any]) -> list[Message]:
+    if "messages" not in values:
+        raise invalid("the request has no messages; send a list of at least one message", "messages")
+    return [_message(item, f"messages[{place}]") for place, item in enumerate(values["messages"])]
 
 
-def _chat_logprobs(fields: JsonFields) -> int | None:
-    wanted = fields.boolean("logprobs")
-    top = fields.integer("top_logprobs", 0, _MOST_LOGPROBS)
-    if top is not None and not wanted:
-        raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
-    return (top or 0) if wanted else None
-
-
-def _messages(fields: JsonFields) -> list[Message]:
-    raw = fields.get("messages")
-    if not isinstance(raw, list) or not raw:
-        fields.fail("messages", "a list of at least one message")
-    return [_message(item, place) for place, item in enumerate(raw)]
-
-
-def _message(raw: Any, place: int) -> Message:
-    where = f"messages[{place}]"
-    if not isinstance(raw, dict):
-        raise invalid(f"{where} must be an object with role and content", where)
-    role = _ROLES.get(raw["role"]) if isinstance(raw.get("role"), str) else None
+def _message(raw: Mapping[str, Any], where: str) -> Message:
+    name = raw.get("role")
+    if isinstance(name, str) and name in ("tool", "function"):
+        raise invalid(
+            f"{where}.role is {name!r}: results of functions cannot be rendered yet; write the result into a message "
+            "of the user as text",
+            f"{where}.role",
+        )
+    role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise invalid(f"{where}.role must be system, user or assistant", f"{where}.role")
-    content = raw.get("content")
-    if content is None and role == "assistant":
-        content = ""
+        raise invalid(f"{where}.role is {shown(name)}; it must be system, user or assistant", f"{where}.role")
+    content = raw.get("content", "" if role == "assistant" else None)
     if isinstance(content, list):
-        content = "".join(_part(part, where) for part in content)
+        content = "".join(_part(part, f"{where}.content[{place}]") for place, part in enumerate(content))
     if not isinstance(content, str):
         raise invalid(f"{where}.content must be a text, or a list of text parts", f"{where}.content")
     return Message(role, content)
 
 
 def _part(raw: Any, where: str) -> str:
-    if not isinstance(raw, dict) or raw.get("type") != "text" or not isinstance(raw.get("text"), str):
-        raise invalid(f'{where}.content may hold {{"type": "text", "text": …}} alone', f"{where}.content")
-    text: str = raw["text"]
+    if not isinstance(raw, dict) or raw.get("type") != "text":
+        raise invalid(f'{where} must be {{"type": "text", "text": …}}: the model reads text alone', where)
+    values = read_fields(MESSAGE_PART, raw, f"{where}.")
+    if not isinstance(values.get("text"), str):
+        raise invalid(f"{where}.text must be a text", f"{where}.text")
+    text: str = values["text"]
     return text
 
 
 def _chat_ids(
-    messages: Sequence[Message], template: ChatTemplate, engine: Engine, *, goes_on: bool
+    values: Mapping[str, Any], messages: Sequence[Message], template: ChatTemplate, engine: Engine
 ) -> tuple[list[int], int]:
     """The prompt's ids, and how many spaces at the beginning of the answer are no part of it."""
-    if goes_on and messages[-1].role != "assistant":
-        raise invalid("continue_final_message needs an assistant message at the end", "messages")
-    _check_length([message.content for message in messages], engine)
-    if goes_on:
+    if values.get("continue_final_message"):
+        if messages[-1].role != "assistant":
+            raise invalid("continue_final_message needs an assistant message at the end", "messages")
         return template.encode_continued(messages, engine.eos_token_ids)
-    return template.encode(messages), 1
+    opened = values.get("add_generation_prompt", True)
+    return template.encode(messages, add_generation_prompt=opened), int(opened)
 
 
-def _prompts(fields: JsonFields, engine: Engine, limits: Limits) -> list[list[int]]:
-    """A text, a list of texts, token ids, or a list of those."""
-    raw = fields.get("prompt")
-    some = raw if isinstance(raw, list) and raw and not _is_ids(raw) else [raw]
-    if len(some) > limits.choices:
-        raise invalid(f"the request has {len(some)} prompts; the most is {limits.choices}", "prompt")
-    bos = [engine.model.config.bos_token_id] if fields.boolean("add_special_tokens", True) else []
-    prompts = []
-    for prompt in some:
+def _prompts(values: Mapping[str, Any], served: ServedModel, params: SamplingParams, limits: Limits) -> list[list[int]]:
+    """Token ids of each prompt. All are checked for their length before the first is encoded."""
+    raw = values.get("prompt")
+    prompts: list[Any] = raw if isinstance(raw, list) and raw and type(raw[0]) is not int else [raw]
+    if len(prompts) > limits.choices:
+        raise invalid(f"the request has {len(prompts)} prompts; the most is {limits.choices}", "prompt")
+    for prompt in prompts:
         if isinstance(prompt, str):
-            _check_length([prompt], engine)
-            prompts.append(bos + engine.tokenizer.encode(prompt))
-        elif _is_ids(prompt) and all(0 <= token < engine.tokenizer.vocab_size for token in prompt):
-            prompts.append(prompt)
+            served.check_length([prompt])
+        elif isinstance(prompt, list) and prompt:
+            served.check_room(prompt, params.max_tokens)
         else:
-            raise invalid(
-                f"prompt must be a text, token ids from 0 to {engine.tokenizer.vocab_size - 1}, or a list of either",
-                "prompt",
-            )
-    return prompts
+            raise invalid(f"prompt is {shown(prompt)}; it must be a text, token ids, or a list of either", "prompt")
+    return [_prompt_ids(prompt, values, served, params) for prompt in prompts]
 
 
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
-
-
-def _check_length(texts: Sequence[str], engine: Engine) -> None:
-    """Refuse at once what no tokenizer could make fit: encoding it would take seconds."""
-    most = engine.context * _LONGEST_TOKEN
-    length = sum(map(len, texts))
-    if length > most:
-        raise ApiError(
-            400,
-            f"the prompt has {length:,} characters; the context of {engine.context:,} tokens holds fewer",
-            code="context_length_exceeded",
-        )
+def _prompt_ids(
+    prompt: str | list[Any], values: Mapping[str, Any], served: ServedModel, params: SamplingParams
+) -> list[int]:
+    if isinstance(prompt, list):
+        if not all(type(item) is int for item in prompt):
+            raise invalid("prompt must be a text, token ids, or a list of either; ids are whole numbers", "prompt")
+        served.check_tokens(prompt, "prompt")
+        return prompt
+    engine = served.engine
+    bos = [engine.model.config.bos_token_id] if values.get("add_special_tokens", True) else []
+    ids = bos + engine.tokenizer.encode(
+        prompt, parse_special=values.get("parse_special", False), enough=engine.context + 1
+    )
+    served.check_room(ids, params.max_tokens)
+    return ids

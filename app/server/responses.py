@@ -53,11 +53,11 @@ class ResponseFormatter:
     chunk = ""
     prefix = ""
 
-    def __init__(self, asking: ParsedRequest, tokenizer: Tokenizer) -> None:
-        self.asking = asking
-        self.choices = [ChoiceState(AnswerSpacing(asking.spaces)) for _ in asking.requests]
+    def __init__(self, parsed: ParsedRequest, tokenizer: Tokenizer) -> None:
+        self.parsed = parsed
+        self.choices = [ChoiceState(AnswerSpacing(parsed.spaces)) for _ in parsed.requests]
         self._tokenizer = tokenizer
-        self._head = {"id": self.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": asking.model}
+        self._head = {"id": self.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": parsed.model}
 
     def take(self, number: int, event: Event) -> list[dict[str, Any]]:
         """Add an event to its choice; return the chunks that it makes."""
@@ -79,7 +79,7 @@ class ResponseFormatter:
 
     def closing(self) -> list[dict[str, Any]]:
         """Chunks behind the last one: the usage, where it was asked for."""
-        if not self.asking.include_usage:
+        if not self.parsed.include_usage:
             return []
         return [{**self._head, "object": self.chunk, "choices": [], "usage": self.usage()}]
 
@@ -94,7 +94,7 @@ class ResponseFormatter:
     def usage(self) -> dict[str, Any]:
         """Tokens of all choices; a prompt counts once, however many choices it has."""
         done = [choice.done for choice in self.choices if choice.done is not None]
-        first = done[:: self.asking.n]
+        first = done[:: self.parsed.n]
         prompt = sum(end.prompt_tokens for end in first)
         made = sum(len(end.token_ids) for end in done)
         return {
@@ -118,7 +118,7 @@ class ResponseFormatter:
 
     def _piece(self, number: int, content: dict[str, Any]) -> dict[str, Any]:
         chunk: dict[str, Any] = {**self._head, "object": self.chunk}
-        if self.asking.include_usage:
+        if self.parsed.include_usage:
             chunk["usage"] = None
         return {**chunk, "choices": [{"index": number, "finish_reason": None, **content}]}
 
@@ -151,7 +151,7 @@ class ChatResponse(ResponseFormatter):
         ]
 
     def content(self, choice: ChoiceState) -> dict[str, Any]:
-        asked = self.asking.requests[0].logprobs is not None
+        asked = self.parsed.requests[0].logprobs is not None
         return {
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
             "logprobs": self.logprobs(choice, choice.tokens) if asked else None,
@@ -179,7 +179,7 @@ class CompletionResponse(ResponseFormatter):
     prefix = "cmpl-"
 
     def content(self, choice: ChoiceState) -> dict[str, Any]:
-        if self.asking.requests[0].logprobs is None:
+        if self.parsed.requests[0].logprobs is None:
             return {"text": choice.text, "logprobs": None}
         choice.offset = 0
         return {"text": choice.text, "logprobs": self.logprobs(choice, choice.tokens)}

@@ -1,4 +1,4 @@
-"""The process: a socket, signals, an end."""
+"""The server process: its socket, its signals, and how it ends."""
 
 import asyncio
 import contextlib
@@ -6,18 +6,18 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dslite.app.server.api import Api
+from dslite.app.server.bounded_log import bound_log
+from dslite.app.server.connections import protocol
 from dslite.app.server.errors import ApiError
 from dslite.app.server.limits import Limits
 from dslite.runtime.errors import DsliteError
 
-_KEEP_ALIVE_S = 15  # longer than clients keep an idle connection (5 s), so that none closes under a request
-_LAST_WORDS_S = 3  # for a client to take the end of an answer that the server cuts
+_LAST_EVENT_S = 3  # for a client to take the end of an answer that the server cuts
+_SECOND_SIGNAL_S = 1  # after which a second signal ends the process, whatever it does
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -33,7 +33,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(api: Api, listener: socket.socket, limits: Limits, ready: Callable[[], None]) -> int | None:
     """Answer until a signal comes; return its number."""
-    return asyncio.run(_serve(api, listener, limits, ready))
+    bound_log()
+    caught = asyncio.run(_serve(api, listener, limits, ready))
+    if api.worker.alive:  # in a step that takes long: Python cannot end a thread
+        os._exit(128 + (caught or 0))
+    return caught
 
 
 def new_server(api: Api, limits: Limits) -> uvicorn.Server:
@@ -41,16 +45,17 @@ def new_server(api: Api, limits: Limits) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
             api.asgi,
-            http=_punctual(limits.head_seconds),
+            # Connections beyond the limit that find no idle one to take the place of get a 503.
+            http=protocol(limits),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=limits.connections,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(limits.grace_seconds) + _LAST_WORDS_S,
+            limit_concurrency=limits.connections + 1,
+            timeout_keep_alive=int(limits.keep_alive_seconds),
+            timeout_graceful_shutdown=int(limits.grace_seconds) + _LAST_EVENT_S,
         )
     )
 
@@ -65,8 +70,11 @@ async def _serve(api: Api, listener: socket.socket, limits: Limits, ready: Calla
         error = ApiError(503, "the server is shutting down", code="shutting_down")
         server.should_exit = True
         api.worker.close(error)
-        # A second signal waits no longer.
-        loop.call_later(limits.grace_seconds if len(caught) == 1 else 0, api.worker.end_all, error)
+        if len(caught) == 1:
+            loop.call_later(limits.grace_seconds, api.worker.end_all, error)
+        else:
+            api.worker.end_all(error)
+            loop.call_later(_SECOND_SIGNAL_S, os._exit, 128 + number)
 
     with _signals(loop, catch):
         starting = asyncio.create_task(server.serve(sockets=[listener]))
@@ -95,25 +103,3 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _punctual(seconds: float) -> type[H11Protocol]:
-    """A protocol that closes connections which ask nothing: uvicorn alone would keep half a request for ever."""
-
-    class Punctual(H11Protocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._checked: object = self
-            self._check()
-
-        def _check(self) -> None:
-            if self.transport.is_closing():
-                return
-            idle = self.cycle is None or self.cycle.response_complete
-            if idle and self._checked is self.cycle:
-                self.transport.close()
-                return
-            self._checked = self.cycle if idle else self
-            self.loop.call_later(seconds, self._check)
-
-    return Punctual

@@ -1,7 +1,9 @@
-"""Writing to a client, and noticing at once when it has gone."""
+"""Writing answers to clients, whole and as server-sent events; a client that disconnects ends the work at once."""
 
 import asyncio
 import json
+import logging
+import time
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
@@ -9,16 +11,19 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from dslite.app.server.errors import ApiError
+from dslite.app.server.errors import ApiError, internal
+from dslite.app.server.limits import Limits
 from dslite.app.server.responses import ResponseFormatter
 from dslite.app.server.worker import GenerationStream
 from dslite.runtime.events import Prefilling
+
+_log = logging.getLogger("dslite.server")
 
 T = TypeVar("T")
 
 
 def to_json(value: Any) -> bytes:
-    """One line, in ASCII: whatever a client sent can be sent back, lone surrogates too."""
+    """One line of ASCII: any text that a client sent can be sent back, lone surrogates too."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
@@ -35,32 +40,32 @@ def error_response(error: ApiError) -> Json:
     return Json(error.body, error.status, error.headers)
 
 
-async def unless_gone(work: Awaitable[T], receive: Receive) -> T:
-    """Await some work, but no longer than the client waits for it. Raises ClientDisconnect."""
+async def until_disconnected(work: Awaitable[T], receive: Receive) -> T:
+    """The result of some work. Raises ClientDisconnect where the client disconnects before it is done."""
     working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(receive))
+    disconnected = asyncio.ensure_future(_disconnect(receive))
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
-        for task in (working, gone):
+        for task in (working, disconnected):
             task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        await asyncio.gather(working, disconnected, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def collect(answering: GenerationStream, shape: ResponseFormatter, seconds: float) -> None:
-    """Take an answer to its end. Raises ApiError."""
+async def collect(stream: GenerationStream, formatter: ResponseFormatter, seconds: float) -> None:
+    """Take all events of a stream. Raises ApiError."""
     try:
         async with asyncio.timeout(seconds):
-            async for choice, event in answering.events():
-                shape.take(choice, event)
+            async for choice, event in stream.events():
+                formatter.take(choice, event)
     except TimeoutError:
         raise _late(seconds) from None
 
@@ -70,43 +75,63 @@ def _late(seconds: float) -> ApiError:
 
 
 class EventStream(Response):
-    """An answer as server-sent events, ended by [DONE]; what goes wrong on the way is an event, too."""
+    """An answer as server-sent events, ended by [DONE], or by an event with the error where one occurs.
 
-    def __init__(self, answering: GenerationStream, shape: ResponseFormatter, seconds: float) -> None:
-        self._answering, self._shape, self._seconds = answering, shape, seconds
+    Comments are sent only after seconds of silence, to keep proxies and clients from closing the connection: simple
+    parsers take every line for data, and most answers come sooner.
+    """
+
+    def __init__(self, stream: GenerationStream, formatter: ResponseFormatter, limits: Limits) -> None:
+        super().__init__(
+            status_code=200,
+            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"},
+        )
+        self.headers["X-Accel-Buffering"] = "no"  # nginx would collect the events
+        del self.headers["Content-Length"]
+        self._stream, self._formatter, self._limits = stream, formatter, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_gone(self._write(send), receive)
+            await until_disconnected(self._write(send), receive)
         except ClientDisconnect:
             pass
         finally:
-            self._answering.close()
+            self._stream.close()
 
     async def _write(self, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._limits.seconds):
                 await self._write_chunks(send)
         except TimeoutError:
-            await _send(send, _event(_late(self._seconds).body))
+            await _send(send, _event(_late(self._limits.seconds).body))
         except ApiError as error:
             await _send(send, _event(error.body))
+        except Exception:
+            _log.exception("a stream failed")
+            await _send(send, _event(internal().body))
         else:
             await _send(send, b"data: [DONE]\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write_chunks(self, send: Send) -> None:
-        waiting = b"".join(map(_event, self._shape.opening()))
-        async for choice, event in self._answering.events():
-            if isinstance(event, Prefilling):
-                waiting += _comment(event)  # so that no proxy and no client takes a long prompt for silence
-            waiting += b"".join(map(_event, self._shape.take(choice, event)))
-            if waiting and self._answering.waits:  # what came together goes together
-                await _send(send, waiting)
-                waiting = b""
-        await _send(send, waiting + b"".join(map(_event, self._shape.closing())))
+        unsent = b"".join(map(_event, self._formatter.opening()))
+        progress = b": waiting\n\n"
+        sent_at = time.monotonic()
+        while not self._stream.ended:
+            item = await self._stream.next(self._limits.silence_seconds)
+            if item is not None:
+                choice, event = item
+                if isinstance(event, Prefilling):
+                    progress = _comment(event)
+                unsent += b"".join(map(_event, self._formatter.take(choice, event)))
+            silent = time.monotonic() - sent_at >= self._limits.silence_seconds
+            if silent and not unsent:
+                unsent = progress
+            if unsent and (silent or self._stream.is_empty):  # events that came together are sent together
+                await _send(send, unsent)
+                unsent, sent_at = b"", time.monotonic()
+        await _send(send, unsent + b"".join(map(_event, self._formatter.closing())))
 
 
 def _event(value: dict[str, Any]) -> bytes:
@@ -114,7 +139,7 @@ def _event(value: dict[str, Any]) -> bytes:
 
 
 def _comment(event: Prefilling) -> bytes:
-    return f": reading {event.done:.0f} of {event.total}, {event.cached} cached\n\n".encode("ascii")
+    return f": prefill {event.done:.0f} of {event.total}, {event.cached} cached\n\n".encode("ascii")
 
 
 async def _send(send: Send, data: bytes) -> None:

@@ -1,7 +1,10 @@
-"""The one thread that drives the network, and the way of its events to the event loop.
+"""The thread that drives the network, and the queues between it and the event loop.
 
 The event loop only puts commands into a queue and takes events out of queues: it never waits for the network, and the
-network never waits for a reader. All answers under way decode together (runtime/engine/batch.py).
+network never waits for a reader. All running sequences decode together (runtime/engine/batch.py).
+
+Any exception in the thread, of whatever type, fails every open request with a 500. The next requests get a new batch;
+where that cannot be made, the worker is dead and refuses all further requests at once.
 """
 
 import asyncio
@@ -10,6 +13,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from queue import SimpleQueue
+from typing import TypeVar
 
 from dslite.app.server.errors import ApiError, busy, from_runtime, internal
 from dslite.app.server.limits import Limits
@@ -21,28 +25,29 @@ from dslite.runtime.events import Done, Event
 
 _log = logging.getLogger("dslite.server")
 
-Key = tuple[int, int]  # the asking, and which of its choices
+Key = tuple[int, int]  # the stream's number, and the choice in it
 Command = Callable[[Batch], None]
+T = TypeVar("T")
 
 
 class GenerationStream:
-    """The choices of one HTTP request, being made. All of it belongs to the event loop."""
+    """The events of one HTTP request's choices. It belongs to the event loop."""
 
-    def __init__(self, worker: "Worker", number: int, count: int, most: int) -> None:
-        """`most` events may wait for a reader."""
+    def __init__(self, worker: "Worker", number: int, count: int, capacity: int) -> None:
+        """`capacity`: events that may wait for a slow reader."""
         self.number = number
         self.running = set(range(count))
         self._worker = worker
-        self._most = most
+        self._capacity = capacity
         self._events: asyncio.Queue[tuple[int, Event | DsliteError]] = asyncio.Queue()
 
-    def put(self, choice: int, happening: Event | DsliteError) -> None:
-        if isinstance(happening, Done | DsliteError):
+    def put(self, choice: int, event: Event | DsliteError) -> None:
+        if isinstance(event, Done | DsliteError):
             self.running.discard(choice)
-        if self._events.qsize() >= self._most:
-            happening = ApiError(408, "the answer was read too slowly", code="slow_reader")
-        self._events.put_nowait((choice, happening))
-        if isinstance(happening, DsliteError):
+        if self._events.qsize() >= self._capacity:
+            event = ApiError(408, "the answer was read too slowly", code="slow_reader")
+        self._events.put_nowait((choice, event))
+        if isinstance(event, DsliteError):
             self.close()
 
     def fail(self, error: ApiError) -> None:
@@ -50,21 +55,34 @@ class GenerationStream:
         self.put(0, error)
 
     @property
-    def waits(self) -> bool:
-        """Whether the next event is still to come."""
+    def is_empty(self) -> bool:
+        """Whether no event waits to be read."""
         return self._events.empty()
 
+    async def next(self, silence: float | None = None) -> tuple[int, Event] | None:
+        """The next (choice, event), or None after `silence` seconds without one. Raises ApiError."""
+        try:
+            async with asyncio.timeout(silence):
+                choice, event = await self._events.get()
+        except TimeoutError:
+            return None
+        if isinstance(event, DsliteError):
+            raise from_runtime(event)
+        return choice, event
+
+    @property
+    def ended(self) -> bool:
+        return not self.running and self._events.empty()
+
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """(choice, event) as they come, until all choices are done. Raises ApiError."""
-        while self.running or not self._events.empty():
-            choice, happening = await self._events.get()
-            if isinstance(happening, DsliteError):
-                raise from_runtime(happening)
-            yield choice, happening
+        """(choice, event) until all choices are done. Raises ApiError."""
+        while not self.ended:
+            if (item := await self.next()) is not None:
+                yield item
 
     def close(self) -> None:
-        """Nobody wants the rest: it is not computed any further."""
-        self._worker.forget(self)
+        """Stop computing what has not been read."""
+        self._worker.cancel(self)
 
 
 class Worker:
@@ -84,94 +102,110 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread, after the step it is in."""
+    def stop(self, seconds: float | None = None) -> bool:
+        """End the thread after the step it is in; return whether it has ended within the time."""
         self._commands.put(None)
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be answered."""
+        return self._thread.is_alive()
 
     @property
     def pending(self) -> int:
         """Answers under way and waiting."""
-        return sum(len(answering.running) for answering in self._open.values())
+        return sum(len(stream.running) for stream in self._open.values())
 
-    def ask(self, requests: Sequence[Request]) -> GenerationStream:
-        """Begin to answer. Raises ApiError where too many wait, or the server ends."""
+    def submit(self, requests: Sequence[Request]) -> GenerationStream:
+        """Begin to answer. Raises ApiError where too many wait, or the worker takes no more."""
         if self._closing is not None:
             raise self._closing
         if self.pending + len(requests) > self._limits.queue:
             raise busy(f"{self.pending} answers are under way or waiting; this server takes {self._limits.queue}")
-        answering = GenerationStream(self, next(self._numbers), len(requests), self._limits.buffered)
-        self._open[answering.number] = answering
+        stream = GenerationStream(self, next(self._numbers), len(requests), self._limits.buffered)
+        self._open[stream.number] = stream
         for choice, request in enumerate(requests):
-            self._commands.put(self._joining((answering.number, choice), request))
-        return answering
+            self._commands.put(self._join((stream.number, choice), request))
+        return stream
 
-    def forget(self, answering: GenerationStream) -> None:
-        """Stop what is still running of an asking."""
-        if self._open.pop(answering.number, None) is None:
+    def cancel(self, stream: GenerationStream) -> None:
+        """Stop what is still running of a stream."""
+        if self._open.pop(stream.number, None) is None:
             return
-        for choice in sorted(answering.running):
-            self._commands.put(self._leaving((answering.number, choice)))
-        answering.running.clear()
+        for choice in sorted(stream.running):
+            self._commands.put(self._leave((stream.number, choice)))
+        stream.running.clear()
 
     def close(self, error: ApiError) -> None:
-        """Take nothing more."""
+        """Take no more requests."""
         self._closing = error
 
     def end_all(self, error: ApiError) -> None:
-        """Take nothing more, and end with an error what is running."""
+        """Take no more requests, and end the running ones with an error."""
         self.close(error)
-        for answering in list(self._open.values()):
-            answering.fail(error)
+        self._fail_open(error)
 
-    def _joining(self, key: Key, request: Request) -> Command:
+    def _fail_open(self, error: ApiError) -> None:
+        for stream in list(self._open.values()):
+            stream.fail(error)
+
+    def _join(self, key: Key, request: Request) -> Command:
         def join(batch: Batch) -> None:
             try:
                 batch.join(key, request)
             except DsliteError as error:
-                self._tell([(key, error)])
+                self._send([(key, error)])
 
         return join
 
     @staticmethod
-    def _leaving(key: Key) -> Command:
+    def _leave(key: Key) -> Command:
         return lambda batch: batch.leave(key)
 
-    def _new_batch(self) -> Batch:
-        return Batch(self._engine, most=self._limits.parallel)
-
     def _run(self) -> None:
-        batch = self._new_batch()
+        """The thread. A failure that leaves no batch to go on with ends it; requests then fail at once."""
+        try:
+            while self._drive(Batch(self._engine, most=self._limits.parallel)):
+                pass
+        except BaseException:
+            _log.exception("the engine cannot go on: all further requests fail until the server is started again")
+            self._call(self.end_all, ApiError(500, "the engine has failed; start the server again", code="engine_dead"))
+
+    def _drive(self, batch: Batch) -> bool:
+        """Run commands and steps until told to end (False), or until one of them fails (True)."""
         while True:
-            while not len(batch) or not self._commands.empty():
-                command = self._commands.get()
-                if command is None:
-                    return
-                command(batch)
             try:
-                happenings = batch.step()
-            except Exception:  # whatever broke, memory that ran out above all: the next request deserves its chance
+                while not len(batch) or not self._commands.empty():
+                    command = self._commands.get()
+                    if command is None:
+                        return False
+                    command(batch)
+                events = batch.step()
+            except BaseException:
                 _log.exception("a step of the network failed")
-                batch = self._new_batch()
-                assert self._loop is not None
-                self._loop.call_soon_threadsafe(self._fail_all)
-            else:
-                self._tell(happenings)
+                self._call(self._fail_open, internal())
+                return True
+            self._send(events)
 
-    def _tell(self, happenings: list[BatchEvent]) -> None:
+    def _send(self, events: list[BatchEvent]) -> None:
+        if events:
+            self._call(self._deliver, events)
+
+    def _call(self, function: Callable[[T], None], argument: T) -> None:
+        """Call a function in the event loop, unless that has ended."""
         assert self._loop is not None
-        if happenings:
-            self._loop.call_soon_threadsafe(self._deliver, happenings)
+        try:
+            self._loop.call_soon_threadsafe(function, argument)
+        except RuntimeError:
+            _log.debug("the event loop has ended")
 
-    def _deliver(self, happenings: list[BatchEvent]) -> None:
-        for key, happening in happenings:
+    def _deliver(self, events: list[BatchEvent]) -> None:
+        for key, event in events:
             assert isinstance(key, tuple)
-            answering = self._open.get(key[0])
-            if answering is not None:
-                answering.put(key[1], happening)
-                if not answering.running:
-                    self._open.pop(answering.number, None)
-
-    def _fail_all(self) -> None:
-        for answering in list(self._open.values()):
-            answering.fail(internal())
+            stream = self._open.get(key[0])
+            if stream is not None:
+                stream.put(key[1], event)
+                if not stream.running:
+                    self._open.pop(stream.number, None)

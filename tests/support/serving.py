@@ -6,13 +6,15 @@ with serving("demo", "--dtype", "float32") as server:
 
 import asyncio
 import contextlib
+import http.client
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,19 @@ class Server:
             connection.sendall(request)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
+    def request(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any, http.client.HTTPMessage]:
+        """Status, JSON and headers of a response. `path` begins at the root; a body that is not bytes is made JSON."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        content = {} if data is None else {"Content-Type": "application/json"}
+        connection = http.client.HTTPConnection(*self.address, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, data, {**content, **(headers or {})})
+            response = connection.getresponse()
+            raw = response.read()
+            return response.status, json.loads(raw) if raw else None, response.headers
+
     def rss(self) -> int:
         """Bytes of memory that the process holds."""
         assert self.process is not None
@@ -105,10 +120,10 @@ def serving(model: str | Path, *flags: str, env: dict[str, str] | None = None) -
 
 
 @contextlib.contextmanager
-def serving_here(engine: Engine, limits: Limits | None = None, *, key: str | None = None) -> Iterator[Server]:
-    """The API over an engine of this process, in a thread."""
+def serving_here(engine: Engine, limits: Limits | None = None, **access: Any) -> Iterator[Server]:
+    """The API over an engine of this process, in a thread; `access` are the key, hosts and origins of Api."""
     limits = limits or Limits()
-    api = Api(ServedModel(engine, ("tiny", "deepseek-chat"), {}, ChatTemplate(engine.tokenizer)), limits, key=key)
+    api = Api(ServedModel(engine, ("tiny", "deepseek-chat"), {}, ChatTemplate(engine.tokenizer)), limits, **access)
     server = new_server(api, limits)
     listener = bind("127.0.0.1", 0)
     thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[listener]),))
