@@ -4,26 +4,23 @@
 
 from collections.abc import Generator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from dslite.model.attention import LATENT_EPS, Form, Span
-from dslite.model.config import ModelConfig
+from dslite.model.decoder_layer import DecoderLayer
 from dslite.model.kernels import native
 from dslite.model.kernels.layer import LayerRun, LayerTensors, TokenBatch
 from dslite.model.moe import MoE, ResidentExperts
-
-if TYPE_CHECKING:
-    from dslite.model.transformer import DecoderLayer
+from dslite.model.network import Network
 
 
 class CpuDecode:
-    """What transformer.DecoderLayer says, for at most `native.MOST_TOKENS` tokens."""
+    """The layers of a network for at most `native.MOST_TOKENS` tokens."""
 
-    def __init__(self, config: ModelConfig, layers: Sequence["DecoderLayer"]) -> None:
-        self._config = config
-        self._layers = layers
+    def __init__(self, network: Network) -> None:
+        self._config = network.config
+        self._layers = network.layers
 
     @cached_property
     def _runs(self) -> list[LayerRun]:
@@ -56,7 +53,7 @@ class CpuDecode:
         return hidden
 
 
-def layer_tensors(layer: "DecoderLayer") -> LayerTensors:
+def layer_tensors(layer: DecoderLayer) -> LayerTensors:
     """What the kernel of a layer reads."""
     attention, mlp = layer.self_attn, layer.mlp
     queries = attention.q_b_proj if attention.q_proj is None else attention.q_proj

@@ -17,19 +17,18 @@ with a table of slots on the device would have to stop at a miss, and a third of
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dslite.model.attention import LATENT_EPS, Form, Span, rms_norm
+from dslite.model.decoder_layer import DecoderLayer
 from dslite.model.kernels import gpu
 from dslite.model.moe import MLP, MoE, ResidentExperts
+from dslite.model.network import Network
 from dslite.model.rope import rotation
-
-if TYPE_CHECKING:
-    from dslite.model.transformer import DecoderLayer, Transformer
 
 Launch = Callable[[], None]
 _MOST_LATENT = 1024  # values that a program holds of a cached row
@@ -61,23 +60,23 @@ class LayerSegment:
 class CudaDecode:
     """What transformer.Transformer.steps says, for one token of one sequence."""
 
-    def __init__(self, model: "Transformer", recorder: GraphRecorder) -> None:
-        self._model, self._recorder = model, recorder
+    def __init__(self, network: Network, recorder: GraphRecorder) -> None:
+        self._network, self._recorder = network, recorder
         self._fixed: DecodeBuffers | None = None
 
     def suits(self, token_ids: Tensor, spans: Sequence[Span], form: Form) -> bool:
         """Whether these tokens can take this way."""
-        return token_ids.shape[0] == 1 and form != "expanded" and gpu.usable(self._model.device) and self._computes
+        return token_ids.shape[0] == 1 and form != "expanded" and gpu.usable(self._network.device) and self._computes
 
     @cached_property
     def _computes(self) -> bool:
         """Whether the kernels can compute the network as it lies."""
-        model, config = self._model, self._model.config
+        network, config = self._network, self._network.config
         tensors = [
-            value for layer in model.layers for value in (*vars(layer).values(), *vars(layer.self_attn).values())
+            value for layer in network.layers for value in (*vars(layer).values(), *vars(layer.self_attn).values())
         ]
         return (
-            model.dtype in (torch.bfloat16, torch.float32)
+            network.dtype in (torch.bfloat16, torch.float32)
             and all(tensor.is_contiguous() for tensor in tensors if isinstance(tensor, Tensor))
             and config.topk_method == "greedy"
             and config.n_routed_experts <= _MOST_EXPERTS
@@ -86,7 +85,7 @@ class CudaDecode:
 
     def steps(self, token_ids: Tensor, span: Span) -> Generator[int, None, Tensor]:
         """Run one token id (1,): yields the layers done, returns hidden (1, D). The span's cache has the new row."""
-        fixed = self._fixed = self._fixed or DecodeBuffers(self._model)
+        fixed = self._fixed = self._fixed or DecodeBuffers(self._network)
         self._begin(fixed, token_ids, span.cache.length, span.cache.reserve(1))
         for run in fixed.runs:
             if run.replay is None:
@@ -101,7 +100,7 @@ class CudaDecode:
     def _begin(self, fixed: "DecodeBuffers", token_ids: Tensor, position: int, rows: Tensor) -> None:
         """Tell the device what changes. rows (layers, S, C+R)"""
         known = token_ids.device.type == "cpu"
-        embedding = self._model.embed_tokens
+        embedding = self._network.embed_tokens
         token = 0
         if fixed.row is not None:  # the embedding lies in host memory: its row comes along
             self._recorder.put(fixed.row, F.embedding(token_ids.to(embedding.device), embedding))
@@ -114,7 +113,7 @@ class CudaDecode:
 
     def _mix(self, fixed: "DecodeBuffers", index: int) -> None:
         """The experts of a layer whose bank is asked from the host."""
-        layer = self._model.layers[index]
+        layer = self._network.layers[index]
         hidden = fixed.middle[None]
         fixed.hidden.copy_((hidden + layer.mlp(rms_norm(hidden, layer.post_attention_layernorm, layer.eps)))[0])
 
@@ -122,20 +121,20 @@ class CudaDecode:
 class DecodeBuffers:
     """The buffers of a token, and the launches over them. Vectors have no axis of tokens."""
 
-    def __init__(self, model: "Transformer") -> None:
+    def __init__(self, network: Network) -> None:
         from dslite.model.kernels import triton_attention, triton_experts, triton_products
 
         self._attention, self._experts, self._products = triton_attention, triton_experts, triton_products
-        self._model, config = model, model.config
-        self.runs = _runs(model.layers)
+        self._network, config = network, network.config
+        self.runs = _runs(network.layers)
         heads, latent, splits = config.num_attention_heads, config.kv_lora_rank, triton_attention.SPLITS
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=model.device)
+            return torch.empty(shape, dtype=dtype, device=network.device)
 
-        dtype = model.dtype
+        dtype = network.dtype
         self.state = buffer(4, dtype=torch.int64)  # triton_attention says which numbers
-        elsewhere = model.embed_tokens.device != model.device
+        elsewhere = network.embed_tokens.device != network.device
         self.row = buffer(1, config.hidden_size, dtype=dtype) if elsewhere else None
         self.hidden = buffer(config.hidden_size, dtype=dtype)  # at the beginning of a layer
         self.middle = buffer(config.hidden_size, dtype=dtype)  # behind its attention
@@ -149,7 +148,7 @@ class DecodeBuffers:
         self._sums, self._logs = buffer(heads, splits, latent), buffer(heads, splits)
         self._values = buffer(heads, config.v_head_dim, dtype=dtype)
         self._scores = buffer(config.n_routed_experts)
-        self._tables = {layer.index: _table(layer) for layer in model.layers if _whole(layer)}
+        self._tables = {layer.index: _table(layer) for layer in network.layers if _whole(layer)}
         entries = config.num_experts_per_tok + config.n_shared_experts
         self._chosen = buffer(entries, config.moe_intermediate_size)
         self._dense = buffer(1, config.intermediate_size)
@@ -160,20 +159,20 @@ class DecodeBuffers:
         if run.first == 0:
             self._embed()
         for index in range(run.first, run.first + run.count):
-            layer = self._model.layers[index]
+            layer = self._network.layers[index]
             self._attend(layer)
             if index in self._tables:
                 self._mix(layer)
 
     def _embed(self) -> None:
-        model = self._model
-        table = model.embed_tokens if self.row is None else self.row
+        network = self._network
+        table = network.embed_tokens if self.row is None else self.row
         torch.index_select(table, 0, self.state[:1], out=self.hidden[None])
-        self._factors.copy_(torch.view_as_real(rotation(self.state[1:2], model.frequencies, model.amplitude))[0])
+        self._factors.copy_(torch.view_as_real(rotation(self.state[1:2], network.frequencies, network.amplitude))[0])
 
-    def _attend(self, layer: "DecoderLayer") -> None:
+    def _attend(self, layer: DecoderLayer) -> None:
         """hidden to middle, by five launches, six where queries are compressed."""
-        config, own, nope = self._model.config, layer.self_attn, self._model.config.qk_nope_head_dim
+        config, own, nope = self._network.config, layer.self_attn, self._network.config.qk_nope_head_dim
         q_first = own.q_proj if own.q_proj is not None else own.q_a_proj
         assert q_first is not None
         product = self._products.launch_norm_product
@@ -190,9 +189,9 @@ class DecodeBuffers:
         kernels.launch_merge_values(self._sums, self._logs, kv_b, self._values, nope)
         self._products.launch_add_product(self._values.view(-1), own.o_proj, self.hidden, self.middle)
 
-    def _mix(self, layer: "DecoderLayer") -> None:
+    def _mix(self, layer: DecoderLayer) -> None:
         """middle to hidden, by two launches, three with a router."""
-        config, kernels, table = self._model.config, self._experts, self._tables[layer.index]
+        config, kernels, table = self._network.config, self._experts, self._tables[layer.index]
         norm, products, chosen = layer.post_attention_layernorm, self._dense, 0
         if isinstance(layer.mlp, MoE):
             products, chosen = self._chosen, config.num_experts_per_tok
@@ -210,7 +209,7 @@ def address(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-def _table(layer: "DecoderLayer") -> Tensor:
+def _table(layer: DecoderLayer) -> Tensor:
     """The experts of a layer as the kernels find them."""
     from dslite.model.kernels.triton_experts import address_table
 
@@ -222,12 +221,12 @@ def _table(layer: "DecoderLayer") -> Tensor:
     return address_table([expert.matrices for expert in mlp.experts.experts], shared)
 
 
-def _whole(layer: "DecoderLayer") -> bool:
+def _whole(layer: DecoderLayer) -> bool:
     """Whether all that a layer computes with lies on the device."""
     return isinstance(layer.mlp, MLP) or isinstance(layer.mlp.experts, ResidentExperts)
 
 
-def _runs(layers: Sequence["DecoderLayer"]) -> list[LayerSegment]:
+def _runs(layers: Sequence[DecoderLayer]) -> list[LayerSegment]:
     """All layers, in runs as long as may be: a layer whose routed experts lie elsewhere ends one."""
     runs: list[LayerSegment] = []
     for layer in layers:

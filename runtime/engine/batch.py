@@ -1,14 +1,14 @@
 """Many answers at once over one network.
 
-Each sequence has its own cache and its own draft. A step is one forward pass: pieces of the prompts that wait, and one
+Each sequence has its own cache and its own answer. A step is one forward pass: pieces of the prompts that wait, and one
 token of every running answer, so that the weights which one token needs are read once for all. Sequences join and leave
 between any two steps. A prompt that begins like one whose rows are at hand copies them and computes only the rest.
 """
 
 # B running sequences  D hidden
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections import OrderedDict, abc
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +20,7 @@ from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling import check_finite
-from dslite.runtime.engine.sequence import Draft, Request
+from dslite.runtime.engine.sequence import Request, Sequence
 from dslite.runtime.errors import DsliteError, OutOfMemoryError
 from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.planning.hardware import free_memory
@@ -37,16 +37,16 @@ class _BatchSequence:
     """One answer of the batch. `ids` are the tokens whose rows are in the cache."""
 
     key: Hashable
-    draft: Draft
+    answer: Sequence
     cache: LatentKVCache
     ids: list[int] = field(default_factory=list)
 
     @property
-    def prompt(self) -> Sequence[int]:
-        return self.draft.request.prompt_ids
+    def prompt(self) -> abc.Sequence[int]:
+        return self.answer.request.prompt_ids
 
     @property
-    def unread(self) -> Sequence[int]:
+    def unread(self) -> abc.Sequence[int]:
         """Tokens of the prompt that are still to be read."""
         return self.prompt[len(self.ids) :]
 
@@ -56,7 +56,7 @@ class ScheduledChunk:
     """What a sequence does in a step: tokens to run, of its prompt (`reads`) or the last of its answer."""
 
     sequence: _BatchSequence
-    ids: Sequence[int]
+    ids: abc.Sequence[int]
     reads: bool
 
 
@@ -124,8 +124,8 @@ class Batch:
         self._waiting.clear()
         ended: list[BatchEvent] = []
         for sequence in list(self._running.values()):
-            sequence.draft.interrupt()
-            done = sequence.draft.done()
+            sequence.answer.interrupt()
+            done = sequence.answer.done()
             self._engine.log_answer(done)
             ended.append((sequence.key, done))
             self._retire(sequence)
@@ -175,8 +175,8 @@ class Batch:
     def _admit(self, key: Hashable, request: Request) -> _BatchSequence:
         engine = self._engine
         cache = self._cache(self._size(request))
-        draft = Draft(request, engine.tokenizer, end_tokens=engine.eos_token_ids, context=engine.context, cached=0)
-        return _BatchSequence(key, draft, cache)
+        answer = Sequence(request, engine.tokenizer, end_tokens=engine.eos_token_ids, context=engine.context, cached=0)
+        return _BatchSequence(key, answer, cache)
 
     def _cache(self, tokens: int) -> LatentKVCache:
         model = self._engine.model
@@ -197,7 +197,7 @@ class Batch:
                 break
             if not sequence.unread:
                 continue
-            if not sequence.draft.request.echo:
+            if not sequence.answer.request.echo:
                 self._copy_prefix(sequence)
                 shared = max((common_prefix(work.sequence.prompt, sequence.prompt) for work in pieces), default=0)
                 if shared - len(sequence.ids) >= _WORTH_WAITING:
@@ -207,11 +207,11 @@ class Batch:
 
     def _answering(self) -> list[ScheduledChunk]:
         begun = [sequence for sequence in self._running.values() if not sequence.unread]
-        return [ScheduledChunk(sequence, sequence.draft.token_ids[-1:], reads=False) for sequence in begun]
+        return [ScheduledChunk(sequence, sequence.answer.token_ids[-1:], reads=False) for sequence in begun]
 
     def _copy_prefix(self, sequence: _BatchSequence) -> None:
         """Copy the longest known beginning of a prompt that is not begun; its last token is always read."""
-        if len(sequence.ids) > sequence.draft.cached:
+        if len(sequence.ids) > sequence.answer.cached:
             return
         wanted = sequence.prompt[:-1]
         others = [*(other for other in self._running.values() if other is not sequence), *self._left]
@@ -220,9 +220,9 @@ class Batch:
         )
         if best is not None and count > len(sequence.ids):
             sequence.cache.copy_rows(best.cache, count)
-            sequence.ids, sequence.draft.cached = list(wanted[:count]), count
+            sequence.ids, sequence.answer.cached = list(wanted[:count]), count
 
-    def _forward(self, work: Sequence[ScheduledChunk]) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+    def _forward(self, work: abc.Sequence[ScheduledChunk]) -> tuple[abc.Sequence[torch.Tensor], torch.Tensor]:
         """Of each piece of work hidden states, and logits (B, vocabulary) behind its last token.
 
         The states are those of all its tokens (T, D) where a prompt is echoed, else of the last one (1, D).
@@ -230,14 +230,14 @@ class Batch:
         model = self._engine.model
         ids = [token_id for some in work for token_id in some.ids]
         spans = [Span(some.sequence.cache, len(some.ids)) for some in work]
-        echoes = any(some.sequence.draft.request.echo for some in work)
+        echoes = any(some.sequence.answer.request.echo for some in work)
         with torch.inference_mode():
             hidden = model.forward(torch.tensor(ids, dtype=torch.long), spans, last_only=not echoes)
             rows = hidden.split([span.count if echoes else 1 for span in spans])
             return rows, model.logits(last_of_each(hidden, spans) if echoes else hidden)
 
     def _take(
-        self, work: Sequence[ScheduledChunk], states: Sequence[torch.Tensor], logits: torch.Tensor
+        self, work: abc.Sequence[ScheduledChunk], states: abc.Sequence[torch.Tensor], logits: torch.Tensor
     ) -> list[BatchEvent]:
         """What became of each sequence."""
         events: list[BatchEvent] = []
@@ -256,23 +256,23 @@ class Batch:
 
     def _told_of_reading(self, sequence: _BatchSequence, count: int, hidden: torch.Tensor) -> list[BatchEvent]:
         """The last `count` tokens read, with the hidden states (T, D) that an echo wants."""
-        draft, events = sequence.draft, []
-        if draft.request.echo:
-            events += list(self._engine.echo(draft, len(sequence.ids) - count, hidden))
-        events.append(Prefilling(len(sequence.ids), len(sequence.prompt), draft.cached, draft.elapsed_s))
+        answer, events = sequence.answer, []
+        if answer.request.echo:
+            events += list(self._engine.echo(answer, len(sequence.ids) - count, hidden))
+        events.append(Prefilling(len(sequence.ids), len(sequence.prompt), answer.cached, answer.elapsed_s))
         if not sequence.unread:
-            draft.begin()
+            answer.begin()
         return [(sequence.key, event) for event in events]
 
     def _advance(self, sequence: _BatchSequence, logits: torch.Tensor) -> list[BatchEvent]:
         """Draw the next token, unless the answer is over already; see off a finished one. Raises NumericsError."""
         check_finite(logits)
-        draft = sequence.draft
+        answer = sequence.answer
         events: list[Event] = []
-        if draft.finish_reason is None:
-            events += draft.push(logits)
-        if draft.finish_reason is not None:
-            done = draft.done()
+        if answer.finish_reason is None:
+            events += answer.push(logits)
+        if answer.finish_reason is not None:
+            done = answer.done()
             self._engine.log_answer(done)
             events.append(done)
             self._retire(sequence)
@@ -296,7 +296,7 @@ class Batch:
         while sum(len(kept.ids) for kept in self._left) > self._engine.context:
             del self._left[0]
 
-    def _recover_from_oom(self, work: Sequence[ScheduledChunk], told: OutOfMemoryError) -> list[BatchEvent]:
+    def _recover_from_oom(self, work: abc.Sequence[ScheduledChunk], told: OutOfMemoryError) -> list[BatchEvent]:
         """Memory ran out in a step: give back what can be missed, so that the next one may go through.
 
         Finished sequences go first, then slots of experts, then the length of a piece; at last the youngest answer.

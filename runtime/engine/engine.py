@@ -8,7 +8,8 @@ read only from where it differs.
 # T tokens of a chunk  D hidden
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import abc
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from threading import Event as Flag
 
@@ -25,16 +26,16 @@ from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.engine.request_log import RequestLog
 from dslite.runtime.engine.sampling import check_finite
-from dslite.runtime.engine.sequence import Draft, Request
+from dslite.runtime.engine.sequence import Request, Sequence
 from dslite.runtime.errors import ContextFullError, NumericsError, OutOfMemoryError, UsageError
 from dslite.runtime.events import Event, Prefilling
+from dslite.runtime.planning.footprint import LOGIT_ROWS
 from dslite.runtime.system.memory import peak_rss
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.experts import with_room
 from dslite.runtime.weights.loader import expert_cache
 
 PREFILL_CHUNK = 2048
-_LOGIT_ROWS = 64  # prompt positions scored at once: 64 × 102,400 × 4 bytes
 _PROGRESS_S = 0.1
 
 
@@ -50,7 +51,7 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         context: int,
-        eos_token_ids: Sequence[int] | None = None,
+        eos_token_ids: abc.Sequence[int] | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         saved: Callable[[], LatentDiskCache] | None = None,
         memory_left: int | None = None,
@@ -130,11 +131,11 @@ class Engine:
                 layer.mlp.uses.zero_()
 
     @property
-    def cached_ids(self) -> Sequence[int]:
+    def cached_ids(self) -> abc.Sequence[int]:
         """The tokens whose rows the cache holds."""
         return self._cached_ids
 
-    def reuse(self, prompt_ids: Sequence[int], *, most: int) -> int:
+    def reuse(self, prompt_ids: abc.Sequence[int], *, most: int) -> int:
         """Make the cache hold as much as is known of the prompt's first `most` tokens; return how many.
 
         What it held behind them goes to the shelf: another branch, to which the conversation may return.
@@ -149,7 +150,7 @@ class Engine:
         self._cached_ids = list(wanted[:known])
         return known
 
-    def resume(self, key: str, prompt_ids: Sequence[int]) -> int:
+    def resume(self, key: str, prompt_ids: abc.Sequence[int]) -> int:
         """Take what is saved of a conversation, as far as the prompt begins like it; return how many are known."""
         known = self.reuse(prompt_ids, most=len(prompt_ids))
         if self._saved is not None:
@@ -170,7 +171,7 @@ class Engine:
         self._shelf.clear()
         self._cached_ids.clear()
 
-    def steps(self, token_ids: Sequence[int], *, last_only: bool = True) -> Generator[int, None, Tensor]:
+    def steps(self, token_ids: abc.Sequence[int], *, last_only: bool = True) -> Generator[int, None, Tensor]:
         """Run tokens behind the cached ones: yields the layers done, returns hidden (1, D) of the last, or (T, D).
 
         Where memory runs out, slots of experts are given back, the tokens are run in halves, and later prompts too.
@@ -196,7 +197,7 @@ class Engine:
             raise told
         return (yield from self.steps(token_ids, last_only=last_only))
 
-    def _steps_at_once(self, token_ids: Sequence[int], last_only: bool) -> Generator[int, None, Tensor]:
+    def _steps_at_once(self, token_ids: abc.Sequence[int], last_only: bool) -> Generator[int, None, Tensor]:
         with torch.inference_mode():
             ids = torch.tensor(token_ids, dtype=torch.long)
             steps = self.model.steps(ids, [Span(self.cache, len(token_ids))], last_only=last_only)
@@ -211,7 +212,7 @@ class Engine:
                     return hidden
             yield done
 
-    def forward(self, token_ids: Sequence[int], *, last_only: bool = True) -> Tensor:
+    def forward(self, token_ids: abc.Sequence[int], *, last_only: bool = True) -> Tensor:
         """`steps` at once."""
         steps = self.steps(token_ids, last_only=last_only)
         while True:
@@ -235,59 +236,59 @@ class Engine:
     def _answer(self, request: Request, cancel: Flag) -> Iterator[Event]:
         most = 0 if request.echo else len(request.prompt_ids) - 1  # the last token's logits are wanted
         cached = self.reuse(request.prompt_ids, most=most)
-        draft = Draft(request, self.tokenizer, end_tokens=self.eos_token_ids, context=self.context, cached=cached)
-        hidden = yield from self._prefill(draft, cancel)
+        sequence = Sequence(request, self.tokenizer, end_tokens=self.eos_token_ids, context=self.context, cached=cached)
+        hidden = yield from self._prefill(sequence, cancel)
         if hidden is not None:
-            draft.begin()
-        while hidden is not None and draft.finish_reason is None:
+            sequence.begin()
+        while hidden is not None and sequence.finish_reason is None:
             logits = self.logits(hidden)[0]
             # Not tried again: a seed's next number may be drawn already.
-            yield from with_room(partial(draft.push, logits), None, "drawing a token")
+            yield from with_room(partial(sequence.push, logits), None, "drawing a token")
             if cancel.is_set():
-                draft.interrupt()
-            if draft.finish_reason is None:
-                hidden = self.forward([draft.token_ids[-1]])
-        done = draft.done()
+                sequence.interrupt()
+            if sequence.finish_reason is None:
+                hidden = self.forward([sequence.token_ids[-1]])
+        done = sequence.done()
         self.log_answer(done)
         yield done
 
-    def _prefill(self, draft: Draft, cancel: Flag) -> Generator[Event, None, Tensor | None]:
+    def _prefill(self, sequence: Sequence, cancel: Flag) -> Generator[Event, None, Tensor | None]:
         """Read what is not cached of the prompt; return the last hidden state (1, D), or None when cancelled."""
-        ids, layers = draft.request.prompt_ids, len(self.model.layers)
+        ids, layers = sequence.request.prompt_ids, len(self.model.layers)
         told = 0.0
         rows: Tensor | None = None
-        start = draft.cached
+        start = sequence.cached
         while start < len(ids):
             chunk = ids[start : start + self.prefill_chunk]
-            steps = self.steps(chunk, last_only=not draft.request.echo)
+            steps = self.steps(chunk, last_only=not sequence.request.echo)
             while True:
                 if cancel.is_set():
-                    draft.interrupt()
+                    sequence.interrupt()
                     return None
                 try:
                     done = next(steps)
                 except StopIteration as end:
                     rows = end.value
                     break
-                if draft.elapsed_s - told >= _PROGRESS_S:
-                    told = draft.elapsed_s
-                    yield Prefilling(start + len(chunk) * done / layers, len(ids), draft.cached, told)
-            if draft.request.echo:
+                if sequence.elapsed_s - told >= _PROGRESS_S:
+                    told = sequence.elapsed_s
+                    yield Prefilling(start + len(chunk) * done / layers, len(ids), sequence.cached, told)
+            if sequence.request.echo:
                 assert rows is not None
-                yield from self.echo(draft, start, rows)
+                yield from self.echo(sequence, start, rows)
             start += len(chunk)
-        yield Prefilling(len(ids), len(ids), draft.cached, draft.elapsed_s)
+        yield Prefilling(len(ids), len(ids), sequence.cached, sequence.elapsed_s)
         return None if rows is None else rows[-1:]  # of an echo all were wanted
 
-    def echo(self, draft: Draft, start: int, rows: Tensor) -> Iterator[Event]:
+    def echo(self, sequence: Sequence, start: int, rows: Tensor) -> Iterator[Event]:
         """Tokens of the prompt that the hidden rows of a chunk predict, and the very first, which nothing predicts."""
-        ids = draft.request.prompt_ids
+        ids = sequence.request.prompt_ids
         if start == 0:
-            yield from draft.echo(ids[:1], None)
+            yield from sequence.echo(ids[:1], None)
         wanted = ids[start + 1 : start + 1 + len(rows)]
-        if draft.request.logprobs is None:
-            yield from draft.echo(wanted, None)
+        if sequence.request.logprobs is None:
+            yield from sequence.echo(wanted, None)
             return
-        for place in range(0, len(wanted), _LOGIT_ROWS):
-            some = wanted[place : place + _LOGIT_ROWS]
-            yield from draft.echo(some, self.logits(rows[place : place + len(some)]))
+        for place in range(0, len(wanted), LOGIT_ROWS):
+            some = wanted[place : place + LOGIT_ROWS]
+            yield from sequence.echo(some, self.logits(rows[place : place + len(some)]))

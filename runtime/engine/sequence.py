@@ -1,10 +1,10 @@
-"""An answer in the making: logits go in, tokens come out, until it is over.
+"""The state of one answer: logits go in, tokens come out, until it has a finish reason.
 
-It knows nothing of networks and caches, so that one sequence and a batch of them make their answers with the same code.
+It holds neither network nor cache, so that a single answer and those of a batch are made by the same code.
 """
 
 import time
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,13 +20,13 @@ from dslite.runtime.text.tokenizer import StopTexts, StreamDecoder, Tokenizer
 class Request:
     """What to answer. `logprobs` K: each token's log-probability and the K best; `echo`: the prompt's tokens too."""
 
-    prompt_ids: Sequence[int]
+    prompt_ids: abc.Sequence[int]
     params: SamplingParams
     logprobs: int | None = None
     echo: bool = False
 
 
-class Draft:
+class Sequence:
     """The growing answer to one request. `finish_reason` is set when it is over."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Draft:
     def elapsed_s(self) -> float:
         return time.perf_counter() - self._started
 
-    def echo(self, token_ids: Sequence[int], logits: Tensor | None) -> list[Token]:
+    def echo(self, token_ids: abc.Sequence[int], logits: Tensor | None) -> list[Token]:
         """Tokens of the prompt; the logits (T, vocabulary) in front of each score it, where there are any."""
         k = self.request.logprobs
         if k is None or logits is None:
@@ -86,7 +86,7 @@ class Draft:
         return [self._drawn(Token(token_id, text, delta), token_id, logits)]
 
     def interrupt(self) -> None:
-        """Nobody waits for the rest."""
+        """End the answer with what it has."""
         self.finish_reason = self.finish_reason or "interrupted"
 
     def done(self) -> Done:

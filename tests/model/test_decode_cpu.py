@@ -9,10 +9,11 @@ from torch import Tensor
 
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
+from dslite.model.decoder_layer import resident_experts
 from dslite.model.kernels import native
 from dslite.model.moe import Gate, ResidentExperts
 from dslite.model.parameters import parameter_shapes
-from dslite.model.transformer import Transformer, resident_experts
+from dslite.model.transformer import Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the compiled products were not built")

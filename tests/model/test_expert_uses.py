@@ -10,10 +10,11 @@ from torch import Tensor
 
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
+from dslite.model.decoder_layer import resident_experts
 from dslite.model.kernels import native
 from dslite.model.moe import MoE
 from dslite.model.parameters import parameter_shapes
-from dslite.model.transformer import Transformer, resident_experts
+from dslite.model.transformer import Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache
 
 _SIZES: dict[str, Any] = {

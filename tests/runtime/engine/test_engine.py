@@ -1,6 +1,7 @@
 """Answers as streams of events: numbers, ends, reuse of the cache, progress, cancellation."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from support.checkpoints import load_engine, write_checkpoint
 from support.forward import random_ids
 from support.oracle import Oracle
 from support.tokenizers import BOS_ID, N_TOKENS
+from torch import Tensor
 
 from dslite.model.transformer import Transformer
-from dslite.runtime.engine.engine import Engine, Request
+from dslite.runtime.engine.engine import PREFILL_CHUNK, Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError, UsageError
 from dslite.runtime.events import Done, Event, Prefilling, Token
+from dslite.runtime.planning.footprint import LOGIT_ROWS
 
 TOLERANCE = 2e-5
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -96,15 +99,25 @@ def test_logprobs_are_those_of_the_raw_logits_whatever_the_temperature(
 
 @pytest.mark.parametrize("chunk", [2048, 7])
 def test_echo_gives_the_prompt_the_logprobs_of_transformers(
-    engine: Engine, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, chunk: int
+    folder: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr("dslite.runtime.engine.engine.PREFILL_CHUNK", chunk)
-    monkeypatch.setattr("dslite.runtime.engine.engine._LOGIT_ROWS", 5)
-    events = list(engine.generate(Request(PROMPT, SamplingParams(temperature=0, max_tokens=0), logprobs=2, echo=True)))
-    tokens = [event for event in events if isinstance(event, Token)]
-    expected = oracle.logprobs(PROMPT)
+    """A prompt of 2.3 times as many tokens as are scored at once, in one chunk and in chunks of seven."""
+    prompt = [BOS_ID, *random_ids(2 * LOGIT_ROWS + 20, BOS_ID, seed=3)]
+    engine = load_engine(folder, eos_token_ids=[], prefill_chunk=chunk)
+    chunks: list[int] = []
+    forward = Transformer.steps
 
-    assert [token.id for token in tokens] == PROMPT
+    def count(self: Transformer, ids: Tensor, *args: Any, **options: Any) -> Any:
+        chunks.append(len(ids))
+        return forward(self, ids, *args, **options)
+
+    monkeypatch.setattr(Transformer, "steps", count)
+    events = list(engine.generate(Request(prompt, SamplingParams(temperature=0, max_tokens=0), logprobs=2, echo=True)))
+    tokens = [event for event in events if isinstance(event, Token)]
+    expected = oracle.logprobs(prompt)
+
+    assert chunks == [chunk] * (len(prompt) // chunk) + [len(prompt) % chunk]
+    assert [token.id for token in tokens] == prompt
     assert all(token.in_prompt for token in tokens)
     assert tokens[0].logprob is None, "nothing predicts the first token"
     for place, token in enumerate(tokens[1:], 1):
@@ -325,27 +338,24 @@ MakeSlow = Callable[..., SlowEngine]
 def slow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSlow:
     """Make a SlowEngine of a layer's seconds and the count of layer passes after which its flag is set."""
     clock = Clock()
-    monkeypatch.setattr("time.perf_counter", clock)
+    monkeypatch.setattr(time, "perf_counter", clock)
 
-    def make(seconds: float, cancel_in_pass: int | None = None) -> SlowEngine:
+    def make(seconds: float, cancel_in_pass: int | None = None, prefill_chunk: int = PREFILL_CHUNK) -> SlowEngine:
         plain = load_engine(folder, eos_token_ids=[])
         passes: list[int] = []
         cancel = Flag()
         layers: Any = [SlowLayer(x, clock, seconds, passes, cancel_in_pass, cancel) for x in plain.model.layers]
-        model: Transformer = replace(plain.model, layers=layers)
-        engine = Engine(model, plain.tokenizer, context=plain.context, eos_token_ids=[])
+        model: Transformer = replace(plain.model, network=replace(plain.model.network, layers=layers))
+        engine = Engine(model, plain.tokenizer, context=plain.context, eos_token_ids=[], prefill_chunk=prefill_chunk)
         return SlowEngine(engine, clock, passes, cancel)
 
     return make
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.03, 0.09, 0.12, 0.24])
-def test_reading_reports_progress_at_least_four_times_a_second(
-    slow: MakeSlow, monkeypatch: pytest.MonkeyPatch, seconds: float
-) -> None:
+def test_reading_reports_progress_at_least_four_times_a_second(slow: MakeSlow, seconds: float) -> None:
     """Layers of up to 250 ms: the engine can speak between them, not within."""
-    monkeypatch.setattr("dslite.runtime.engine.engine.PREFILL_CHUNK", 4)  # 11 chunks of 3 layers
-    making = slow(seconds)
+    making = slow(seconds, prefill_chunk=4)
     spoken, shares = [0.0], [0.0]
 
     for event in making.engine.generate(Request(PROMPT, replace(GREEDY, max_tokens=0))):
@@ -354,6 +364,7 @@ def test_reading_reports_progress_at_least_four_times_a_second(
             shares.append(event.done)
             assert event.total == len(PROMPT)
 
+    assert len(making.passes) == 11 * 3, "41 tokens in 11 chunks through 3 layers"
     assert max(after - before for before, after in itertools.pairwise(spoken)) <= 0.25
     assert shares == sorted(shares)
     assert shares[-1] == len(PROMPT)

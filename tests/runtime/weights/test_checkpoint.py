@@ -52,9 +52,9 @@ def model_tensors(model: Transformer) -> list[Tensor]:
     """Some of every kind: what lies before, in and behind the layers."""
     moe = model.layers[1].mlp
     return [
-        model.embed_tokens,
-        model.norm,
-        model.lm_head,
+        model.network.embed_tokens,
+        model.network.norm,
+        model.network.lm_head,
         model.layers[0].self_attn.kv_b_proj,
         model.layers[2].input_layernorm,
         model.layers[0].mlp.down_proj,  # type: ignore[union-attr]
@@ -98,7 +98,7 @@ def test_a_conversion_of_dtype_is_made_where_it_is_asked_for(tmp_path: Path) -> 
 
     assert load_model(folder, torch.bfloat16).dtype == torch.bfloat16
     wide = load_model(folder, torch.float32)
-    assert torch.equal(wide.lm_head, saved["lm_head.weight"].float())
+    assert torch.equal(wide.network.lm_head, saved["lm_head.weight"].float())
 
 
 def test_loading_reports_rising_bytes_from_none_to_all(tmp_path: Path) -> None:

@@ -174,9 +174,9 @@ def test_the_arena_has_exactly_the_plans_bytes(checkpoint: Checkpoint, slots: in
     assert cache.arena.nbytes == (slots * (LAYERS - 1) + made.spare) * made.slot_bytes
     weights = [
         *(value for layer in model.layers for value in tensors_of(layer)),
-        model.embed_tokens,
-        model.norm,
-        model.lm_head,
+        model.network.embed_tokens,
+        model.network.norm,
+        model.network.lm_head,
     ]
     held = sum(tensor.nbytes for tensor in weights)
     assert made.resident_bytes == held + slots * (LAYERS - 1) * made.slot_bytes

@@ -1,0 +1,52 @@
+"""The tensors of a network, as the forward passes read them."""
+
+# D hidden  P = R/2 pairs that rotate together
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dslite.model.config import ModelConfig
+from dslite.model.decoder_layer import DecoderLayer, MakeBank, TakeTensor, build_layer, resident_experts
+from dslite.model.rope import amplitude, inverse_frequencies
+
+
+@dataclass(frozen=True)
+class Network:
+    """Embedding (vocabulary, D), decoder layers, final norm (D,), output head (vocabulary, D), rotation (P,)."""
+
+    config: ModelConfig
+    embed_tokens: Tensor
+    layers: Sequence[DecoderLayer]
+    norm: Tensor
+    lm_head: Tensor
+    frequencies: Tensor
+    amplitude: float
+
+    @classmethod
+    def build(cls, config: ModelConfig, take: TakeTensor, make_bank: MakeBank | None = None) -> "Network":
+        """`take` gives the tensor of a Hub name; `make_bank` the experts of a layer (default: taken too)."""
+        make_bank = make_bank or (lambda layer: resident_experts(config, layer, take))
+        embed_tokens = take("model.embed_tokens.weight")
+        layers = [build_layer(config, index, take, make_bank) for index in range(config.num_hidden_layers)]
+        lm_head = take("lm_head.weight")
+        return cls(
+            config=config,
+            embed_tokens=embed_tokens,
+            layers=layers,
+            norm=take("model.norm.weight"),
+            lm_head=lm_head,
+            frequencies=inverse_frequencies(config).to(lm_head.device),
+            amplitude=amplitude(config),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of everything but the embedding and routed experts, which may lie elsewhere."""
+        return self.lm_head.device
