@@ -13,11 +13,12 @@ from pathlib import Path
 from threading import Event as Flag
 
 from dslite.model.config import ModelConfig
+from dslite.runtime.downloads.faults import disk_error, explain
 from dslite.runtime.downloads.fetch import fetch, hash_file
 from dslite.runtime.downloads.hub import ModelRef, RepoCache
-from dslite.runtime.downloads.jobs import Job, Teller, run
+from dslite.runtime.downloads.jobs import Cancelled, Job, ProgressReporter, run
 from dslite.runtime.downloads.layout import CONFIG, INDEX, read_json, weight_map
-from dslite.runtime.downloads.repository import RemoteFile, Repository, ask, explain
+from dslite.runtime.downloads.repository import RemoteFile, Repository, ask
 from dslite.runtime.downloads.retry import Retry
 from dslite.runtime.downloads.verified import VerifiedFiles
 from dslite.runtime.errors import ConfigError, ModelUnavailableError
@@ -33,16 +34,19 @@ def pull(
 ) -> Generator[PullEvent, None, None]:
     """Make a model present: Found, then Downloading events, then Present.
 
-    Whoever drops the generator after Found has fetched nothing. Set `cancel`, and it ends within a second without
-    Present. Raises DsliteError; whatever came before stays for the next pull.
+    Nothing was fetched before Found. Set `cancel`, and it ends within a second without Present. Raises DsliteError;
+    what was fetched before stays for the next pull.
     """
-    repository = ask(ref, offline=offline, retry=retry)
-    cache = RepoCache.of(repository.repo_id)
-    pulling = _Pull(ref, repository, cache, cancel or Flag(), retry or Retry())
+    cancel, retry = cancel or Flag(), retry or Retry()
+    try:
+        repository = ask(ref, offline=offline, retry=retry, cancel=cancel)
+    except Cancelled:
+        return
+    pulling = _Pull(ref, repository, RepoCache.of(repository.repo_id), cancel, retry)
     try:
         yield from _pull(pulling)
-    except OSError as error:  # of the disk
-        raise explain(error, ref) from error
+    except OSError as error:
+        raise disk_error(error, pulling.cache_folder) from error
 
 
 def _pull(pulling: "_Pull") -> Iterator[PullEvent]:
@@ -76,6 +80,10 @@ class _Pull:
         self._retry = retry
         self._verified = VerifiedFiles.read()
         self._headers: dict[str, str] = build_hf_headers(library_name="dslite")  # the user's token among them
+
+    @property
+    def cache_folder(self) -> Path:
+        return self._cache.folder
 
     @property
     def cancelled(self) -> bool:
@@ -131,10 +139,10 @@ class _Pull:
         jobs = {Job(file.name, file.size): file for file in wanted.values()}
         total = sum(file.size for file in self._blobs())
         done = sum(file.size for file in self._blobs() if self._trusted(file))
-        teller = Teller(list(jobs), done=done, total=total)
+        reporter = ProgressReporter(list(jobs), done=done, total=total)
         try:
             yield from run(
-                lambda job: self._obtain(jobs[job], job), list(jobs), teller, workers=_AT_ONCE, cancel=self._cancel
+                lambda job: self._obtain(jobs[job], job), list(jobs), reporter, workers=_AT_ONCE, cancel=self._cancel
             )
         except Exception as error:
             raise explain(error, self._ref) from error
@@ -142,20 +150,20 @@ class _Pull:
             self._verified.write()
 
     def finish(self) -> Present:
-        """Link the snapshot, move the ref, sweep up."""
+        """Link the snapshot, move the ref, remove abandoned beginnings. Writes only what is not there yet."""
         cache, commit = self._cache, self.repository.commit
         snapshot = cache.snapshot(commit)
         snapshot.mkdir(parents=True, exist_ok=True)
         for file in sorted(self.repository.files.values(), key=lambda file: file.name == CONFIG):
             _link(cache.blobs / file.blob, snapshot / file.name)
         revision = self._ref.revision or "main"
-        if revision != commit:
+        if revision != commit and cache.commit(revision) != commit:
             ref = cache.folder / "refs" / revision
             ref.parent.mkdir(parents=True, exist_ok=True)
             beside = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
             beside.write_text(commit, encoding="utf-8")
             replace(beside, ref)
-        _sweep(cache)
+        _remove_abandoned(cache)
         return Present(snapshot, commit, tuple(older for older in cache.commits() if older != commit))
 
     def _blobs(self) -> list[RemoteFile]:
@@ -166,7 +174,7 @@ class _Pull:
         return self._cache_file(file) in self._verified
 
     def _cache_file(self, file: RemoteFile) -> Path:
-        """Where a file's bytes lie: as a blob, or in the snapshot itself where the disk knows no links."""
+        """Where a file's bytes lie: as a blob, or in the snapshot itself where the disk has no links."""
         plain = self._cache.snapshot(self.repository.commit) / file.name
         return plain if plain.is_file() and not plain.is_symlink() else self._cache.blobs / file.blob
 
@@ -192,6 +200,7 @@ class _Pull:
             self._verified.add(blob)
 
     def _lock(self, file: RemoteFile, job: Job, stack: ExitStack) -> None:
+        """Hold the file's lock. A cache that this user may only read has none: what is whole there is only read."""
         from filelock import Timeout
 
         while True:
@@ -202,6 +211,10 @@ class _Pull:
                 job.check_cancel()
                 job.stage, job.note = "waiting", "another process is fetching it"
                 job.done = self._bytes_here(file)
+            except OSError:
+                if self._cache_file(file).is_file():
+                    return
+                raise
 
     def _sound(self, file: RemoteFile, job: Job) -> bool:
         """Whether a file is there with the right bytes; wrong ones are removed."""
@@ -218,13 +231,13 @@ class _Pull:
 
 
 def _link(blob: Path, target: Path) -> None:
-    """Let a snapshot's name point to its blob; where the disk knows no links, the blob itself moves there."""
+    """Let a snapshot's name point to its blob; where the disk has no links, the blob itself moves there."""
     from huggingface_hub import constants
 
     if target.is_file() and not target.is_symlink():
         return
     pointer = os.path.relpath(blob, target.parent)
-    if target.is_symlink() and os.readlink(target) == pointer:
+    if target.is_symlink() and (os.readlink(target) == pointer or target.resolve() == blob.resolve()):
         return
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -237,10 +250,10 @@ def _link(blob: Path, target: Path) -> None:
         replace(beside, target)
 
 
-def _sweep(cache: RepoCache) -> None:
-    """Remove the beginnings that nobody is fetching: dslite's, and those that huggingface_hub leaves when killed."""
+def _remove_abandoned(cache: RepoCache) -> None:
+    """Remove beginnings that no process is fetching: dslite's, and those that huggingface_hub leaves when killed."""
     from filelock import Timeout
 
     for orphan in cache.blobs.glob("*.incomplete"):
-        with suppress(Timeout), cache.hold(orphan.name.partition(".")[0]):
+        with suppress(Timeout, OSError), cache.hold(orphan.name.partition(".")[0]):
             orphan.unlink(missing_ok=True)

@@ -17,10 +17,11 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dslite.runtime.downloads.faults import disk_error, hub_session
 from dslite.runtime.downloads.jobs import Job
 from dslite.runtime.downloads.repository import RemoteFile
 from dslite.runtime.downloads.retry import Retry, reason_to_retry
-from dslite.runtime.errors import CheckpointError, ModelUnavailableError
+from dslite.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
     import httpx2
@@ -97,7 +98,7 @@ def fetch(url: str, headers: dict[str, str], file: RemoteFile, partial: Path, jo
 
 @contextmanager
 def _opened(partial: Path) -> Iterator[FileIO]:
-    """The beginning of a file, unbuffered, at its end. Raises ModelUnavailableError for a disk that is full."""
+    """The beginning of a file, unbuffered, at its end. Raises ModelUnavailableError for what the disk refuses."""
     try:
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
         with FileIO(descriptor, "r+b") as stream:
@@ -105,22 +106,19 @@ def _opened(partial: Path) -> Iterator[FileIO]:
     except OSError as error:
         if error.errno is None:
             raise  # errors of the Hub's client are OSErrors too; those of the disk have a number
-        raise ModelUnavailableError(
-            f"{partial.parent} cannot be written: {error.strerror}",
-            "make room, or put the cache elsewhere with HF_HOME, and pull again: what came is kept",
-        ) from error
+        raise disk_error(error, partial.parent) from error
 
 
 def _append(url: str, headers: dict[str, str], file: RemoteFile, stream: FileIO, hasher: Hasher, job: Job) -> None:
     """Append what one request brings. Raises where it ends too early."""
     import httpx2
-    from huggingface_hub import constants, get_session, hf_raise_for_status
+    from huggingface_hub import constants, hf_raise_for_status
 
     headers = {**headers, "Accept-Encoding": "identity"}
     if job.done:
         headers["Range"] = f"bytes={job.done}-"
     timeout = httpx2.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-    with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
+    with hub_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
         hf_raise_for_status(response)
         skip = _overlap(response, file, job.done)
         job.abort = lambda: _shut(response)

@@ -58,7 +58,7 @@ def parse_model(text: str, revision: str | None = None) -> ModelRef:
 
 
 def locate(ref: ModelRef) -> Path:
-    """The folder of a model that is present. Asks nobody. Raises ModelUnavailableError.
+    """The folder of a model that is present. No request is made. Raises ModelUnavailableError.
 
     Present means that no file is missing. Their bytes are not read again: what dslite fetches gets its name in the
     cache only after its hash was checked.

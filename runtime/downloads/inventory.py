@@ -1,5 +1,6 @@
 """The models on this machine: listing and removing them."""
 
+import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ class StoredModel:
 
 
 def stored_models() -> list[StoredModel]:
-    """The demo, and every DeepSeek-V2 model in the Hugging Face cache, begun ones too. Asks nobody."""
+    """The demo, and every DeepSeek-V2 model in the Hugging Face cache, begun ones too. No request is made."""
     found = [] if (demo := _demo()) is None else [demo]
     for folder in sorted(cache_root().glob("models--*--*")):
         found += _revisions(RepoCache(folder))
@@ -78,7 +79,8 @@ def _stored(name: str, repo_id: str | None, commit: str | None, refs: tuple[str,
 def remove(ref: ModelRef) -> int:
     """Remove a model from the Hugging Face cache, all its revisions or the one that is named; return the bytes freed.
 
-    Raises UsageError for a folder, which is the user's, and ModelUnavailableError for what is not there or in use.
+    Raises UsageError for a folder, which is the user's, ModelUnavailableError for what is not there, and DsliteError
+    for what is in use or may not be removed.
     """
     if ref.repo_id is None:
         raise UsageError(f"{ref.name} is not in the Hugging Face cache", "remove a folder of your own yourself")
@@ -90,10 +92,17 @@ def remove(ref: ModelRef) -> int:
     _refuse_busy(ref, cache)
     before = _disk_bytes(cache)
     commits = cache.commits() if ref.revision is None else [str(cache.commit(ref.revision))]
-    _delete(cache, commits)
+    try:
+        _delete(cache, commits)
+        if ref.revision is None and cache.folder.is_dir():
+            shutil.rmtree(cache.folder)
+    except OSError as error:
+        raise DsliteError(
+            f"{ref.name} was not removed, or only in part: {error.filename or cache.folder}: {error.strerror}",
+            "remove it as the user who owns these files, or change their permissions",
+        ) from error
     if ref.revision is None:
-        shutil.rmtree(cache.folder, ignore_errors=True)
-        shutil.rmtree(cache.locks, ignore_errors=True)
+        shutil.rmtree(cache.locks, ignore_errors=True)  # another process may hold one
     return before - _disk_bytes(cache)
 
 
@@ -109,13 +118,28 @@ def _refuse_busy(ref: ModelRef, cache: RepoCache) -> None:
 
 
 def _delete(cache: RepoCache, commits: list[str]) -> None:
-    """By the hub's own call: it knows which blobs other revisions and repositories still need."""
+    """By the hub's own call: it knows which blobs other revisions and repositories still need. Raises OSError.
+
+    That call logs what it may not remove, and returns as if it had: what is left is removed once more, with its error.
+    """
     from huggingface_hub import scan_cache_dir
+    from huggingface_hub.utils import logging as hub_logging
 
     everything = scan_cache_dir(cache.folder.parent)
     # The call looks a commit up in every repository, and a copy of a repository has the same commits.
     mine = frozenset(repo for repo in everything.repos if Path(repo.repo_path) == cache.folder.resolve())
-    replace(everything, repos=mine).delete_revisions(*commits).execute()
+    strategy = replace(everything, repos=mine).delete_revisions(*commits)
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.CRITICAL)
+    try:
+        strategy.execute()
+    finally:
+        hub_logging.set_verbosity(verbosity)
+    for path in (*strategy.repos, *strategy.snapshots):
+        if path.is_dir():
+            shutil.rmtree(path)
+    for path in (*strategy.refs, *strategy.blobs):
+        path.unlink(missing_ok=True)
 
 
 def _disk_bytes(cache: RepoCache) -> int:

@@ -1,27 +1,31 @@
-"""Work on several files at once, told as a stream of events, and over within a second when nobody wants it any more."""
+"""Work on several files at once in threads, reported as a stream of events, and ended within a second by a flag."""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event as Flag
+from typing import TypeVar
 
 from dslite.runtime.events import Downloading, Stage
 
-_LOOK_S = 0.1
-_TELL_S = 0.5  # also where nothing moved: a screen shows that it is still alive
+_T = TypeVar("_T")
+_POLL_S = 0.1
+_REPORT_S = 0.5  # also where nothing moved: a screen shows that it is still alive
 _RATE_S = 5.0
 _GRACE_S = 0.5
 
 
 class Cancelled(Exception):
-    """The work is not wanted any more."""
+    """The work was cancelled by its flag."""
 
 
 @dataclass(eq=False)
 class Job:
-    """One file. Its worker writes, the teller reads: each field is assigned at once, so there is nothing to lock."""
+    """One file. Its worker writes, the reporter reads: each field is assigned at once, so there is nothing to lock."""
 
     name: str
     total: int
@@ -39,7 +43,29 @@ class Job:
             raise Cancelled
 
 
-class Teller:
+def interruptible(call: Callable[[], _T], cancel: Flag) -> _T:
+    """The result of a call that waits for the network, made in a thread of its own, so that a signal ends the wait.
+
+    Raises what the call raises, and Cancelled soon after `cancel` is set; the thread then ends by its own time-out.
+    """
+    outcome: Future[_T] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # raised again by the thread that waits
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while not cancel.is_set():
+        with suppress(TimeoutError):
+            return outcome.result(_POLL_S)
+        if outcome.done():
+            return outcome.result()  # the call itself raised TimeoutError
+    raise Cancelled
+
+
+class ProgressReporter:
     """Turns the state of jobs into events with totals and rate."""
 
     def __init__(self, jobs: Sequence[Job], *, done: int = 0, total: int | None = None) -> None:
@@ -47,15 +73,15 @@ class Teller:
         self._jobs = jobs
         self._done = done
         self._total = sum(job.total for job in jobs) if total is None else total
-        self._told = {job: (job.stage, job.done, job.note) for job in jobs}
+        self._reported = {job: (job.stage, job.done, job.note) for job in jobs}
         self._last = time.perf_counter()
         self._rates = deque([(self._last, 0)])
 
     def events(self) -> list[Downloading]:
-        """One event for each job that moved since the last call; after a while, of one that did not."""
-        moved = [job for job in self._jobs if self._told[job] != (job.stage, job.done, job.note)]
+        """One event for each job that moved since the last call; where none did for a while, one all the same."""
+        moved = [job for job in self._jobs if self._reported[job] != (job.stage, job.done, job.note)]
         now = time.perf_counter()
-        if not moved and now - self._last > _TELL_S:
+        if not moved and now - self._last > _REPORT_S:
             moved = [job for job in self._jobs if job.stage not in ("waiting", "done")][:1] or list(self._jobs[:1])
         if moved:
             self._last = now
@@ -63,7 +89,7 @@ class Teller:
         rate = self._rate(now)
         events = []
         for job in moved:
-            stage, done, note = self._told[job] = (job.stage, job.done, job.note)
+            stage, done, note = self._reported[job] = (job.stage, job.done, job.note)
             events.append(Downloading(stage, job.name, done, job.total, all_done, self._total, rate, note))
         return events
 
@@ -77,7 +103,7 @@ class Teller:
 
 
 def run(
-    work: Callable[[Job], None], jobs: Sequence[Job], teller: Teller, *, workers: int, cancel: Flag
+    work: Callable[[Job], None], jobs: Sequence[Job], reporter: ProgressReporter, *, workers: int, cancel: Flag
 ) -> Iterator[Downloading]:
     """Do the work of all jobs in threads and yield events; raise the first error once the others have stopped.
 
@@ -92,14 +118,14 @@ def run(
         thread.start()
     try:
         while len(ended) < len(threads) and not cancel.is_set():
-            changed.wait(_LOOK_S)
+            changed.wait(_POLL_S)
             changed.clear()
-            yield from teller.events()
+            yield from reporter.events()
             if any(job.error for job in jobs):
                 break
     finally:
         _stop(threads, jobs)
-    yield from teller.events()
+    yield from reporter.events()
     if error := next((job.error for job in jobs if job.error), None):
         raise error
 

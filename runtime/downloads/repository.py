@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Event as Flag
 from typing import TYPE_CHECKING, TypeVar
 
+from dslite.runtime.downloads.faults import explain, hub_session
 from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef
+from dslite.runtime.downloads.jobs import Cancelled, interruptible
 from dslite.runtime.downloads.layout import INDEX, NEEDED, OPTIONAL, WEIGHTS
 from dslite.runtime.downloads.retry import Retry, reason_to_retry
-from dslite.runtime.errors import DsliteError, ModelUnavailableError, UsageError
+from dslite.runtime.errors import ModelUnavailableError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -50,8 +53,8 @@ class Repository:
         return [file for file in self.files.values() if file.name.endswith(WEIGHTS)]
 
 
-def ask(ref: ModelRef, *, offline: bool = False, retry: Retry | None = None) -> Repository:
-    """Ask the Hub about a model. Raises DsliteError with a remedy for whatever is in the way."""
+def ask(ref: ModelRef, *, offline: bool = False, retry: Retry | None = None, cancel: Flag | None = None) -> Repository:
+    """Ask the Hub about a model. Raises DsliteError with a remedy, and Cancelled within a moment of `cancel`."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.hf_api import RepoFile
 
@@ -59,10 +62,12 @@ def ask(ref: ModelRef, *, offline: bool = False, retry: Retry | None = None) -> 
     repo_id = ref.repo_id
     refuse_offline(ref, offline)
     api = HfApi(endpoint=constants.ENDPOINT, library_name="dslite")
-    info = _patiently(ref, retry or Retry(), lambda: api.model_info(repo_id, revision=ref.revision, timeout=_TIMEOUT_S))
+    hub_session()
+    retry, cancel = retry or Retry(), cancel or Flag()
+    info = _with_retries(ref, retry, cancel, lambda: api.model_info(repo_id, revision=ref.revision, timeout=_TIMEOUT_S))
     commit = info.sha
     assert commit is not None
-    tree = _patiently(ref, retry or Retry(), lambda: list(api.list_repo_tree(repo_id, revision=commit)))
+    tree = _with_retries(ref, retry, cancel, lambda: list(api.list_repo_tree(repo_id, revision=commit)))
     wanted = {
         file.path: RemoteFile(file.path, file.size, file.lfs.sha256 if file.lfs else file.blob_id)
         for file in tree
@@ -114,75 +119,16 @@ def _licence(repo_id: str, info: "ModelInfo") -> Licence:
     return Licence(str(name) if name else "no licence named on its card", str(link or page))
 
 
-def _patiently(ref: ModelRef, retry: Retry, call: Callable[[], _T]) -> _T:
-    """Call the Hub, again where that may help. Raises DsliteError."""
+def _with_retries(ref: ModelRef, retry: Retry, cancel: Flag, call: Callable[[], _T]) -> _T:
+    """Call the Hub, again where that may help. Raises DsliteError, and Cancelled within a moment of `cancel`."""
     failures = 0
     while True:
         try:
-            return call()
+            return interruptible(call, cancel)
+        except Cancelled:
+            raise
         except Exception as error:
             failures += 1
             if reason_to_retry(error) is None or failures == retry.attempts:
                 raise explain(error, ref) from error
-            retry.pause(retry.wait(failures - 1, error))
-
-
-def explain(error: Exception, ref: ModelRef) -> DsliteError:
-    """What went wrong at the Hub, in words, with what to do. Raises errors that are none of the Hub's."""
-    import httpx2
-    from huggingface_hub import constants, errors
-
-    page = f"{constants.ENDPOINT}/{ref.repo_id}"
-    again = "try again later; what came is kept"
-    if isinstance(error, DsliteError):
-        return error
-    if isinstance(error, errors.HFValidationError):
-        return UsageError(f"{ref.name!r} is not a model's name: {error}", "write it as owner/name")
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return ModelUnavailableError(f"{ref.name} would need the network, and HF_HUB_OFFLINE forbids it")
-    if isinstance(error, errors.GatedRepoError):
-        return _gated(error, ref, page)
-    if isinstance(error, errors.RevisionNotFoundError):
-        return ModelUnavailableError(f"{ref.repo_id} has no revision {ref.revision}", f"see {page}/tree/main")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return ModelUnavailableError(
-            f"{constants.ENDPOINT} has no repository {ref.repo_id}, or it is private",
-            "check the name; for a private one set HF_TOKEN to a token that may read it",
-        )
-    if isinstance(error, errors.HfHubHTTPError):
-        return _refused(error, ref, again)
-    if isinstance(error, httpx2.HTTPError):
-        return ModelUnavailableError(
-            f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})",
-            f"check the connection, the proxy and HF_ENDPOINT, and {again}",
-        )
-    if isinstance(error, OSError) and error.errno is not None:
-        return ModelUnavailableError(
-            f"{error.filename or 'the cache'} cannot be written: {error.strerror}",
-            "change its permissions, or put the cache elsewhere with HF_HOME",
-        )
-    raise error
-
-
-def _gated(error: Exception, ref: ModelRef, page: str) -> DsliteError:
-    from huggingface_hub import get_token
-
-    who = "your token has no access to it yet" if get_token() else "no token was sent"
-    return ModelUnavailableError(
-        f"{ref.repo_id} is gated, and {who}",
-        f"accept its licence on {page}, then set HF_TOKEN to a token of that account",
-    )
-
-
-def _refused(error: Exception, ref: ModelRef, again: str) -> DsliteError:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    assert isinstance(error, HfHubHTTPError)
-    status = error.response.status_code
-    said = f": {error.server_message}" if error.server_message else ""
-    if status in (401, 403):
-        return ModelUnavailableError(
-            f"the Hub refuses {ref.repo_id} ({status}{said})",
-            "set HF_TOKEN to a valid token of an account that may read it, or unset a wrong one",
-        )
-    return ModelUnavailableError(f"the Hub answered {status} for {ref.repo_id}{said}", again)
+            retry.pause(retry.wait(failures - 1, error), cancel)

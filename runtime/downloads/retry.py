@@ -1,7 +1,11 @@
 """When asking the Hub again may help, and how long to wait before."""
 
+import socket
+import ssl
 from dataclasses import dataclass
 from threading import Event as Flag
+
+from dslite.runtime.downloads.faults import cause_of
 
 _AGAIN = (408, 429, 500, 502, 503, 504)
 _MOST_WAIT_S = 120.0
@@ -24,7 +28,7 @@ class Retry:
         return min(self.first_s * 2.0**failures, self.most_s)
 
     def pause(self, seconds: float, cancel: Flag | None = None) -> None:
-        """Wait, or until it is cancelled."""
+        """Wait for some seconds, or until `cancel` is set."""
         (cancel or Flag()).wait(seconds)
 
 
@@ -33,6 +37,9 @@ def reason_to_retry(error: Exception) -> str | None:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
+    unknown = cause_of(error, socket.gaierror)
+    if cause_of(error, ssl.SSLCertVerificationError) or (unknown and unknown.errno == socket.EAI_NONAME):
+        return None  # neither a certificate nor a name is mended by waiting
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return f"the server answered {status}" if status in _AGAIN else None

@@ -9,7 +9,7 @@ from typing import Literal
 
 from dslite.runtime.downloads.fetch import hash_file
 from dslite.runtime.downloads.hub import HASH, ModelRef, blob_hash
-from dslite.runtime.downloads.jobs import Job, Teller, run
+from dslite.runtime.downloads.jobs import Cancelled, Job, ProgressReporter, run
 from dslite.runtime.downloads.layout import files_of
 from dslite.runtime.downloads.verified import VerifiedFiles
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
@@ -20,7 +20,7 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """A file of a model: good, damaged, missing, or unknown where nobody says which hash it should have."""
+    """A file of a model: good, damaged, missing, or unknown where no record says which hash it should have."""
 
     name: str
     state: Literal["good", "damaged", "missing", "unknown"]
@@ -40,7 +40,10 @@ def verify(
     cancel = cancel or Flag()
     names = sorted(files_of(folder))
     here = [name for name in names if (folder / name).is_file()]
-    expected = _expected_hashes(ref, folder, here, offline)
+    try:
+        expected = _expected_hashes(ref, folder, here, offline, cancel)
+    except Cancelled:
+        return
     jobs = {name: Job(name, (folder / name).stat().st_size) for name in here if name in expected}
     actual: dict[str, str] = {}
 
@@ -48,7 +51,7 @@ def verify(
         actual[job.name] = hash_file(folder / job.name, expected[job.name], job)
 
     ordered = sorted(jobs.values(), key=lambda job: -job.total)  # the largest first: the threads end together
-    yield from run(check, ordered, Teller(ordered), workers=min(_AT_ONCE, os.cpu_count() or 1), cancel=cancel)
+    yield from run(check, ordered, ProgressReporter(ordered), workers=min(_AT_ONCE, os.cpu_count() or 1), cancel=cancel)
     if cancel.is_set():
         return
     checked += [_judge(folder, name, expected.get(name), actual.get(name)) for name in names]
@@ -66,7 +69,7 @@ def _judge(folder: Path, name: str, expected: str | None, actual: str | None) ->
 
 
 def _note(folder: Path, checked: list[CheckedFile]) -> None:
-    """Let the next pull believe what is good and look again at what is not."""
+    """Record the good files for the next pull, and remove the damaged ones from the record."""
     verified = VerifiedFiles.read()
     for found in checked:
         if found.state == "good":
@@ -76,16 +79,17 @@ def _note(folder: Path, checked: list[CheckedFile]) -> None:
     verified.write()
 
 
-def _expected_hashes(ref: ModelRef, folder: Path, names: list[str], offline: bool) -> dict[str, str]:
+def _expected_hashes(ref: ModelRef, folder: Path, names: list[str], offline: bool, cancel: Flag) -> dict[str, str]:
+    """File name → hash, of those files whose hash is known. Raises Cancelled."""
     known = {name: hash for name in names if (hash := blob_hash(folder / name) or _noted_hash(folder, name))}
     if ref.repo_id is None or len(known) == len(names):
         return known
     from dslite.runtime.downloads.repository import ask
 
     try:
-        remote = ask(ref, offline=offline).files
+        remote = ask(ref, offline=offline, cancel=cancel).files
     except ModelUnavailableError:
-        return known  # the files are told as unknown
+        return known  # the others are reported as unknown
     return {name: remote[name].blob for name in names if name in remote} | known
 
 
