@@ -88,17 +88,21 @@ def _math_block(state: "StateBlock", first: int, last: int, silent: bool) -> boo
 
 
 def _block_end(state: "StateBlock", first: int, last: int, opening: int, closing: str) -> int | None:
-    """The line behind the block; None where text follows the closing delimiter: that is a paragraph."""
+    """The line behind the block, or None where text follows the closing delimiter in the first line: a paragraph.
+
+    Only the first line decides whether a block begins, so that a growing text never takes a beginning back.
+    """
     start = state.bMarks[first] + state.tShift[first] + opening
-    alone = not state.src[start : state.eMarks[first]].strip()
-    for line in range(first, last):
-        begin = start if line == first else state.bMarks[line] + state.tShift[line]
-        if line > first and _ends_before(state, line, blank_lines=alone):
+    text = state.src[start : state.eMarks[first]]
+    before, found, behind = text.partition(closing)
+    if found:
+        return first + 1 if not behind.strip(" \t.,;:") else None
+    alone = not before.strip()
+    for line in range(first + 1, last):
+        if _ends_before(state, line, blank_lines=alone):
             return line
-        text = state.src[begin : state.eMarks[line]]
-        if (place := text.find(closing)) >= 0:
-            behind = text[place + len(closing) :].strip()
-            return line + 1 if len(behind) <= 1 and not behind.isalnum() else None
+        if closing in state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]]:
+            return line + 1
     return last
 
 

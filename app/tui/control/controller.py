@@ -79,7 +79,7 @@ class ChatController:
         """A line of ours below the conversation: of an answer that grows, `above` it or once it is whole."""
         transcript = self.screen.transcript
         entry = TranscriptItem(-1, "notice", "", ("! " if warning else "") + text)
-        grows = bool(transcript.entries) and transcript.entries[-1].growing
+        grows = bool(transcript.items) and transcript.items[-1].growing
         if grows and above:
             transcript.add_before_last(entry)
         elif grows:
@@ -119,14 +119,14 @@ class ChatController:
 
     def renew_greeting(self) -> None:
         """Model or profile have changed: an empty chat says so."""
-        if (entry := self.screen.transcript.entry(GREETING)) is not None:
+        if (entry := self.screen.transcript.item(GREETING)) is not None:
             entry.text = greeting(self).text
-            self.screen.transcript.redraw_entry(entry)
+            self.screen.transcript.redraw_item(entry)
 
     def _drop_greeting(self) -> None:
-        for entry in list(self.screen.transcript.entries):
+        for entry in list(self.screen.transcript.items):
             if entry.key == GREETING:
-                self.screen.transcript.remove_entry(entry)
+                self.screen.transcript.remove_item(entry)
 
     def _replace_answer(self, node: Node, text: str) -> None:
         """An answer that the user has rewritten, as a branch; /continue goes on from it."""
@@ -155,13 +155,13 @@ class ChatController:
         job = GenerationJob(
             lambda: dialogue.messages(end, name), settings, lambda: dialogue.id, go_on=go_on, forget=forget
         )
-        entry = self.screen.transcript.entry(node.key)
+        entry = self.screen.transcript.item(node.key)
         if entry is None:
             entry = item_of(dialogue, node, name)
             self.screen.transcript.add(entry)
         self.screen.transcript.drop_behind(entry)  # lines of ours: an answer grows at the end
         entry.growing, entry.note, entry.splitter = True, "", None
-        self.screen.transcript.redraw_entry(entry)
+        self.screen.transcript.redraw_item(entry)
         ids = list(node.token_ids or ()) if go_on else []
         self.answer(Reply(job, node, entry, end, before=node.content, ids=ids))
 
@@ -194,10 +194,10 @@ class ChatController:
         """Take back an answer of which nothing came, or one that belongs to no conversation."""
         self.reply = None
         if reply.then is not None:
-            self.screen.transcript.remove_entry(reply.entry)
+            self.screen.transcript.remove_item(reply.entry)
         elif not reply.before and not reply.node.content:
             self.dialogue.remove(reply.node)
-            self.screen.transcript.remove_entry(reply.entry)
+            self.screen.transcript.remove_item(reply.entry)
         self.show_waiting()
 
     def _refuse_while_answering(self) -> None:
@@ -222,7 +222,7 @@ class ChatController:
                 self.abandon(reply)
             else:
                 reply.entry.note = note_of("interrupted")
-                self.screen.transcript.redraw_entry(reply.entry)
+                self.screen.transcript.redraw_item(reply.entry)
         self.screen.refresh_lines()
         return True
 
@@ -260,7 +260,7 @@ class ChatController:
             return
         self.recorder.set_leaf(self.dialogue)
         self.show()
-        self.screen.transcript.choose(self.screen.transcript.entry(siblings[place].key))
+        self.screen.transcript.choose(self.screen.transcript.item(siblings[place].key))
 
     # Models, and questions to the store.
 

@@ -4,7 +4,15 @@ from textual.theme import BUILTIN_THEMES, Theme
 
 DEFAULT = "dark"
 
+
+def _selection(foreground: str, background: str) -> dict[str, str]:
+    """Colours of selected text, in messages and in fields: opaque, so that their contrast is the same everywhere."""
+    pairs = {"foreground": foreground, "background": background}
+    return {f"{place}-selection-{ground}": pairs[ground] for place in ("screen", "input") for ground in pairs}
+
+
 _DARK_CODE = {
+    **_selection("#ffffff", "#2b5788"),
     "text-muted-flat": "#9099a8",
     "bar": "#3d4657",
     "code-keyword": "#c49ae8",
@@ -13,6 +21,7 @@ _DARK_CODE = {
     "code-name": "#7ab6ee",
 }
 _LIGHT_CODE = {
+    **_selection("#101418", "#b5d3f5"),
     "text-muted-flat": "#5c6370",
     "bar": "#b9c0cc",
     "code-keyword": "#8128a8",
@@ -33,6 +42,7 @@ _SKY, _ORANGE, _YELLOW, _VERMILION, _BLUE, _GREEN = "#56B4E9", "#E69F00", "#F0E4
 
 
 def _ansi(name: str, base: str) -> Theme:
+    """One of Textual's themes of the terminal's own sixteen colours, of which only black and white surely contrast."""
     theme = BUILTIN_THEMES[base]
     return Theme(
         name=name,
@@ -48,7 +58,11 @@ def _ansi(name: str, base: str) -> Theme:
         panel=theme.panel,
         boost=theme.boost,
         dark=theme.dark,
-        variables={**theme.variables, **_ANSI_CODE},
+        variables={
+            **theme.variables,
+            **_ANSI_CODE,
+            **(_selection("ansi_black", "ansi_white") if theme.dark else _selection("ansi_white", "ansi_black")),
+        },
         ansi=True,
     )
 

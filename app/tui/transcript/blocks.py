@@ -1,6 +1,6 @@
-"""What the transcript is made of: messages, cut into pieces that are drawn when they are looked at.
+"""What the transcript is made of: messages, cut into blocks that are drawn when they come into view.
 
-A piece that was never on screen has an estimated height, which costs almost nothing. So opening or resizing a long
+A block that was never on screen has an estimated height, which costs almost nothing. So opening or resizing a long
 conversation draws one screen, not all of it.
 """
 
@@ -12,12 +12,22 @@ from rich.segment import Segment
 from rich.text import Text
 from textual.strip import Strip
 
-from dslite.app.chat.markdown_blocks import Block, Splitter
+from dslite.app.chat.markdown_blocks import Block, Splitter, split_lines
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.transcript.highlight import highlight
-from dslite.app.tui.transcript.markdown import Line, code_lines, draw, fence_head
+from dslite.app.tui.transcript.markdown import (
+    NARROWEST,
+    code_lines,
+    draw,
+    fence_head,
+    fence_lines,
+    gap_line,
+    prefixed,
+    prefixes,
+)
 from dslite.app.tui.transcript.sanitize import inert
-from dslite.app.tui.transcript.wrapping import wrap_plain
+from dslite.app.tui.transcript.source_text import NO_SOURCE, DrawnLine, Line, SourceText
+from dslite.app.tui.transcript.wrapping import wrap, wrap_plain
 
 Speaker = Literal["user", "assistant", "system", "notice"]
 _INDENT = 2
@@ -35,62 +45,66 @@ class TranscriptItem:
     branch: tuple[int, int] = (1, 1)
     note: str = ""
     growing: bool = False
-    pieces: list["RenderBlock"] = field(default_factory=list)
+    blocks: list["RenderBlock"] = field(default_factory=list)
     splitter: Splitter | None = None
 
 
 @dataclass(eq=False)
 class RenderBlock:
-    """A head (no block), a block or a note of an entry. `height` is an estimate until `drawn_for` is this layout."""
+    """A head (no block), a block or a note of an item. `height` is an estimate until `drawn_for` is this layout."""
 
-    entry: TranscriptItem
+    item: TranscriptItem
     block: Block | None = None
     kind: Literal["head", "block", "plain", "note"] = "block"
     height: int = 1
     drawn_for: int = -1  # number of the layout
     strips: list[Strip] | None = None
-    done: list[Strip] = field(default_factory=list)  # of an open fence, what its whole lines became
+    done: list[Strip] = field(default_factory=list)  # of an open fence, the strips of its complete lines
     done_lines: int = 0
     colours: list[Text] | None = None  # of a long closed fence, once a thread has made them
 
     @property
     def wants_colours(self) -> bool:
-        """Whether its colours take so long that a thread should make them."""
+        """Whether highlighting takes so long that a thread should do it."""
         block = self.block
         if block is None or block.kind != "fence" or not block.closed or self.colours is not None:
             return False
         return len(block.lines) > _MOST_AT_ONCE and bool(block.language)
 
 
-def render_blocks(entry: TranscriptItem) -> list[RenderBlock]:
-    """The pieces of an entry from its text; what had been drawn of unchanged blocks is kept."""
-    if entry.speaker == "notice":
-        return [RenderBlock(entry, kind="note")]
-    pieces = [RenderBlock(entry, kind="head")]
-    if entry.speaker == "assistant":
-        if entry.splitter is None:
-            entry.splitter = Splitter(inert(entry.text))
-            if not entry.growing:
-                entry.splitter.finish()
-        pieces += [RenderBlock(entry, block) for block in entry.splitter.blocks]
-    elif entry.text:
-        pieces.append(RenderBlock(entry, kind="plain"))
-    if entry.note:
-        pieces.append(RenderBlock(entry, kind="note"))
-    return pieces
+def render_blocks(item: TranscriptItem) -> list[RenderBlock]:
+    """The blocks of an item from its text."""
+    if item.speaker == "notice":
+        return [RenderBlock(item, kind="note")]
+    blocks = [RenderBlock(item, kind="head")]
+    if item.speaker == "assistant":
+        if item.splitter is None:
+            item.splitter = Splitter(item.text)
+            if not item.growing:
+                item.splitter.finish()
+        blocks += [RenderBlock(item, block) for block in item.splitter.blocks]
+    elif item.text:
+        blocks.append(RenderBlock(item, kind="plain"))
+    if item.note:
+        blocks.append(RenderBlock(item, kind="note"))
+    return blocks
 
 
-def estimate(piece: RenderBlock, width: int) -> int:
-    """About how many lines a piece takes."""
-    if piece.kind == "head":
+def estimate(render_block: RenderBlock, width: int) -> int:
+    """About how many lines a block takes."""
+    if render_block.kind == "head":
         return 2
-    inner = max(width - _INDENT, 8)
-    if piece.kind in ("plain", "note"):
-        text = piece.entry.text if piece.kind == "plain" else piece.entry.note
-        return sum(-(-max(_cells(line), 1) // inner) for line in text.split("\n")) + (piece.kind == "note")
-    block = piece.block
+    inner = max(width - _INDENT, NARROWEST)
+    if render_block.kind in ("plain", "note"):
+        text = render_block.item.text if render_block.kind == "plain" else render_block.item.note
+        return sum(-(-max(_cells(line), 1) // inner) for line in text.split("\n")) + (render_block.kind == "note")
+    block = render_block.block
     assert block is not None
-    lines = sum(-(-max(_cells(line), 1) // inner) for line in block.lines)
+    inner = max(inner - 2 * len(block.marks), NARROWEST)
+    if block.kind in ("paragraph", "heading"):
+        lines = -(-max(sum(_cells(line) + 1 for line in block.lines), 1) // inner)
+    else:
+        lines = sum(-(-max(_cells(line), 1) // inner) for line in block.lines)
     return lines + (block.kind == "fence") + block.gap
 
 
@@ -99,78 +113,119 @@ def _cells(line: str) -> int:
 
 
 class BlockRenderer:
-    """Draws pieces for one width and palette."""
+    """Draws blocks for one width and palette."""
 
     def __init__(self, width: int, palette: Palette) -> None:
         self.width = width
         self.palette = palette
+        self._inner = max(width - _INDENT, NARROWEST)
 
-    def draw(self, piece: RenderBlock) -> list[Strip]:
-        """The strips of a piece, each `width` cells wide at most."""
-        if piece.kind == "head":
-            lines = [[], self._head(piece.entry)]
-        elif piece.kind == "plain":
-            style = None if piece.entry.speaker == "user" else self.palette.muted
-            text = inert(piece.entry.text).rstrip("\n")
+    def draw(self, render_block: RenderBlock) -> list[Strip]:
+        """The strips of a block, each `width` cells wide at most."""
+        item, block = render_block.item, render_block.block
+        if render_block.kind == "head":
+            lines = [[], self._head(item)]
+        elif render_block.kind == "plain":
+            style = None if item.speaker == "user" else self.palette.muted
+            text = inert(item.text.rstrip("\r\n"))
             lines = _inset([[Segment(line, style)] for line in wrap_plain(text, self.width - _INDENT)])
-        elif piece.kind == "note":
-            lines = self._note(piece.entry)
+        elif render_block.kind == "note":
+            lines = self._note(item)
         else:
-            assert piece.block is not None
-            return self._block(piece, piece.block)
+            assert block is not None
+            return self._block(render_block, block)
         return self._strips(lines)
 
     def _strips(self, lines: list[Line]) -> list[Strip]:
         return [Strip(Segment.apply_style(line, self.palette.base)) for line in lines]
 
-    def _head(self, entry: TranscriptItem) -> Line:
-        style = {"user": self.palette.user, "assistant": self.palette.assistant}.get(entry.speaker, self.palette.muted)
-        name = inert(entry.name)
-        which, count = entry.branch
+    def _head(self, item: TranscriptItem) -> Line:
+        style = {"user": self.palette.user, "assistant": self.palette.assistant}.get(item.speaker, self.palette.muted)
+        name = inert(item.name)
+        which, count = item.branch
         if count < 2:
             return [Segment(name, style)]
         walk = f"◂ {which} of {count} ▸"
         room = self.width - cell_len(name) - len(walk)
         return [Segment(name, style), Segment(" " * max(room, 1) + walk, self.palette.muted)]
 
-    def _note(self, entry: TranscriptItem) -> list[Line]:
-        text = entry.text if entry.speaker == "notice" else entry.note
+    def _note(self, item: TranscriptItem) -> list[Line]:
+        text = _note_text(item)
         style = self.palette.warning if text.startswith("!") else self.palette.muted
         lines = wrap_plain(inert(text.removeprefix("!").strip()), self.width - _INDENT)
         return [[], *_inset([[Segment(line, style)] for line in lines])]
 
-    def _block(self, piece: RenderBlock, block: Block) -> list[Strip]:
-        inner = max(self.width - _INDENT, 8)
-        gap: list[Line] = [[]] if block.gap else []
-        if block.kind == "fence" and (not block.closed or piece.wants_colours or piece.colours):
-            return self._strips(gap) + self._long_fence(piece, block, inner)
-        return self._strips(gap + _inset(draw(block, inner, self.palette)))
+    def _block(self, render_block: RenderBlock, block: Block) -> list[Strip]:
+        if block.kind == "fence" and (not block.closed or render_block.wants_colours or render_block.colours):
+            return self._strips(self._gap(block)) + self._long_fence(render_block, block)
+        lines = _inset([line.segments for line in draw(block, self._inner, self.palette)])
+        return self._strips(self._gap(block) + lines)
 
-    def _long_fence(self, piece: RenderBlock, block: Block, width: int) -> list[Strip]:
-        """Whole lines of an open fence are coloured and kept, each by itself; only the last is drawn again."""
-        width -= block.indent
+    def _gap(self, block: Block) -> list[Line]:
+        if not block.gap:
+            return []
+        line = gap_line(block, self._inner, self.palette)
+        return _inset([line]) if line else [[]]
 
-        def strips(lines: list[Line]) -> list[Strip]:
-            return self._strips(
-                _inset([[Segment(" " * block.indent), *line] if block.indent else line for line in lines])
-            )
+    def _long_fence(self, render_block: RenderBlock, block: Block) -> list[Strip]:
+        """Complete lines of an open fence are coloured and kept, each by itself; only the last is drawn again."""
+        first, rest = prefixes(block, self._inner)
+        width = max(self._inner - cell_len(rest), NARROWEST)
 
-        def coloured(line: str) -> list[Line]:
-            text = highlight(line, block.language, self.palette)[0]
-            return code_lines(text, width, self.palette)
+        def strips(lines: list[DrawnLine]) -> list[Strip]:
+            return self._strips(_inset([prefixed(line, rest, self.palette).segments for line in lines]))
 
-        head = strips([fence_head(block, width, self.palette)])
-        if piece.colours:
-            return head + [strip for text in piece.colours for strip in strips(code_lines(text, width, self.palette))]
-        if piece.drawn_for < 0:
-            piece.done, piece.done_lines = [], 0
+        def coloured(number: int) -> list[Strip]:
+            [text] = highlight(inert(block.lines[number]), block.language, self.palette)
+            return strips(code_lines(block, number, text, width, self.palette))
+
+        head = prefixed(DrawnLine(fence_head(block, width, self.palette), []), first, self.palette)
+        drawn = self._strips(_inset([head.segments]))
+        if render_block.colours:
+            return drawn + strips(fence_lines(block, width, self.palette, render_block.colours)[1:])
+        if render_block.drawn_for < 0:
+            render_block.done, render_block.done_lines = [], 0
         whole = len(block.lines) - (not block.closed)
-        for line in block.lines[piece.done_lines : whole]:
-            piece.done += strips(coloured(line))
-        piece.done_lines = max(piece.done_lines, whole)
-        last = [strip for line in block.lines[piece.done_lines :] for strip in strips(coloured(line))]
-        return head + piece.done + last
+        for number in range(render_block.done_lines, whole):
+            render_block.done += coloured(number)
+        render_block.done_lines = max(render_block.done_lines, whole)
+        last = [strip for number in range(render_block.done_lines, len(block.lines)) for strip in coloured(number)]
+        return drawn + render_block.done + last
+
+    # Places in the source.
+
+    def source_offsets(self, render_block: RenderBlock) -> list[list[int]]:
+        """For each character of each line of a block, its offset in the item's text; NO_SOURCE for decoration."""
+        item, block = render_block.item, render_block.block
+        if render_block.kind == "plain":
+            return [_indented(line.offsets) for line in self._plain_lines(item.text.rstrip("\r\n"), 0)]
+        if render_block.kind == "note" and item.speaker == "notice":
+            text = item.text.removeprefix("!")
+            start = len(item.text) - len(text.lstrip())
+            return [[], *(_indented(line.offsets) for line in self._plain_lines(text.strip(), start))]
+        if block is None:
+            return [[] for _ in range(render_block.height)]
+        if block.kind == "fence":  # without colours, which take long
+            _, rest = prefixes(block, self._inner)
+            inner = max(self._inner - cell_len(rest), NARROWEST)
+            drawn = [prefixed(line, rest, self.palette) for line in fence_lines(block, inner, self.palette)]
+        else:
+            drawn = draw(block, self._inner, self.palette)
+        return [[]] * block.gap + [_indented(line.offsets) for line in drawn]
+
+    def _plain_lines(self, text: str, start: int) -> list[SourceText]:
+        lines = split_lines(text)
+        width = self.width - _INDENT
+        return [part for place, line in lines for part in wrap(SourceText.of_line(line, start + place), width)]
+
+
+def _note_text(item: TranscriptItem) -> str:
+    return item.text if item.speaker == "notice" else item.note
 
 
 def _inset(lines: list[Line]) -> list[Line]:
     return [[Segment(" " * _INDENT), *line] for line in lines]
+
+
+def _indented(offsets: list[int]) -> list[int]:
+    return [NO_SOURCE] * _INDENT + offsets

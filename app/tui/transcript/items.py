@@ -52,10 +52,10 @@ def item_of(dialogue: MessageTree, node: Node, model: str) -> TranscriptItem:
 
 def items_of(dialogue: MessageTree, model: str) -> list[TranscriptItem]:
     """The branch on screen, below its system message."""
-    entries = [item_of(dialogue, node, model) for node in dialogue.path()]
-    if entries and dialogue.system:
-        entries.insert(0, TranscriptItem(-1, "notice", "", f"system: {one_line(dialogue.system)}"))
-    return entries
+    items = [item_of(dialogue, node, model) for node in dialogue.path()]
+    if items and dialogue.system:
+        items.insert(0, TranscriptItem(-1, "notice", "", f"system: {one_line(dialogue.system)}"))
+    return items
 
 
 def greeting(conductor: "ChatController") -> TranscriptItem:

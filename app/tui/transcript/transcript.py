@@ -11,7 +11,6 @@ from textual.message import Message
 from textual.strip import Strip
 
 from dslite.app.tui.transcript.blocks import RenderBlock, TranscriptItem, estimate, render_blocks
-from dslite.app.tui.transcript.sanitize import inert
 from dslite.app.tui.transcript.virtual_list_view import VirtualListView
 
 
@@ -40,105 +39,105 @@ class Transcript(VirtualListView, can_focus=True):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.entries: list[TranscriptItem] = []
+        self.items: list[TranscriptItem] = []
 
     # Content.
 
-    def show(self, entries: Sequence[TranscriptItem], *, to_end: bool = True) -> None:
+    def show(self, items: Sequence[TranscriptItem], *, to_end: bool = True) -> None:
         """Replace everything."""
-        self.entries = list(entries)
+        self.items = list(items)
         self.chosen = None
-        self.column.forget()
-        pieces = [piece for entry in self.entries for piece in self._fresh(entry)]
-        self.column.replace(0, len(self.column.pieces), pieces)
+        self.virtual_list.forget()
+        blocks = [block for item in self.items for block in self._fresh(item)]
+        self.virtual_list.replace(0, len(self.virtual_list.blocks), blocks)
         self.place(to_end=to_end)
 
-    def add(self, entry: TranscriptItem) -> None:
-        """Put an entry at the end and show it."""
-        self.entries.append(entry)
-        self.column.replace(len(self.column.pieces), 0, self._fresh(entry))
+    def add(self, item: TranscriptItem) -> None:
+        """Put an item at the end and show it."""
+        self.items.append(item)
+        self.virtual_list.replace(len(self.virtual_list.blocks), 0, self._fresh(item))
         self.place(to_end=True)
 
-    def add_before_last(self, entry: TranscriptItem) -> None:
-        """Put an entry above the last one, which still grows."""
+    def add_before_last(self, item: TranscriptItem) -> None:
+        """Put an item above the last one, which still grows."""
         follows = self.at_end
-        start, _ = self._span(self.entries[-1])
-        self.entries.insert(-1, entry)
-        self.column.replace(start, 0, self._fresh(entry))
+        start, _ = self._span(self.items[-1])
+        self.items.insert(-1, item)
+        self.virtual_list.replace(start, 0, self._fresh(item))
         self.place(to_end=follows)
 
-    def entry(self, key: int) -> TranscriptItem | None:
-        """The entry of a message."""
-        return next((entry for entry in self.entries if entry.key == key), None)
+    def item(self, key: int) -> TranscriptItem | None:
+        """The item of a message."""
+        return next((item for item in self.items if item.key == key), None)
 
-    def remove_entry(self, entry: TranscriptItem) -> None:
-        self.entries.remove(entry)
-        self.column.replace(*self._span(entry), ())
+    def remove_item(self, item: TranscriptItem) -> None:
+        self.items.remove(item)
+        self.virtual_list.replace(*self._span(item), ())
         self.place(to_end=self.at_end)
 
-    def drop_behind(self, entry: TranscriptItem) -> None:
-        """Remove what stands below an entry."""
-        for other in self.entries[self.entries.index(entry) + 1 :]:
-            self.remove_entry(other)
+    def drop_behind(self, item: TranscriptItem) -> None:
+        """Remove what stands below an item."""
+        for other in self.items[self.items.index(item) + 1 :]:
+            self.remove_item(other)
 
-    def extend(self, entry: TranscriptItem, text: str) -> None:
+    def extend(self, item: TranscriptItem, text: str) -> None:
         """Text that an answer at the end grows by."""
-        assert entry is self.entries[-1]
-        assert entry.splitter is not None
-        entry.text += text
-        entry.splitter.feed(inert(text))
-        self._renew_tail(entry)
+        assert item is self.items[-1]
+        assert item.splitter is not None
+        item.text += text
+        item.splitter.feed(text)
+        self._renew_tail(item)
 
-    def finish(self, entry: TranscriptItem) -> None:
+    def finish(self, item: TranscriptItem) -> None:
         """An answer is whole: draw it once more, as a finished one."""
-        entry.growing = False
-        if entry.splitter is not None:
-            entry.splitter.finish()
-        self._renew_tail(entry)
+        item.growing = False
+        if item.splitter is not None:
+            item.splitter.finish()
+        self._renew_tail(item)
 
-    def redraw_entry(self, entry: TranscriptItem) -> None:
-        """An entry's head, text or note has changed."""
+    def redraw_item(self, item: TranscriptItem) -> None:
+        """An item's head, text or note has changed."""
         follows = self.at_end
-        start, count = self._span(entry)
-        self.column.replace(start, count, self._fresh(entry))
+        start, count = self._span(item)
+        self.virtual_list.replace(start, count, self._fresh(item))
         self.place(to_end=follows)
 
-    def _span(self, entry: TranscriptItem) -> tuple[int, int]:
-        """Where an entry's pieces begin in the column, and how many they are."""
-        return self.column.pieces.index(entry.pieces[0]), len(entry.pieces)
+    def _span(self, item: TranscriptItem) -> tuple[int, int]:
+        """Where an item's blocks begin in the list, and how many they are."""
+        return self.virtual_list.blocks.index(item.blocks[0]), len(item.blocks)
 
-    def _fresh(self, entry: TranscriptItem) -> list[RenderBlock]:
-        entry.pieces = render_blocks(entry)
-        for piece in entry.pieces:
-            piece.height = estimate(piece, self.text_width)
-        return entry.pieces
+    def _fresh(self, item: TranscriptItem) -> list[RenderBlock]:
+        item.blocks = render_blocks(item)
+        for block in item.blocks:
+            block.height = estimate(block, self.text_width)
+        return item.blocks
 
-    def _renew_tail(self, entry: TranscriptItem) -> None:
-        """Bring the pieces of the last entry in line with its blocks; only changed ones are drawn again."""
-        assert entry.splitter is not None
+    def _renew_tail(self, item: TranscriptItem) -> None:
+        """Bring the blocks of the last item in line with its blocks; only changed ones are drawn again."""
+        assert item.splitter is not None
         follows = self.at_end
-        first = entry.splitter.first_changed
-        kept, olds = entry.pieces[: 1 + first], entry.pieces[1 + first :]
-        of_block = {id(piece.block): piece for piece in olds if piece.block}
-        changed = [of_block.get(id(block)) or RenderBlock(entry, block) for block in entry.splitter.blocks[first:]]
-        if entry.note:
-            changed.append(RenderBlock(entry, kind="note"))
+        first = item.splitter.first_changed
+        kept, olds = item.blocks[: 1 + first], item.blocks[1 + first :]
+        of_block = {id(block.block): block for block in olds if block.block}
+        changed = [of_block.get(id(block)) or RenderBlock(item, block) for block in item.splitter.blocks[first:]]
+        if item.note:
+            changed.append(RenderBlock(item, kind="note"))
         before = _lines(olds)
-        for piece in changed:
-            self.column.draw(piece)
-        entry.pieces = kept + changed
-        top = self.column.replace(len(self.column.pieces) - len(olds), len(olds), changed)
+        for block in changed:
+            self.virtual_list.draw(block)
+        item.blocks = kept + changed
+        top = self.virtual_list.replace(len(self.virtual_list.blocks) - len(olds), len(olds), changed)
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, _lines(changed), strict=False)))
         self.place(to_end=follows, from_line=top + same)
 
     # Choosing a message.
 
-    def choose(self, entry: TranscriptItem | None) -> None:
+    def choose(self, item: TranscriptItem | None, *, scroll: bool = True) -> None:
         """Mark a message and bring its head into view."""
-        self.chosen = entry
-        if entry is not None and entry.pieces:
-            top = self.column.top(entry.pieces[0])
-            bottom = top + sum(piece.height for piece in entry.pieces)
+        self.chosen = item
+        if scroll and item is not None and item.blocks:
+            top = self.virtual_list.top(item.blocks[0])
+            bottom = top + sum(block.height for block in item.blocks)
             y, height = self.scroll_offset.y, self.size.height
             if top < y or top >= y + height:
                 self.show_line(top)
@@ -148,7 +147,7 @@ class Transcript(VirtualListView, can_focus=True):
 
     @property
     def messages(self) -> list[TranscriptItem]:
-        return [entry for entry in self.entries if entry.speaker in ("user", "assistant")]
+        return [item for item in self.items if item.speaker in ("user", "assistant")]
 
     def action_choose(self, step: int) -> None:
         messages = self.messages
@@ -165,8 +164,11 @@ class Transcript(VirtualListView, can_focus=True):
             self.post_message(self.Walk(self.chosen.key, step))
 
     def on_focus(self) -> None:
-        if self.chosen is None and self.messages:
-            self.choose(self.messages[-1])
+        """Choose the last message in view. Nothing scrolls: the focus may come from a press of the mouse."""
+        if self.chosen is None and self.virtual_list.blocks:
+            below = self.scroll_offset.y + self.size.height
+            seen = [item for item in self.messages if self.virtual_list.top(item.blocks[0]) < below]
+            self.choose(seen[-1] if seen else None, scroll=False)
         self.refresh()
 
     def on_blur(self) -> None:
@@ -179,12 +181,12 @@ class Transcript(VirtualListView, can_focus=True):
 
     def on_click(self, event: events.Click) -> None:
         line = self.scroll_offset.y + event.y
-        if line < self.column.height:
-            piece, _ = self.column.at(line)
-            if piece.entry.speaker in ("user", "assistant"):
-                self.choose(piece.entry)
+        if line < self.virtual_list.height:
+            block, _ = self.virtual_list.at(line)
+            if block.item.speaker in ("user", "assistant"):
+                self.choose(block.item, scroll=False)
 
 
-def _lines(pieces: Iterable[RenderBlock]) -> list[Strip]:
-    """The lines of pieces, as they were last drawn."""
-    return [strip for piece in pieces for strip in piece.strips or ()]
+def _lines(blocks: Iterable[RenderBlock]) -> list[Strip]:
+    """The lines of blocks, as they were last drawn."""
+    return [strip for block in blocks for strip in block.strips or ()]

@@ -1,15 +1,22 @@
-"""Where lines break: at spaces, and between CJK characters, which have none."""
+"""Where lines break: at spaces, between CJK characters, which have none, and never inside of a grapheme cluster."""
 
 import re
 from itertools import pairwise
 
-from rich.cells import cell_len, chop_cells
-from rich.text import Text
+from rich.cells import cell_len
 
-_WIDE = "\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60\uffe0-\uffe6"
+from dslite.app.terminal.graphemes import chop
+from dslite.app.tui.transcript.source_text import SourceText
+
+_WIDE = (
+    "\u1100-\u115f\u2e80-\u303e\u3041-\u3098\u309b-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f"
+    "\uff00-\uff60\uffe0-\uffe6"
+)
 _NOT_FIRST = "、。，．！？：；）」』】〉》”’…"
-# A wide character with the marks that must not begin a line, or a run of others; with the spaces behind it.
-_PIECE = re.compile(rf"[{_WIDE}][{_NOT_FIRST}]*\s*|[^\s{_WIDE}]+\s*|\s+")
+_EXTEND = "\u0300-\u036f\u1160-\u11ff\u200d\u20d0-\u20ff\u3099\u309a\ufe00-\ufe0f\U000e0100-\U000e01ef"
+# A wide character with its combining marks and the punctuation that must not begin a line, or a run of others; with the
+# spaces behind it.
+_PIECE = re.compile(rf"[{_WIDE}][{_EXTEND}]*[{_NOT_FIRST}]*\s*|[^\s{_WIDE}]+\s*|\s+")
 
 
 def break_offsets(text: str, width: int) -> list[int]:
@@ -18,33 +25,38 @@ def break_offsets(text: str, width: int) -> list[int]:
         return []
     offsets: list[int] = []
     used = 0
-    for piece in _PIECE.finditer(text):
-        whole = piece.group()
-        needed = cell_len(whole.rstrip())
+    for match in _PIECE.finditer(text):
+        piece = match.group()
+        needed = cell_len(piece.rstrip())
         if used and used + needed > width:
-            offsets.append(piece.start())
+            offsets.append(match.start())
             used = 0
         if needed > width:
-            place = piece.start()
-            *full, last = chop_cells(whole, width)
+            place = match.start()
+            *full, last = chop(piece, width)
             for part in full:
                 place += len(part)
                 offsets.append(place)
             used = cell_len(last)
         else:
-            used += cell_len(whole)
+            used += cell_len(piece)
     return offsets
 
 
-def wrap(text: Text, width: int) -> list[Text]:
-    """Lines of at most `width` cells."""
+def longest_word(text: str) -> int:
+    """Cells of the longest piece that is not broken."""
+    return max((cell_len(match.group().rstrip()) for match in _PIECE.finditer(text)), default=0)
+
+
+def wrap(source: SourceText, width: int) -> list[SourceText]:
+    """Lines of at most `width` cells. The spaces at which a line breaks are dropped."""
     width = max(width, 2)
-    lines: list[Text] = []
-    for line in text.split("\n", allow_blank=True) if "\n" in text.plain else [text]:
-        offsets = break_offsets(line.plain, width)
-        pieces = list(line.divide(offsets)) if offsets else [line]
+    lines: list[SourceText] = []
+    for line in source.split_lines():
+        pieces = line.divide(break_offsets(line.text.plain, width))
         for piece in pieces[:-1]:
-            piece.rstrip()
+            piece.text.rstrip()
+            del piece.offsets[len(piece.text.plain) :]
         lines += pieces
     return lines
 
@@ -58,10 +70,3 @@ def wrap_plain(text: str, width: int) -> list[str]:
         pieces = [line[start:end] for start, end in pairwise(places)]
         lines += [*(piece.rstrip() for piece in pieces[:-1]), pieces[-1]]
     return lines
-
-
-def chop(text: str, width: int) -> list[str]:
-    """Pieces of code of at most `width` cells: broken anywhere, nothing dropped."""
-    if len(text) <= width and text.isascii():
-        return [text]
-    return chop_cells(text, max(width, 2)) or [""]

@@ -11,7 +11,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from dslite.app.tui.style.palette import Palette
-from dslite.app.tui.transcript.markdown import segments
+from dslite.app.tui.transcript.source_text import segments
 from dslite.app.tui.widgets.status import size
 from dslite.runtime.chat.protocol import ModelStats
 

@@ -121,7 +121,7 @@ async def test_resizing_keeps_the_place_that_is_read(home: Path) -> None:
     text = "\n\n".join(f"paragraph {number} " + "with some words " * 12 for number in range(80))
     async with open_chat(home, FakeResponder(text), size=(100, 30)) as chat:
         await chat.ask("go")
-        chat.transcript.choose(chat.transcript.entries[0])
+        chat.transcript.choose(chat.transcript.items[0])
         await chat.press("pageup", "pageup", "pageup", "pageup")
         await chat.press("pagedown", "pagedown")
         await chat.pilot.pause()

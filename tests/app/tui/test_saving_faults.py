@@ -49,7 +49,7 @@ async def test_a_full_disk_costs_the_saving_until_there_is_room_again(home: Path
         await chat.ask("second")
         await chat.until("this chat is not saved")
         await chat.until("make room on the disk")
-        assert "database or disk is full" in chat.transcript.entries[-1].text
+        assert "database or disk is full" in chat.transcript.items[-1].text
         await chat.until(lambda: "not saved" in chat.status)
         await chat.ask("third")
         assert len(chat.contents) == 6

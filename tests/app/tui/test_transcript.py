@@ -23,20 +23,22 @@ from dslite.app.tui.transcript.wrapping import wrap_plain
 
 PALETTE = Palette.of_theme({}, Style())
 LINES = st.sampled_from(
-    ["", "text", "# Head", "- item", "  - inner", "1. one", "   more", "```python", "```", "    code", "| a | b |",
+    ["", "text", "\\[ x_1", "\\]", "$$", "<div>", "- [x] done", "  > 1. deep", "* * *", "\\begin{align}",
+     "| \\(a|b\\) |",
+     "# Head", "- item", "  - inner", "1. one", "   more", "```python", "```", "    code", "| a | b |",
      "|---|--:|", "> quote", "---", "===", "~~~", "*x* `y` **z", "[a](b)", "   ```", "你好 世界", "a | b"]
 )  # fmt: skip
 
 
 def drawn_text(chat: Chat) -> list[str]:
     """Every line of the transcript."""
-    column = chat.transcript.column
-    return [strip.text.rstrip() for piece in column.pieces for strip in column.draw(piece)]
+    column = chat.transcript.virtual_list
+    return [strip.text.rstrip() for block in column.blocks for strip in column.draw(block)]
 
 
 def kept(chat: Chat) -> list[RenderBlock]:
     """Pieces whose lines are in memory."""
-    return [piece for piece in chat.transcript.column.pieces if piece.strips is not None]
+    return [block for block in chat.transcript.virtual_list.blocks if block.strips is not None]
 
 
 def whole(text: str) -> list[Block]:
@@ -61,8 +63,8 @@ def test_blocks_are_the_same_however_the_text_is_cut(lines: list[str], cuts: lis
 def test_every_line_fits_the_width_and_no_word_is_lost(lines: list[str], width: int) -> None:
     blocks = whole("\n".join(lines))
     for block in blocks:
-        drawn = [[segment.text for segment in line] for line in draw(block, width, PALETTE)]
-        assert all(cell_len("".join(line)) <= max(width, 8 + block.indent) for line in drawn)
+        drawn = [[segment.text for segment in line.segments] for line in draw(block, width, PALETTE)]
+        assert all(cell_len("".join(line)) <= width for line in drawn)
         if block.kind == "fence":
             shown = "".join("".join(line).replace("┃", "") for line in drawn).replace(" ", "")
             assert "".join(block.lines).replace(" ", "") in shown
@@ -95,9 +97,9 @@ async def test_what_streams_in_is_what_a_saved_answer_shows(home: Path, make: Ca
     async with open_chat(home, FakeResponder(text)) as chat:
         await chat.ask("go")
         assert chat.contents[1] == text
-        streamed = [piece.block for piece in chat.transcript.entries[-1].pieces if piece.block]
+        streamed = [block.block for block in chat.transcript.items[-1].blocks if block.block]
         assert streamed == whole(text)
-        await chat.until(lambda: all(piece.colours for piece in kept(chat) if piece.wants_colours))
+        await chat.until(lambda: all(block.colours for block in kept(chat) if block.wants_colours))
         before = drawn_text(chat)
         chat.conductor.show()
         await chat.until(lambda: drawn_text(chat) == before)
@@ -122,7 +124,7 @@ async def test_a_long_chat_keeps_only_what_is_seen_as_lines_and_one_widget(home:
         widgets = len(chat.app.screen.query("*"))
         assert widgets < 25
         assert len(kept(chat)) < 60
-        assert len(chat.transcript.column.pieces) > 1000
+        assert len(chat.transcript.virtual_list.blocks) > 1000
         chat.transcript.scroll_to(y=0, animate=False)
         await chat.until("question 0")
         for _ in range(40):
@@ -153,8 +155,7 @@ async def test_all_is_copied_though_most_was_never_on_screen_and_nothing_moves(h
         chat.transcript.scroll_to(y=100, animate=False)
         await chat.pilot.pause()
         transcript = chat.transcript
-        top, height = transcript.column.at(transcript.scroll_offset.y), transcript.column.height
+        top = transcript.virtual_list.at(transcript.scroll_offset.y)
         text, _ = transcript.get_selection(SELECT_ALL)
-        assert text.split("\n") == drawn_text(chat)
-        assert transcript.column.height != height
-        assert transcript.column.at(transcript.scroll_offset.y) == top
+        assert text == "\n\n".join(content.strip("\n") for content in chat.contents)
+        assert transcript.virtual_list.at(transcript.scroll_offset.y) == top
