@@ -63,6 +63,8 @@ class Endpoint:
             parts = urlsplit(url)
             port = parts.port  # ValueError for a port that is no number, or out of range
             httpx2.URL(url)
+            if any(char.isspace() for char in url):
+                raise usage
         except (ValueError, httpx2.InvalidURL):
             raise usage from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or port == 0:

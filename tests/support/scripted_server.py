@@ -36,7 +36,9 @@ def refusal(status: int, body: str) -> list[bytes]:
 
 @dataclass
 class ScriptedServer:
-    """Serves one connection after the other. `asked` are the POSTs, `left` is set when a client hangs up a HANG.
+    """Serves one connection after the other.
+
+    `asked` are the POSTs, `received` is set by the first; `left` is set when a client hangs up a HANG.
 
     `models` are the entries of GET /v1/models; None: the server has no such list.
     """
@@ -44,6 +46,7 @@ class ScriptedServer:
     script: Sequence[Sequence[bytes]]
     asked: list[bytes] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
+    received: threading.Event = field(default_factory=threading.Event)
     models: Sequence[dict[str, Any]] | None = None
 
     def __enter__(self) -> "ScriptedServer":
@@ -81,6 +84,7 @@ class ScriptedServer:
                     connection.sendall(self._list())
                     continue
                 self.asked.append(request)
+                self.received.set()
                 answer = script.pop(0) if script else []
                 for piece in answer:
                     if piece != HANG:

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dslite.runtime.chat import sse
@@ -98,3 +98,11 @@ def test_no_cut_and_no_line_end_changes_an_event(events: list[list[str]], ends: 
 @given(stream=st.binary(max_size=300), places=st.lists(st.integers(0, 10_000), max_size=20))
 def test_any_bytes_give_the_same_items_however_they_are_cut(stream: bytes, places: list[int]) -> None:
     assert read(*cut(stream, places)) == read(stream)
+
+
+@pytest.mark.long
+def test_thousands_of_cuts_change_no_event() -> None:
+    run = settings(max_examples=6000)(
+        given(events=TEXTS, ends=ENDS, places=st.lists(st.integers(0, 10_000), max_size=20))(check_every_cut)
+    )
+    run()
