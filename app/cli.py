@@ -9,7 +9,7 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 from typer.exceptions import TyperException
 
-from dslite.app.commands import bench, chat, complete, doctor, model, plan, profile, serve, session
+from dslite.app.commands import bench, chat, complete, doctor, model, plan, profile, serve, session, shell_completion
 from dslite.app.commands.command import command
 from dslite.app.terminal import console
 from dslite.app.terminal.log_file import log_error, log_file
@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Every flag --some-flag is also read from DSLITE_SOME_FLAG.",
 )
@@ -48,6 +49,24 @@ def root(
     show_version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            help="Install completion for your shell: bash, zsh or fish.",
+            is_eager=True,
+            callback=shell_completion.install_callback,
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion",
+            help="Print the completion script of your shell.",
+            is_eager=True,
+            callback=shell_completion.show_callback,
+        ),
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks.", envvar="DSLITE_DEBUG", show_envvar=False)
     ] = False,
@@ -72,6 +91,8 @@ def main() -> None:
 def _run() -> int:
     """Run the command of sys.argv; return its exit code. No error leaves this function."""
     try:
+        if shell := os.environ.get(shell_completion.VARIABLE):
+            return _complete(shell)
         code = app(standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -79,6 +100,18 @@ def _run() -> int:
         # Typer answers a broken pipe with exit code 1.
         wrapped = isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
         return _report(error.__context__ if wrapped and error.__context__ else error)
+
+
+def _complete(shell: str) -> int:
+    """Answer a shell's completion script, ours or one of Typer's."""
+    if shell in shell_completion.SCRIPTS:
+        shell_completion.answer(typer.main.get_command(app), shell, sys.argv[1:])
+        return 0
+    from typer._completion_classes import completion_init
+
+    completion_init()
+    app(standalone_mode=False)  # ends by itself
+    return 0
 
 
 def _report(error: BaseException) -> int:

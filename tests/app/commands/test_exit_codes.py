@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.cli_process import Dslite
+from support.paths import path_variables
 
 from dslite.app import cli
 
@@ -28,9 +29,8 @@ WRONG = [
 
 
 def command(folder: Path, *args: str) -> tuple[list[str], dict[str, str]]:
-    places = {f"DSLITE_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")}
     env = {"PATH": os.environ["PATH"], "HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
-    return [sys.executable, "-m", "dslite.app", *args], env | places
+    return [sys.executable, "-m", "dslite.app", *args], env | path_variables(folder)
 
 
 def closed_pipe() -> int:
