@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 from dslite.app.commands import bench, chat, complete, doctor, model, plan, profile, serve, session, shell_completion
 from dslite.app.commands.command import command
-from dslite.app.terminal import console
+from dslite.app.terminal import console, streams
 from dslite.app.terminal.log_file import log_error, log_file
 from dslite.runtime.errors import DsliteError, UsageError
 
@@ -82,10 +82,9 @@ def root(
 
 def main() -> None:
     """The console script: run a command, and end with the contract's exit code."""
-    # Surrogates in a name and characters that a terminal's encoding lacks must not end an answer.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(_run())
+    with streams.prepared():
+        code = _run()
+    sys.exit(code)
 
 
 def _run() -> int:

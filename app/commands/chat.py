@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dslite.app.commands.command import flag
+from dslite.app.commands.command import flag, handles_signals
 from dslite.app.commands.flags import AnswerFlags, ConversationFlags, EndpointFlags, EngineFlags, model_ref
 from dslite.runtime.downloads.hub import locate
 from dslite.runtime.errors import DsliteError, UsageError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _CHAT_MODEL = "chat"
 
 
+@handles_signals
 def chat(
     *,
     plain: Annotated[bool, flag("--plain", help="Line by line: for screen readers and simple terminals.")] = False,

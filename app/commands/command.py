@@ -13,6 +13,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -21,6 +22,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from dslite.app.terminal import console
 from dslite.app.terminal.log_file import keep_log
+from dslite.app.terminal.signals import ending_at_once
 from dslite.runtime.engine_options import check_choice
 from dslite.runtime.errors import UsageError
 
@@ -97,6 +99,12 @@ def command_line_only(function: _Function) -> _Function:
     return function
 
 
+def handles_signals(function: _Function) -> _Function:
+    """Leave signals to a command; any other one is ended by them, except where it keeps what it has made."""
+    function.__dict__["handles_signals"] = True
+    return function
+
+
 def command(function: Callable[..., Any]) -> Callable[..., None]:
     """Expand a function's groups of flags, check its rules, and give it the flags that work everywhere."""
     own = inspect.signature(function).parameters.values()
@@ -116,8 +124,9 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
         values = dict(given.values)
         for name, kind in groups.items():
             values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-        function(**values)
-        sys.stdout.flush()
+        with nullcontext() if function.__dict__.get("handles_signals") else ending_at_once():
+            function(**values)
+            sys.stdout.flush()
 
     signature = [*parameters, *everywhere, _keyword("context", typer.Context, inspect.Parameter.empty)]
     wrapper.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]

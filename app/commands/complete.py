@@ -1,20 +1,20 @@
 """`dslite complete`: one answer on stdout, then exit."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app.commands.command import Excludes, Needs, flag, rules
+from dslite.app.commands.command import Excludes, Needs, flag, handles_signals, rules
 from dslite.app.commands.flags import AnswerFlags, ConversationFlags, EndpointFlags, EngineFlags, OutputFlags, model_ref
 from dslite.app.commands.model_prompt import ensure_model
-from dslite.app.commands.prompt_input import read_batch, read_prompt
+from dslite.app.commands.prompt_input import ANY_MODEL, prompt_limit, read_batch, read_prompt
 from dslite.app.settings.endpoint import RemoteModelRef, find_served
-from dslite.app.terminal.output_file import Output
+from dslite.app.terminal.signals import Interruption
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.engine_options import EngineOptions, check_whole
+from dslite.runtime.text.prompt_limit import PromptLimit
 
 if TYPE_CHECKING:
     from dslite.app.completion.protocol import CompletionBackend, CompletionOptions
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from dslite.app.settings.precedence import AnswerSettings
 
 _MOST_LOGPROBS = 20
+_GRACE_S = 0.8  # after a signal, while the model is loaded
 
 
+@handles_signals
 @rules(
     Excludes("words", ("prompt",), "the prompt is given twice, as words and with --prompt"),
     Excludes("raw", ("system", "system_file", "continue_", "session")),
@@ -36,6 +38,7 @@ def complete(
     prompt: Annotated[str | None, flag("--prompt", "-p", help="The prompt.")] = None,
     file: Annotated[list[Path] | None, flag("--file", "-f", help="Put a file before the prompt (repeatable).")] = None,
     raw: Annotated[bool, flag("--raw", help="Complete the text itself, without the chat template.")] = False,
+    no_stdin: Annotated[bool, flag("--no-stdin", help="Read no stdin, as in a loop that reads it.")] = False,
     no_bos: Annotated[bool, flag("--no-bos", help="With --raw: no begin-of-sentence token.")] = False,
     output: OutputFlags,
     logprobs: Annotated[int | None, flag("--logprobs", help="Log-probabilities and the K best; 0: own only.")] = None,
@@ -46,68 +49,70 @@ def complete(
     answer: AnswerFlags,
     conversation: ConversationFlags,
 ) -> None:
-    """Answer one prompt on stdout."""
+    """Answer one prompt on stdout.
+
+    Piped text goes before the prompt; --no-stdin or </dev/null where there is none.
+    """
     from dslite.app.settings.precedence import AnswerSettings, save_flags, settle
 
-    # Whatever can be wrong with the request is found before torch is imported: an error should not take seconds.
-    check_whole("--logprobs", logprobs, 0, _MOST_LOGPROBS)
-    given = AnswerSettings(engine.model, system=answer.system_message(), sampling=answer.sampling())
-    options, target = engine.options(), output.target()
-    saves_profile = save_flags(conversation.save_profile, given, conversation.profile)
-    lines = None if batch is None else read_batch(batch)
-    may_be_empty = (prompt is not None and raw and not no_bos) or saves_profile
-    text = read_prompt(words or [], prompt, file or [], may_be_empty=may_be_empty) if lines is None else ""
-    if saves_profile and lines is None and not text:
-        return
-    saves = lines is None and not raw and not conversation.no_save
-    store, talk = _open_conversation(saves=saves, latest=conversation.continue_, id=conversation.session)
-    with store or nullcontext():
-        settings = settle(given, conversation.profile, talk, raw=raw)
-        served = find_served(server.endpoint, server.endpoint_key_env, engine.model, settings.model)
-        named = model_ref(settings.model or ("base" if raw else "chat"), engine.revision)
-        ref = served.ref if served else ensure_model(named, offline=engine.offline)
-        job = _Job(lines if lines is not None else text, settings, target, store, talk, saves=saves)
-        style = {"raw": raw, "bos": not no_bos, "logprobs": logprobs, "echo": echo}
-        raise typer.Exit(_answer(job, ref, style, options, served))
+    with Interruption(grace_s=_GRACE_S) as interruption:
+        # Whatever can be wrong with the request is found before torch is imported: an error should not take seconds.
+        check_whole("--logprobs", logprobs, 0, _MOST_LOGPROBS)
+        given = AnswerSettings(engine.model, system=answer.system_message(), sampling=answer.sampling())
+        options, target = engine.options(), output.target()
+        saves_profile = save_flags(conversation.save_profile, given, conversation.profile)
+        lines = None if batch is None else read_batch(batch)
+        may_be_empty = (prompt is not None and raw and not no_bos) or saves_profile
+        text = ""
+        if lines is None:
+            text = read_prompt(
+                words or [],
+                prompt,
+                file or [],
+                limit=lambda: _limit(given, engine, server, conversation, raw=raw),
+                stdin=not no_stdin,
+                may_be_empty=may_be_empty,
+            )
+        if saves_profile and lines is None and not text:
+            return
+        saves = lines is None and not raw and not conversation.no_save
+        store, talk = _open_conversation(saves=saves, latest=conversation.continue_, id=conversation.session)
+        with store or nullcontext():
+            settings = settle(given, conversation.profile, talk, raw=raw)
+            served = find_served(server.endpoint, server.endpoint_key_env, engine.model, settings.model)
+            named = model_ref(settings.model or ("base" if raw else "chat"), engine.revision)
+            ref = served.ref if served else ensure_model(named, offline=engine.offline)
+
+            from dslite.app.completion.autosave import ConversationSaver
+            from dslite.app.completion.batch import complete_batch
+            from dslite.app.completion.protocol import CompletionOptions
+            from dslite.app.completion.single import complete_one
+
+            how = CompletionOptions(settings.sampling, raw, not no_bos, settings.system, logprobs, echo)
+            backend = _backend(ref, how, options, served)
+            if lines is not None:
+                raise typer.Exit(complete_batch(backend, lines, target, interruption))
+            saver = ConversationSaver(
+                store, talk, saves=saves, model=ref.key, profile=settings.profile.name, system=settings.system
+            )
+            raise typer.Exit(complete_one(backend, text, target, saver, interruption))
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A prompt or the lines of a batch, and with what and into what the answer is made."""
+def _limit(
+    given: "AnswerSettings", engine: EngineFlags, server: EndpointFlags, conversation: ConversationFlags, *, raw: bool
+) -> PromptLimit:
+    """What a prompt may have, as far as it is known before the conversation is read and the model is loaded."""
+    from dslite.app.settings.precedence import settle
 
-    prompt: str | list[str]
-    settings: "AnswerSettings"
-    output: Output
-    store: "SessionStore | None"
-    talk: "Conversation | None"
-    saves: bool
-
-
-def _answer(
-    job: _Job, ref: ModelRef, style: dict[str, Any], engine_options: EngineOptions, served: RemoteModelRef | None
-) -> int:
-    """Load the model, or turn to the server, and answer; return the exit code."""
-    from dslite.app.completion.autosave import ConversationSaver
-    from dslite.app.completion.batch import complete_batch
-    from dslite.app.completion.protocol import CompletionOptions
-    from dslite.app.completion.single import Question, complete_one
-
-    settings, store, talk = job.settings, job.store, job.talk
-    options = CompletionOptions(settings.sampling, system=settings.system, **style)
-    backend = _backend(ref, options, engine_options, served)
-    if not isinstance(job.prompt, str):
-        return complete_batch(backend, job.prompt, job.output)
-    branch = [] if store is None or talk is None else store.path(talk.leaf)
-    question = Question(job.prompt, [message.to_message(ref.key) for message in branch], talk.id if talk else None)
-    saving = ConversationSaver(
-        store if job.saves else None, talk, model=ref.key, profile=settings.profile.name, system=settings.system
-    )
-    return complete_one(backend, question, job.output, saving)
+    if server.endpoint is not None or conversation.continue_ or conversation.session is not None:
+        return ANY_MODEL
+    settings = settle(given, conversation.profile, None, raw=raw)
+    return prompt_limit(model_ref(settings.model or ("base" if raw else "chat"), engine.revision), engine.ctx_size)
 
 
 def _backend(
     ref: ModelRef, options: "CompletionOptions", engine_options: EngineOptions, served: RemoteModelRef | None
-) -> "CompletionBackend":
+) -> "CompletionBackend[Any]":
     if served is not None:
         from dslite.app.completion.remote import RemoteCompletion
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from dslite.app.commands import completion_values as complete
 from dslite.app.commands.command import Describes, Excludes, Needs, Rule, flag
+from dslite.app.terminal.streams import decode, read_file
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.engine_options import DTYPES, MISS_POLICIES, Dtype, EngineOptions, MissPolicy
 from dslite.runtime.errors import UsageError
 from dslite.runtime.units import parse_size
 
 if TYPE_CHECKING:
-    from dslite.app.terminal.output_file import Output
+    from dslite.app.completion.output import OutputOptions
 
 Model = Annotated[
     str | None,
@@ -206,16 +207,21 @@ class OutputFlags:
     as_json: AsJson = False
     output_file: OutputFile = None
     no_stream: Annotated[bool, flag("--no-stream", help="Print the answer at its end.")] = False
-    extract: Annotated[bool, flag("--extract", "-x", help="Print only the first fenced code block.")] = False
+    extract: Annotated[
+        bool, flag("--extract", "-x", help="Print only the first fenced code block; exit 1 without a whole one.")
+    ] = False
     stats: Annotated[bool, flag("--stats", help="Speeds, to stderr.")] = False
 
-    def target(self) -> "Output":
+    def target(self) -> "OutputOptions":
         """Form and place of the answer; checked, so that a model is not loaded for nothing. Raises UsageError."""
-        from dslite.app.terminal.output_file import Output, check_output
+        from dslite.app.completion.output import OutputOptions
+        from dslite.app.terminal.output_file import check_output
 
         check_output(self.output_file)
         form = "json" if self.as_json else self.output
-        return Output(form, file=self.output_file, stream=not self.no_stream, extract=self.extract, stats=self.stats)
+        return OutputOptions(
+            form, file=self.output_file, stream=not self.no_stream, extract=self.extract, stats=self.stats
+        )
 
 
 def model_ref(text: str, revision: str | None) -> ModelRef:
@@ -230,9 +236,4 @@ def model_ref(text: str, revision: str | None) -> ModelRef:
 
 def read_text(file: Path, what: str) -> str:
     """The text of a file that the user named. Raises UsageError."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{what} {file} cannot be read: {error.strerror}", "check its path and permissions") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{what} {file} is not valid UTF-8 at byte {error.start}", "convert it to UTF-8") from None
+    return decode(read_file(file, what), f"{what} {file}")

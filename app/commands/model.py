@@ -1,7 +1,6 @@
 """`dslite model`: the weights on this machine, and those that the Hub has."""
 
 import json
-from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,6 +77,7 @@ def pull(name: Name, *, revision: Revision = None, offline: Offline = False) -> 
     """Download a model, or go on with a download; its folder is printed at the end."""
     from dslite.app.terminal import console
     from dslite.app.terminal.download_progress import show_pull
+    from dslite.app.terminal.signals import Interruption
     from dslite.runtime.downloads import download
     from dslite.runtime.downloads.hub import locate
     from dslite.runtime.downloads.layout import read_config
@@ -87,12 +87,11 @@ def pull(name: Name, *, revision: Revision = None, offline: Offline = False) -> 
         read_config(locate(ref))  # a folder and the demo are where they are, or are not models
         print(ref.folder)
         return
-    try:
-        present = show_pull(download.pull(ref, offline=offline))
-    except KeyboardInterrupt:
+    interruption = Interruption()
+    present = show_pull(download.pull(ref, offline=offline, cancel=interruption.flag), interruption)
+    if present is None:
         console.warn(f"stopped; what came is kept, and dslite model pull {name} goes on from there")
-        raise typer.Exit(130) from None
-    assert present is not None
+        raise typer.Exit(interruption.exit_code or 1)
     for older in present.older:
         console.warn(f"an older revision is on disk too; remove it with dslite model rm {ref.repo_id}@{older}")
     print(present.folder)
@@ -107,7 +106,8 @@ def verify(
 ) -> None:
     """Check every file of a model against its hash."""
     from dslite.app.terminal import console
-    from dslite.app.terminal.download_progress import DownloadProgress
+    from dslite.app.terminal.download_progress import show_downloads
+    from dslite.app.terminal.signals import Interruption
     from dslite.app.terminal.tables import print_table
     from dslite.runtime.downloads.hub import locate
     from dslite.runtime.downloads.verify import complaint
@@ -115,15 +115,12 @@ def verify(
 
     ref = model_ref(name, revision)
     checked: list[CheckedFile] = []
-    try:
-        with (
-            closing(check(ref, locate(ref), checked, offline=offline)) as events,
-            DownloadProgress("checked") as display,
-        ):
-            for event in events:
-                display.show(event)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    interruption = Interruption()
+    events = check(ref, locate(ref), checked, offline=offline, cancel=interruption.flag)
+    for _ in show_downloads(events, interruption, verb="checked"):
+        pass
+    if interruption.exit_code:
+        raise typer.Exit(interruption.exit_code)
     if listing.json:
         print(json.dumps([vars(found) for found in checked]))
     else:

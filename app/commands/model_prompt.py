@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dslite.app.terminal import console
+from dslite.app.terminal.signals import Interruption
 from dslite.runtime.downloads.hub import DEMO, ModelRef, locate, parse_model
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
 from dslite.runtime.events import Found
@@ -52,7 +53,8 @@ def _ask(ref: ModelRef) -> ModelRef:
     """Name what a download would mean, and offer it beside the other ways."""
     from dslite.runtime.downloads.download import pull
 
-    events = pull(ref)
+    interruption = Interruption()
+    events = pull(ref, cancel=interruption.flag)
     with closing(events):
         downloadable = _show_download(ref, events)
         _say("")
@@ -62,7 +64,7 @@ def _ask(ref: ModelRef) -> ModelRef:
         while True:
             choice = _read(f"choose [{'d' if downloadable else 'm'}]: ") or ("d" if downloadable else "m")
             if choice == "d" and downloadable:
-                _download(ref, events)
+                _download(ref, events, interruption)
                 return ref
             if choice == "m":
                 return parse_model(DEMO)
@@ -125,11 +127,9 @@ def _other_folder() -> Path | None:
         return None
 
 
-def _download(ref: ModelRef, events: "Generator[PullEvent, None, None]") -> None:
+def _download(ref: ModelRef, events: "Generator[PullEvent, None, None]", interruption: Interruption) -> None:
     from dslite.app.terminal.download_progress import show_pull
 
-    try:
-        show_pull(events)
-    except KeyboardInterrupt:
+    if show_pull(events, interruption) is None:
         console.warn(f"stopped; what came is kept, and dslite model pull {ref.name} goes on from there")
-        raise typer.Exit(130) from None
+        raise typer.Exit(interruption.exit_code or 1)

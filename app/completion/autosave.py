@@ -1,4 +1,4 @@
-"""Saves the conversation of `complete` while its answer is made. A failure to save is reported; the answer goes on."""
+"""Saves the conversation of `complete` while its answer is generated. A failure to save costs a warning, no answer."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,25 @@ _SLOW_S = 0.2  # tokens that come further apart are saved one by one: the next o
 
 
 class ConversationSaver:
-    """One question and its answer, behind a conversation's branch or as a new one's first. Off without a store."""
+    """One question and its answer, at the end of a conversation's branch or as the first turn of a new one."""
 
     def __init__(
         self,
         store: "SessionStore | None",
-        talk: "Conversation | None",
+        conversation: "Conversation | None",
         *,
+        saves: bool,
         model: str,
         profile: str | None,
         system: str | None,
     ) -> None:
-        self._store = store
-        self._talk = talk
-        self._made_with: Any = {"model": model, "profile": profile, "system": system}
+        """`store` None: nothing is read or saved. Without `saves` the conversation is only read."""
+        self._store = store if saves else None
+        self._conversation = conversation
+        self._settings: Any = {"model": model, "profile": profile, "system": system}
+        path = [] if store is None or conversation is None else store.path(conversation.leaf)
+        self.messages = [message.to_message(model) for message in path]
+        self.continued = conversation.id if conversation else None
         self._answer: StoredMessage | None = None
         self._info: dict[str, Any] = {}
         self._saved = self._grew = 0.0
@@ -38,27 +43,28 @@ class ConversationSaver:
     @property
     def session(self) -> str | None:
         """The id of the saved conversation; None where nothing is saved."""
-        return self._talk.id if self._store is not None and self._answer is not None and self._talk else None
+        saved = self._store is not None and self._answer is not None
+        return self._conversation.id if saved and self._conversation else None
 
     def begin(self, question: str, info: Mapping[str, Any]) -> None:
-        """Save the question. `info` is how the answer is made: its model and sampling."""
+        """Save the question. `info` has the model and the sampling of the answer."""
         self._info = dict(info)
         if self._store is None:
             return
         try:
-            if self._talk is None:
-                self._talk = self._store.create(**self._made_with)
+            if self._conversation is None:
+                self._conversation = self._store.create(**self._settings)
             else:
-                self._store.configure(self._talk.id, **self._made_with)
-            asked = self._store.append(self._talk.id, "user", question, parent=self._talk.leaf)
+                self._store.configure(self._conversation.id, **self._settings)
+            saved = self._store.append(self._conversation.id, "user", question, parent=self._conversation.leaf)
             self._answer = self._store.append(
-                self._talk.id, "assistant", "", parent=asked.id, info=self._info, growing=True
+                self._conversation.id, "assistant", "", parent=saved.id, info=self._info, growing=True
             )
         except SessionsError as error:
             self._give_up(error)
 
     def grow(self, answer: "Answer") -> None:
-        """Save what there is of the answer, so that a kill loses less than a second of it."""
+        """Save the answer so far, so that a kill loses less than a second of it."""
         if self._store is None or self._answer is None:
             return
         now, before = time.monotonic(), self._grew
@@ -67,12 +73,12 @@ class ConversationSaver:
             return
         self._saved = now
         try:
-            self._store.update_answer(self._answer.id, _text(answer), _shown_ids(answer))
+            self._store.update_answer(self._answer.id, _text(answer), _printed_ids(answer))
         except SessionsError as error:
             self._give_up(error)
 
     def finish(self, answer: "Answer") -> None:
-        """Save the answer as it is; one that broke off counts as interrupted."""
+        """Save the answer; one that broke off counts as interrupted."""
         if self._store is None or self._answer is None:
             return
         done = answer.done
@@ -94,17 +100,17 @@ def _text(answer: "Answer") -> str:
     return answer.reply.removeprefix(" ") if echoed else answer.reply
 
 
-def _shown_ids(answer: "Answer") -> list[int] | None:
+def _printed_ids(answer: "Answer") -> list[int] | None:
     """The ids of what was generated, its end token left out; None where they are not known."""
-    ids = [token.id for token in answer.made]
+    ids = [token.id for token in answer.generated]
     known = [token_id for token_id in ids if token_id is not None]
     return known if len(known) == len(ids) else None
 
 
 def _ids(answer: "Answer") -> Sequence[int] | None:
-    """What was generated; None where a stop text cut the answer, so that the next turn reads what the user has read."""
-    shown = _shown_ids(answer)
-    if answer.done is None or shown is None:
-        return shown
-    by_end_token = len(answer.done.token_ids) > len(shown)
+    """The generated ids; None where a stop text cut the answer, so that the next turn reads what was printed."""
+    printed = _printed_ids(answer)
+    if answer.done is None or printed is None:
+        return printed
+    by_end_token = len(answer.done.token_ids) > len(printed)
     return answer.done.token_ids if by_end_token or answer.done.finish_reason != "stop" else None

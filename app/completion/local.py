@@ -1,16 +1,24 @@
-"""The making of answers for `complete`: a model, opened once, and requests to it."""
+"""Completions by a model in this process: it is loaded once, and answers one request or a batch."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dslite.app.completion.protocol import RAW_MAX_TOKENS, CompletionOptions, messages_of, reading
+from dslite.app.completion.protocol import (
+    RAW_MAX_TOKENS,
+    Answer,
+    CompletionOptions,
+    messages_of,
+    prefill_status,
+    unexpected,
+)
 from dslite.app.settings.sampling import check_types, model_defaults
 from dslite.app.terminal.console import TerminalStatus
 from dslite.model.errors import DsliteError
-from dslite.runtime.downloads.hub import ModelRef, locate
+from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
 from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
@@ -19,66 +27,71 @@ from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
 from dslite.runtime.open_engine import open_engine
 from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
+from dslite.runtime.text.prompt_limit import PromptLimit, longest_token_of
+
+_log = logging.getLogger(__name__)
 
 
 class LocalCompletion:
-    """One loaded model that answers prompts in a style."""
+    """A CompletionBackend over an engine."""
 
     def __init__(
-        self, ref: ModelRef, style: CompletionOptions, engine: Engine, defaults: Mapping[str, Any], load_s: float
+        self, ref: ModelRef, folder: Path, options: CompletionOptions, engine: Engine, *, load_s: float = 0.0
     ) -> None:
         self.name = ref.repo_id or ref.name
         self.key = ref.key
-        self._engine = engine
         self.load_s = load_s
-        self._style = style
-        self._defaults = defaults
-        self._template = None if style.raw else ChatTemplate(engine.tokenizer)
-        self._batch = Batch(engine)
-        self._spacings: dict[int, AnswerSpacing] = {}
+        self._engine = engine
+        self._options = options
+        self._model_defaults = model_defaults(folder)
+        self._template = None if options.raw else ChatTemplate(engine.tokenizer)
+        self._limit = PromptLimit(engine.context, lambda: longest_token_of(folder))
+        self._submitted: dict[int, Request] = {}
 
     @classmethod
-    def open(cls, ref: ModelRef, style: CompletionOptions, options: EngineOptions) -> "LocalCompletion":
-        """Find and load the model, telling how far on the status line."""
+    def open(cls, ref: ModelRef, options: CompletionOptions, engine_options: EngineOptions) -> "LocalCompletion":
+        """Find and load the model; progress shows on the status line. Raises DsliteError."""
         started = time.perf_counter()
         status = TerminalStatus()
-        folder: Path = locate(ref)
+        folder = locate(ref)
         try:
-            engine = open_engine(folder, options, lambda event: status.show(_loading(event)))
+            engine = open_engine(folder, engine_options, lambda event: status.show(_load_status(event)))
         finally:
             status.clear()
-        return cls(ref, style, engine, model_defaults(folder), time.perf_counter() - started)
+        return cls(ref, folder, options, engine, load_s=time.perf_counter() - started)
+
+    def serves(self, model: str) -> bool:
+        return model == self.name or parse_model(model).key == self.key
 
     def request(self, prompt: str | Sequence[Message], overrides: Mapping[str, Any] | None = None) -> Request:
-        """What to ask the engine for a text or a conversation. Raises UsageError."""
+        """The request of a text or a conversation. Raises UsageError, ContextFullError."""
         overrides = overrides or {}
-        style = self._style
-        chosen = {key: value for key, value in style.sampling.items() if value is not None}
-        sampling = {**self._defaults, **chosen, **check_types(overrides)}
+        options = self._options
+        chosen = {key: value for key, value in options.sampling.items() if value is not None}
+        sampling = {**self._model_defaults, **chosen, **check_types(overrides)}
+        for text in [prompt] if isinstance(prompt, str) else [message.content for message in prompt]:
+            self._limit.check(text, self._engine.tokenizer.encode)
         if self._template is None:
             sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
             ids = self._raw_ids(prompt)
         else:
-            ids = self._template.encode(messages_of(prompt, overrides.get("system", style.system)))
-        return Request(ids, SamplingParams(**sampling), style.logprobs, style.echo)
+            ids = self._template.encode(messages_of(prompt, overrides.get("system", options.system)))
+        return Request(ids, SamplingParams(**sampling), options.logprobs, options.echo)
 
     def _raw_ids(self, prompt: str | Sequence[Message]) -> list[int]:
         if not isinstance(prompt, str):
             raise UsageError("messages need the chat template", "leave out --raw")
-        start = [self._engine.model.config.bos_token_id] if self._style.bos else []
+        start = [self._engine.model.config.bos_token_id] if self._options.bos else []
         return start + self._engine.tokenizer.encode(prompt)
 
-    def check(self, request: Request) -> None:
-        """Raise ContextFullError for a prompt that does not fit."""
+    def check_fits(self, request: Request) -> None:
         self._engine.check_fits(request)
 
-    def resume(self, talk: str, request: Request) -> None:
-        """Take up the saved rows of a conversation."""
-        self._engine.resume(talk, request.prompt_ids)
+    def resume(self, conversation: str, request: Request) -> None:
+        self._engine.resume(conversation, request.prompt_ids)
 
-    def keep(self, talk: str) -> None:
-        """Save the cached rows of a conversation."""
-        self._engine.keep(talk)
+    def keep(self, conversation: str) -> None:
+        self._engine.keep(conversation)
 
     def memory(self) -> Mapping[str, int]:
         return self._engine.memory()
@@ -87,37 +100,76 @@ class LocalCompletion:
         return self._engine.expert_stats()
 
     def stream(self, request: Request, cancel: threading.Event) -> Iterator[Token | Done]:
-        """The tokens of an answer and its end; reading the prompt shows on the status line."""
+        """The tokens of an answer and its end; prefill shows on the status line."""
         status, spacing = TerminalStatus(), self._spacing(request)
         try:
             for event in self._engine.generate(request, cancel):
                 if isinstance(event, Prefilling):
-                    status.show(reading(event))
+                    status.show(prefill_status(event))
                     continue
                 status.clear()
                 yield spacing.strip(event)
         finally:
             status.clear()
 
-    def join(self, key: int, request: Request) -> None:
-        """Answer a request together with others. Raises ContextFullError."""
-        self._batch.join(key, request)
-        self._spacings[key] = self._spacing(request)
+    def submit(self, key: int, request: Request) -> None:
+        """Add a request to the batch. Raises ContextFullError."""
+        self._engine.check_fits(request)
+        self._submitted[key] = request
 
-    def together(self, cancel: threading.Event) -> Iterator[tuple[int, Token | Done | DsliteError]]:
-        """What happens to the requests that joined, by their keys; on `cancel` those that have begun end."""
-        while len(self._batch):
-            for key, event in self._batch.interrupt() if cancel.is_set() else self._batch.step():
-                assert isinstance(key, int)
+    def run_batch(self, cancel: threading.Event) -> Iterator[tuple[int, Answer | DsliteError]]:
+        """Answer the submitted requests together.
+
+        A step that fails as a whole says nothing about which request is at fault: the rest are answered one by one.
+        """
+        pending, self._submitted = self._submitted, {}
+        answers = {key: Answer() for key in pending}
+        spacings = {key: self._spacing(request) for key, request in pending.items()}
+        batch = Batch(self._engine)
+        for number, request in pending.items():
+            batch.join(number, request)
+        while len(batch):
+            try:
+                events = batch.interrupt() if cancel.is_set() else batch.step()
+            except Exception:
+                _log.exception("a step of the batch failed")
+                del batch  # its caches
+                yield from self._run_one_by_one(pending, cancel)
+                return
+            for key, event in events:
+                assert isinstance(key, int)  # as they were submitted
                 if isinstance(event, DsliteError):
+                    del pending[key]
                     yield key, event
                 elif not isinstance(event, Prefilling):
-                    yield key, self._spacings[key].strip(event)
+                    answers[key].add(spacings[key].strip(event))
+                    if isinstance(event, Done):
+                        del pending[key]
+                        yield key, answers.pop(key)
+
+    def _run_one_by_one(
+        self, requests: Mapping[int, Request], cancel: threading.Event
+    ) -> Iterator[tuple[int, Answer | DsliteError]]:
+        for key, request in requests.items():
+            if cancel.is_set():
+                return
+            answer, spacing = Answer(), self._spacing(request)
+            try:
+                for event in self._engine.generate(request, cancel):
+                    if not isinstance(event, Prefilling):
+                        answer.add(spacing.strip(event))
+            except DsliteError as error:
+                yield key, error
+            except Exception as error:
+                _log.exception("a request of the batch failed")
+                yield key, unexpected(error)
+            else:
+                yield key, answer
 
     def _spacing(self, request: Request) -> AnswerSpacing:
         return AnswerSpacing(int(self._template is not None and not request.echo))
 
 
-def _loading(event: Loading) -> str:
+def _load_status(event: Loading) -> str:
     percent = 100 * event.done_bytes // max(event.total_bytes, 1)
     return f"loading weights {percent} % · {event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"

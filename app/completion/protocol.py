@@ -1,13 +1,14 @@
-"""What `complete` knows of answers and of those who make them: this process (completer.py) or a server
-(remote_completer.py).
+"""What `complete` needs of answers and of the two backends that make them: this process (local.py) or a server
+(remote.py).
 """
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from dslite.model.errors import DsliteError
+from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.events import Done, Prefilling, Token
 from dslite.runtime.text.chat_template import Message
 
@@ -16,7 +17,7 @@ RAW_MAX_TOKENS = 256
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """How prompts are read and answers told; the same for all prompts of a call."""
+    """How prompts become requests; the same for all prompts of a call."""
 
     sampling: Mapping[str, Any]
     raw: bool = False
@@ -45,57 +46,74 @@ class Answer:
             self.reply += event.delta
 
     @property
-    def made(self) -> list[Token]:
+    def generated(self) -> list[Token]:
         """The tokens that the model generated, its end token left out."""
         return [token for token in self.tokens if not token.in_prompt]
 
 
-class CompletionBackend(Protocol):
-    """Makes answers to prompts in one style. A request is what `request` gives; nobody else looks into it."""
+class CompletionRequest(Protocol):
+    """A request to a backend: of its own type, with the sampling parameters that are saved with an answer."""
+
+    @property
+    def params(self) -> SamplingParams: ...
+
+
+RequestT = TypeVar("RequestT", bound=CompletionRequest)
+
+
+class CompletionBackend(Protocol[RequestT]):
+    """Answers prompts with the options of one call, one at a time or many together."""
 
     name: str
     key: str
     load_s: float
 
-    def request(self, prompt: str | Sequence[Message], overrides: Mapping[str, Any] | None = None) -> Any:
-        """What to ask for a text or a conversation. Raises UsageError."""
+    def serves(self, model: str) -> bool:
+        """Whether a model's name, as -m takes it, means the model of this backend."""
         ...
 
-    def check(self, request: Any) -> None:
+    def request(self, prompt: str | Sequence[Message], overrides: Mapping[str, Any] | None = None) -> RequestT:
+        """The request of a text or a conversation. Raises UsageError, ContextFullError."""
+        ...
+
+    def check_fits(self, request: RequestT) -> None:
         """Raise ContextFullError for what is known not to fit."""
         ...
 
-    def stream(self, request: Any, cancel: threading.Event) -> Iterator[Token | Done]:
-        """The tokens of an answer and its end; reading the prompt shows on the status line."""
+    def stream(self, request: RequestT, cancel: threading.Event) -> Iterator[Token | Done]:
+        """The tokens of an answer and its end; prefill shows on the status line. Raises DsliteError."""
         ...
 
-    def join(self, key: int, request: Any) -> None:
-        """Answer a request together with others. Raises ContextFullError."""
+    def submit(self, key: int, request: RequestT) -> None:
+        """Add a request to the batch. Raises ContextFullError."""
         ...
 
-    def together(self, cancel: threading.Event) -> Iterator[tuple[int, Token | Done | DsliteError]]:
-        """What happens to the requests that joined, by their keys; on `cancel` those that have begun end."""
+    def run_batch(self, cancel: threading.Event) -> Iterator[tuple[int, Answer | DsliteError]]:
+        """Answer the requests of the batch together: each one's answer or error by its key, as they end.
+
+        `cancel` ends the answers that have begun; requests that have not begun give nothing.
+        """
         ...
 
-    def resume(self, talk: str, request: Any) -> None:
-        """Take up what is saved of a conversation."""
+    def resume(self, conversation: str, request: RequestT) -> None:
+        """Load the cache that is saved of a conversation."""
         ...
 
-    def keep(self, talk: str) -> None:
-        """Save what may be taken up when a conversation goes on."""
+    def keep(self, conversation: str) -> None:
+        """Save the cache of a conversation, for when it goes on."""
         ...
 
     def memory(self) -> Mapping[str, int | None]:
-        """Bytes by part, as the contract names them; None where nobody knows."""
+        """Bytes by part, as the contract names them; None where they are unknown."""
         ...
 
     def experts(self) -> Mapping[str, int | None]:
-        """Slots and what they saved and cost; None where nobody knows."""
+        """Slots and what they saved and cost; None where they are unknown."""
         ...
 
 
-def reading(event: Prefilling) -> str:
-    """How far a prompt is read, for the status line."""
+def prefill_status(event: Prefilling) -> str:
+    """Progress of a prefill, for the status line."""
     speed = (event.done - event.cached) / event.elapsed_s if event.elapsed_s > 0 else 0.0
     return f"reading {event.done:,.0f} of {event.total:,} · {speed:,.0f} tok/s"
 
@@ -106,3 +124,8 @@ def messages_of(prompt: str | Sequence[Message], system: str | None) -> list[Mes
     if system and messages[0].role != "system":
         messages.insert(0, Message("system", system))
     return messages
+
+
+def unexpected(error: BaseException) -> DsliteError:
+    """What is reported of an exception that the program did not foresee; the log has its traceback."""
+    return DsliteError(f"unexpected {type(error).__name__}: {error}", "the log has the details")

@@ -1,12 +1,20 @@
-"""The completion backend of a server's model."""
+"""Completions by a server: one request, or several at a time for a batch."""
 
 import logging
 import queue
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dslite.app.completion.protocol import RAW_MAX_TOKENS, CompletionOptions, messages_of, reading
+from dslite.app.completion.protocol import (
+    RAW_MAX_TOKENS,
+    Answer,
+    CompletionOptions,
+    messages_of,
+    prefill_status,
+    unexpected,
+)
 from dslite.app.settings.endpoint import RemoteModelRef
 from dslite.app.settings.sampling import check_types
 from dslite.app.terminal import console
@@ -18,48 +26,53 @@ from dslite.runtime.errors import UsageError
 from dslite.runtime.events import ChatEvent, Done, Notice, Prefilling, Thinking, Token, Waiting
 from dslite.runtime.text.chat_template import Message
 
-_TOGETHER = 8  # requests under way at a time
+_MOST_AT_ONCE = 8
+_LOOK_S = 0.05
+_GRACE_S = 0.5  # after a cancel, for the threads to hand over what came
 
-log = logging.getLogger(__name__)
+_Result = tuple[int, Answer | DsliteError]
 
-_BatchItem = tuple[int, Token | Done | DsliteError]
+_log = logging.getLogger(__name__)
 
 
 class RemoteCompletion:
-    """A model of a server that answers prompts in a style."""
+    """A CompletionBackend over a server."""
 
     load_s = 0.0
 
-    def __init__(self, served: RemoteModelRef, style: CompletionOptions) -> None:
+    def __init__(self, served: RemoteModelRef, options: CompletionOptions) -> None:
         self.name = self.key = served.ref.name
         self._model = RemoteModel(served.endpoint, served.ref.name, served.context)
-        self._style = style
-        self._joined: list[tuple[int, RemoteRequest]] = []
+        self._options = options
+        self._submitted: list[tuple[int, RemoteRequest]] = []
+
+    def serves(self, model: str) -> bool:
+        return model == self.name
 
     def request(self, prompt: str | Sequence[Message], overrides: Mapping[str, Any] | None = None) -> RemoteRequest:
-        """What to ask the server for a text or a conversation. Raises UsageError."""
-        overrides, style = overrides or {}, self._style
-        chosen = {key: value for key, value in style.sampling.items() if value is not None}
+        """The request of a text or a conversation. Raises UsageError."""
+        overrides, options = overrides or {}, self._options
+        chosen = {key: value for key, value in options.sampling.items() if value is not None}
         sampling = {**chosen, **check_types(overrides)}
-        if not style.raw:
-            if style.echo:
+        if not options.raw:
+            if options.echo:
                 raise UsageError("a server's chat does not echo the prompt", "leave out --echo, or give --raw")
-            messages = messages_of(prompt, overrides.get("system", style.system))
-            return RemoteRequest(SamplingParams(**sampling), messages, logprobs=style.logprobs)
+            messages = messages_of(prompt, overrides.get("system", options.system))
+            return RemoteRequest(SamplingParams(**sampling), messages, logprobs=options.logprobs)
         if not isinstance(prompt, str):
             raise UsageError("messages need the chat template", "leave out --raw")
         sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
         params = SamplingParams(**sampling)
-        return RemoteRequest(params, text=prompt, bos=style.bos, logprobs=style.logprobs, echo=style.echo)
+        return RemoteRequest(params, text=prompt, bos=options.bos, logprobs=options.logprobs, echo=options.echo)
 
-    def check(self, request: RemoteRequest) -> None:
-        """Nothing: what fits is for the server to say."""
+    def check_fits(self, request: RemoteRequest) -> None:
+        """The server knows what fits."""
 
-    def resume(self, talk: str, request: RemoteRequest) -> None:
-        """Nothing: the server keeps what it computed."""
+    def resume(self, conversation: str, request: RemoteRequest) -> None:
+        """The server has its own cache."""
 
-    def keep(self, talk: str) -> None:
-        """Nothing, either."""
+    def keep(self, conversation: str) -> None:
+        """The server has its own cache."""
 
     def memory(self) -> Mapping[str, None]:
         names = ("weights_bytes", "kv_bytes", "kv_bytes_per_token", "peak_rss_bytes", "peak_vram_bytes")
@@ -84,34 +97,40 @@ class RemoteCompletion:
         finally:
             status.clear()
 
-    def join(self, key: int, request: RemoteRequest) -> None:
-        """Ask together with others."""
-        self._joined.append((key, request))
+    def submit(self, key: int, request: RemoteRequest) -> None:
+        """Add a request to the batch."""
+        self._submitted.append((key, request))
 
-    def together(self, cancel: threading.Event) -> Iterator[_BatchItem]:
-        """The events of the requests that joined, by their keys: several requests at a time, each in a thread.
-
-        A fault of one request is an event of that request, whatever it is, and the others go on.
-        """
+    def run_batch(self, cancel: threading.Event) -> Iterator[_Result]:
+        """Answer the submitted requests, several at a time, each in a thread."""
         waiting: queue.SimpleQueue[tuple[int, RemoteRequest]] = queue.SimpleQueue()
-        for joined in self._joined:
-            waiting.put(joined)
-        items: queue.SimpleQueue[_BatchItem | None] = queue.SimpleQueue()  # None: a thread has ended
-        running = min(_TOGETHER, len(self._joined))
-        self._joined = []
+        for submitted in self._submitted:
+            waiting.put(submitted)
+        results: queue.SimpleQueue[_Result | None] = queue.SimpleQueue()
+        running = min(_MOST_AT_ONCE, len(self._submitted))
+        self._submitted = []
         for _ in range(running):
-            threading.Thread(target=self._work, args=(waiting, items, cancel), daemon=True).start()
+            threading.Thread(target=self._work, args=(waiting, results, cancel), daemon=True).start()
+        end: float | None = None
         while running:
-            item = items.get()
-            if item is None:
+            try:
+                result = results.get(timeout=_LOOK_S)
+            except queue.Empty:
+                # A thread that does not end in time is left behind: what it waits for may never come.
+                if cancel.is_set():
+                    end = end or time.monotonic() + _GRACE_S
+                    if time.monotonic() > end:
+                        return
+                continue
+            if result is None:
                 running -= 1
             else:
-                yield item
+                yield result
 
     def _work(
         self,
         waiting: "queue.SimpleQueue[tuple[int, RemoteRequest]]",
-        items: "queue.SimpleQueue[_BatchItem | None]",
+        results: "queue.SimpleQueue[_Result | None]",
         cancel: threading.Event,
     ) -> None:
         try:
@@ -120,31 +139,31 @@ class RemoteCompletion:
                     key, request = waiting.get_nowait()
                 except queue.Empty:
                     return
-                try:
-                    self._answer(key, request, items, cancel)
-                except DsliteError as error:
-                    items.put((key, error))
-                except BaseException as error:
-                    log.exception("line %d of the batch failed", key + 1)
-                    items.put((key, DsliteError(f"unexpected {type(error).__name__}: {error}")))
+                results.put((key, self._answer(key, request, cancel)))
         finally:
-            items.put(None)
+            results.put(None)
 
-    def _answer(
-        self, key: int, request: RemoteRequest, items: "queue.SimpleQueue[_BatchItem | None]", cancel: threading.Event
-    ) -> None:
-        for event in self._model.generate(request, cancel):
-            if isinstance(event, Token | Done):
-                items.put((key, event))
-            elif isinstance(event, Notice | Waiting):
-                text = event.message if isinstance(event, Notice) else event.reason
-                console.warn(f"line {key + 1}: {text}")
+    def _answer(self, key: int, request: RemoteRequest, cancel: threading.Event) -> Answer | DsliteError:
+        """The answer, or the error of whatever went wrong: nothing may end the thread before its result is told."""
+        answer = Answer()
+        try:
+            for event in self._model.generate(request, cancel):
+                if isinstance(event, Token | Done):
+                    answer.add(event)
+                elif isinstance(event, Notice | Waiting):
+                    console.warn(f"line {key + 1}: {event.message if isinstance(event, Notice) else event.reason}")
+        except DsliteError as error:
+            return error
+        except BaseException as error:
+            _log.exception("line %d of the batch failed", key + 1)
+            return unexpected(error)
+        return answer
 
 
 def _progress(event: ChatEvent) -> str:
     """An event before the answer, for the status line."""
     if isinstance(event, Prefilling):
-        return reading(event)
+        return prefill_status(event)
     if isinstance(event, Thinking):
         return f"thinking · {event.tokens:,} tokens"
     return event.reason if isinstance(event, Waiting) else ""

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 
@@ -14,6 +13,7 @@ from dslite.app.server.bounded_log import bound_log
 from dslite.app.server.connections import protocol
 from dslite.app.server.errors import ApiError
 from dslite.app.server.limits import Limits
+from dslite.app.terminal.signals import handled
 from dslite.runtime.errors import DsliteError
 
 _LAST_EVENT_S = 3  # for a client to take the end of an answer that the server cuts
@@ -76,25 +76,13 @@ async def _serve(api: Api, listener: socket.socket, limits: Limits, ready: Calla
             api.worker.end_all(error)
             loop.call_later(_SECOND_SIGNAL_S, os._exit, 128 + number)
 
-    with _signals(loop, catch):
+    with handled(lambda number, _: loop.call_soon_threadsafe(catch, number)):
         starting = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not starting.done():
             await asyncio.sleep(0.01)
         ready()
         await starting
     return caught[0] if caught else None
-
-
-@contextlib.contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, catch: Callable[[int], None]) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        signal.signal(number, lambda number, _: loop.call_soon_threadsafe(catch, number))
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 class _Server(uvicorn.Server):

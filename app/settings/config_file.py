@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dslite.app.errors import ConfigFileError
+from dslite.app.terminal.streams import without_mark
+from dslite.runtime.errors import UsageError
 from dslite.runtime.paths import config_dir
 
 if TYPE_CHECKING:
@@ -95,11 +97,13 @@ def editing(path: Path | None = None) -> Iterator["TOMLDocument"]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return without_mark(path.read_bytes(), str(path)).decode("utf-8")
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise ConfigFileError(f"{path} cannot be read: {error.strerror}", "check its permissions") from None
+    except UsageError as error:
+        raise ConfigFileError(error.message, error.remedy) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         column = error.start - error.object.rfind(b"\n", 0, error.start)

@@ -1,13 +1,14 @@
 """Showing a download or a check on stderr: bars where a terminal can draw them, else a line when a file is done."""
 
 import os
-import signal
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from dslite.app.terminal.console import settings, visible
+from dslite.app.terminal.console import settings, unfiltered, visible
+from dslite.app.terminal.signals import Interruption
 from dslite.runtime.events import Downloading, Found, Present
 from dslite.runtime.units import size_text, time_text
 
@@ -70,7 +71,9 @@ def _bars() -> "Progress":
     texts = [
         TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[sizes]", "fields[note]")
     ]
-    return Progress(texts[0], BarColumn(bar_width=20), *texts[1:], console=Console(stderr=True), transient=True)
+    return Progress(
+        texts[0], BarColumn(bar_width=20), *texts[1:], console=Console(file=unfiltered(sys.stderr)), transient=True
+    )
 
 
 def show_found(found: Found) -> None:
@@ -86,25 +89,34 @@ def show_found(found: Found) -> None:
     )
 
 
-def show_pull(events: "Generator[PullEvent, None, None]") -> Present | None:
-    """Show a pull to its end; None where it was cancelled."""
+def show_pull(events: "Generator[PullEvent, None, None]", interruption: Interruption) -> Present | None:
+    """Show a pull, which `interruption.flag` cancels, to its end; None where it was cancelled."""
     present = None
-    with _sigterm_exits(), closing(events), DownloadProgress() as display:
-        for event in events:
-            if isinstance(event, Found):
-                show_found(event)
-            elif isinstance(event, Downloading):
-                display.show(event)
-            else:
-                present = event
+    for event in show_downloads(events, interruption):
+        if isinstance(event, Found):
+            show_found(event)
+        elif isinstance(event, Present):
+            present = event
     return present
 
 
-@contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """Let SIGTERM end the program by way of everybody's clean-up: bars hide the cursor."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def show_downloads(
+    events: "Generator[PullEvent, None, None] | Generator[Downloading, None, None]",
+    interruption: Interruption,
+    *,
+    verb: str = "fetched",
+) -> "Iterator[PullEvent]":
+    """Show Downloading events as they come, and yield the others.
+
+    Until the first event a signal ends the process: the Hub is being asked, and nothing was fetched.
+    """
+    with closing(events):
+        first = next(events, None)
+        if first is None:
+            return
+        with interruption, DownloadProgress(verb) as display:
+            for event in chain([first], events):
+                if isinstance(event, Downloading):
+                    display.show(event)
+                else:
+                    yield event

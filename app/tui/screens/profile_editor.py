@@ -12,7 +12,7 @@ from textual.widgets import Input, Static, TextArea
 
 from dslite.app.settings import sampling
 from dslite.app.settings.profiles import Profile
-from dslite.app.terminal.console import visible
+from dslite.app.terminal.console import printable
 from dslite.app.tui.screens.dialogs import Area, Field
 from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.transcript.sanitize import inert
@@ -44,7 +44,7 @@ class ProfileEditor(ModalPanel[str | None]):
             yield Static(Text(f"Profile {inert(self._profile.name)}", "bold"))
             yield Static("System message")
             with VerticalScroll(can_focus=False):
-                system = Area(visible(self._profile.system or ""), tab_behavior="focus", id="system")
+                system = Area(printable(self._profile.system or ""), tab_behavior="focus", id="system")
                 system.cursor_blink = False
                 yield system
                 known = self._profile.to_dict()

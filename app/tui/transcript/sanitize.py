@@ -2,16 +2,14 @@
 
 from dslite.app.terminal.console import visible
 
-# Embeddings, overrides and isolates reorder what stands behind them, beyond the end of the text that holds them.
-_OTHERS: dict[int, str] = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd")
-_OTHERS |= {0x2028: "\n", 0x2029: "\n"}  # separators of lines and paragraphs
+_SEPARATORS = {0x2028: "\n", 0x2029: "\n"}  # of lines and paragraphs
 TAB = "    "
 
 
 def inert(text: str) -> str:
     """Printable text: control characters show as symbols (ESC as ␛), line ends are one kind, tabs are spaces."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return visible(text).translate(_OTHERS).replace("\t", TAB)
+    return visible(text).translate(_SEPARATORS).replace("\t", TAB)
 
 
 def one_line(text: str, most: int = 200) -> str:

@@ -11,7 +11,7 @@ from textual.keys import Keys
 from textual.message import Message
 from textual.widgets import TextArea
 
-from dslite.app.terminal.console import visible
+from dslite.app.terminal.console import printable
 from dslite.app.tui.textual_fixes.key_order import run_own_binding
 
 BLOCK = '"""'
@@ -96,7 +96,7 @@ class Prompt(TextArea):
 
     def put(self, text: str) -> None:
         """Replace the input, with the caret at its end."""
-        self.load_text(visible(text))
+        self.load_text(printable(text))
         self.move_cursor(self.document.end)
 
     async def _on_key(self, event: events.Key) -> None:
@@ -124,7 +124,7 @@ class Prompt(TextArea):
 
     async def _on_paste(self, event: events.Paste) -> None:
         # The class above inserts it, as Textual runs the handlers of all classes.
-        event.text = visible(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        event.text = printable(event.text.replace("\r\n", "\n").replace("\r", "\n"))
 
     def action_newline(self) -> None:
         self.insert("\n", maintain_selection_offset=False)

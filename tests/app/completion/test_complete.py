@@ -213,7 +213,9 @@ def test_only_the_first_code_block_is_extracted(dslite: Dslite, greeter: Path) -
     echo = ["--raw", "--no-bos", "--echo", "-n", "0", "-x"]
     assert ask(dslite, greeter, *echo, "-p", text).text == "print(1)\n"
     assert ask(dslite, greeter, *echo, "-p", text, "--json").json["text"] == "print(1)\n"
-    assert ask(dslite, greeter, *echo, "-p", "no code").text == "no code\n"
+    without = ask(dslite, greeter, *echo, "-p", "no code")
+    assert (without.code, without.out) == (1, b"")
+    assert "no fenced code block" in without.err.decode()
 
 
 def test_an_output_file_appears_whole_and_stdout_stays_empty(dslite: Dslite, greeter: Path) -> None:
