@@ -59,7 +59,7 @@ def layer_tensors(layer: DecoderLayer) -> LayerTensors:
     queries = attention.q_b_proj if attention.q_proj is None else attention.q_proj
     assert queries is not None
     moe = mlp if isinstance(mlp, MoE) else None
-    always = mlp.shared_experts if isinstance(mlp, MoE) else mlp
+    shared = mlp.shared_experts if isinstance(mlp, MoE) else mlp
     return LayerTensors(
         input_layernorm=layer.input_layernorm,
         q_a_proj=attention.q_a_proj,
@@ -72,6 +72,6 @@ def layer_tensors(layer: DecoderLayer) -> LayerTensors:
         post_attention_layernorm=layer.post_attention_layernorm,
         gate=None if moe is None else moe.gate.weight,
         experts=moe.experts.table if moe is not None and isinstance(moe.experts, ResidentExperts) else None,
-        always=None if always is None else always.table,
-        uses=None if moe is None else moe.uses,
+        shared=None if shared is None else shared.table,
+        expert_counts=None if moe is None else moe.uses,
     )

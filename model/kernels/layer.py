@@ -17,40 +17,17 @@ from torch import Tensor
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import native
 from dslite.model.kernels.native import ExpertTable
+from dslite.model.kernels.structs import Layer, Step
 
-_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-
-
-class _Layer(ctypes.Structure):
-    """ops.h"""
-
-    _fields_ = [
-        *((name, _SIZE) for name in ("hidden", "heads", "nope", "rope", "value", "latent", "query_rank")),
-        *((name, _FLOAT) for name in ("eps", "latent_eps", "scale")),
-        *((name, _POINTER) for name in ("input_norm", "q_a", "q_a_norm", "q", "kv_a", "kv_a_norm", "kv_b", "o")),
-        *((name, _POINTER) for name in ("post_norm", "gate")),
-        *((name, _SIZE) for name in ("n_experts", "chosen")),
-        ("scaling", _FLOAT),
-        *((name, _POINTER) for name in ("experts", "always", "uses")),
-    ]
-
-
-class _Step(ctypes.Structure):
-    """ops.h"""
-
-    _fields_ = [
-        *((name, _POINTER) for name in ("x", "factors", "rows", "lengths")),
-        ("tokens", _SIZE),
-        *((name, _POINTER) for name in ("out", "normed", "ids", "weights")),
-    ]
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
 
 @dataclass(frozen=True)
 class LayerTensors:
     """What a layer computes with. Names are the Hub's; None where a model has no such tensor.
 
-    `experts` None: the routed experts are computed by someone else. `always`: shared experts, or a dense layer's MLP.
-    `uses` (experts,) int64 counts how often each was chosen.
+    `experts` None: the routed experts are computed by someone else. `shared`: shared experts, or a dense layer's MLP.
+    `expert_counts` (experts,) int64 counts how often each was chosen.
     """
 
     input_layernorm: Tensor
@@ -64,8 +41,8 @@ class LayerTensors:
     post_attention_layernorm: Tensor
     gate: Tensor | None
     experts: ExpertTable | None
-    always: ExpertTable | None
-    uses: Tensor | None = None
+    shared: ExpertTable | None
+    expert_counts: Tensor | None = None
 
     @property
     def whole(self) -> bool:
@@ -117,7 +94,7 @@ class LayerRun:
         self._whole = tensors[0].whole
         # A tensor on another device, or one that only has a shape, is never asked for its address.
         usable = tensors if self.suits else ()
-        self._layers = (_Layer * len(usable))(*(_layer(config, some, latent_eps) for some in usable))
+        self._layers = (Layer * len(usable))(*(_layer(config, some, latent_eps) for some in usable))
 
     @classmethod
     def of(cls, config: ModelConfig, tensors: Sequence[LayerTensors], *, latent_eps: float) -> list["LayerRun"]:
@@ -139,10 +116,10 @@ class LayerRun:
         """
         out = torch.empty_like(hidden)
         addresses = rows.addresses(self.first, self.count)
-        step = _Step(
+        step = Step(
             x=hidden.data_ptr(),
             factors=factors.data_ptr(),
-            rows=ctypes.addressof(addresses),
+            entries=ctypes.addressof(addresses),
             lengths=ctypes.addressof(rows.lengths),
             tokens=rows.tokens,
             out=out.data_ptr(),
@@ -163,9 +140,9 @@ class LayerRun:
         return choice
 
 
-def _layer(config: ModelConfig, tensors: LayerTensors, latent_eps: float) -> _Layer:
+def _layer(config: ModelConfig, tensors: LayerTensors, latent_eps: float) -> Layer:
     gate, experts = tensors.gate, tensors.experts
-    return _Layer(
+    return Layer(
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         nope=config.qk_nope_head_dim,
@@ -187,11 +164,11 @@ def _layer(config: ModelConfig, tensors: LayerTensors, latent_eps: float) -> _La
         post_norm=_address(tensors.post_attention_layernorm),
         gate=_address(gate),
         n_experts=0 if gate is None else config.n_routed_experts,
-        chosen=0 if gate is None else config.num_experts_per_tok,
+        top_k=0 if gate is None else config.num_experts_per_tok,
         scaling=config.routed_scaling_factor,
         experts=None if experts is None else experts.addresses.data_ptr(),
-        always=None if tensors.always is None else tensors.always.addresses.data_ptr(),
-        uses=_address(tensors.uses),
+        shared=None if tensors.shared is None else tensors.shared.addresses.data_ptr(),
+        expert_counts=_address(tensors.expert_counts),
     )
 
 
@@ -201,8 +178,8 @@ def _address(tensor: Tensor | None) -> int | None:
 
 def _suits(config: ModelConfig, tensors: LayerTensors) -> bool:
     """Whether the kernel reads all of a layer as it lies."""
-    given = [value for name, value in vars(tensors).items() if isinstance(value, Tensor) and name != "uses"]
-    tables = [table for table in (tensors.experts, tensors.always) if table is not None]
+    given = [value for name, value in vars(tensors).items() if isinstance(value, Tensor) and name != "expert_counts"]
+    tables = [table for table in (tensors.experts, tensors.shared) if table is not None]
     return (
         all(native.suits_weight(tensor) for tensor in given)
         and all(table.suits for table in tables)

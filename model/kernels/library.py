@@ -12,8 +12,10 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+from dslite.model.kernels.structs import same_sizes
+
 LEVELS = ("portable", "avx2", "avx512", "avx512-bf16")  # in the library's order
-_ABI = 6
+_ABI = 7
 # GNU's, LLVM's and Intel's runtime on Linux and macOS, and on Windows.
 _OPENMP_FILES = ("libgomp*", "libomp*", "libiomp5*")
 # dlopen's flag that finds only what is loaded already. Windows has none, and loads a library only once by its path.
@@ -68,7 +70,7 @@ def find_library() -> ctypes.CDLL | None:
         file = Path(__file__).parent / f"_native{suffix}"
         try:
             library = ctypes.CDLL(str(file))
-            if library.dslite_abi() != _ABI:
+            if library.dslite_abi() != _ABI or not same_sizes(library):
                 continue
         except (OSError, AttributeError):
             continue  # not there, built for another system, or of an earlier interface

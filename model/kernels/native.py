@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dslite.model.kernels.library import LEVELS, find_library, levels
+from dslite.model.kernels.structs import AttentionJob
 
 MOST_TOKENS = 16  # of the kernels that are made for few rows
 STEP = 32  # the kernels read this many values at once: every width must be a multiple
@@ -31,7 +32,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "head": [_POINTER, _POINTER, _FLOAT] + [_POINTER] * 2 + [_SIZE] * 3 + [_INT],
     "layers": [_POINTER, _SIZE, _POINTER, _INT],
-    "prefill": [_POINTER, _INT],
+    "attention": [_POINTER, _INT],
     "norms": [_POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT, _INT],
 }
 
@@ -50,17 +51,6 @@ class KernelThresholds:
 choice = KernelThresholds()
 
 
-class _Prefill(ctypes.Structure):
-    """ops.h"""
-
-    _fields_ = [
-        *((name, _POINTER) for name in ("queries", "kv_b", "keys", "values", "rotary", "out")),
-        *((name, _SIZE) for name in ("n_queries", "sharing", "length", "heads", "nope", "rope", "value", "latent")),
-        *((name, _SIZE) for name in ("stride", "rotary_stride")),
-        ("scale", _FLOAT),
-    ]
-
-
 class NativeProducts:
     """The library at one level of instructions. Callers see to it that shapes and types suit (`suits`)."""
 
@@ -73,7 +63,7 @@ class NativeProducts:
             function.restype = None
         self._linear, self._experts = library.dslite_linear, library.dslite_experts
         self._head, self._layers = library.dslite_head, library.dslite_layers
-        self._prefill, self._norms = library.dslite_prefill, library.dslite_norms
+        self._attention, self._norms = library.dslite_attention, library.dslite_norms
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x (T, k), its rows as far apart as they are, and weight (n, k): (T, n)."""
@@ -176,7 +166,7 @@ class NativeProducts:
         count, heads, width = queries.shape
         rope = rows.shape[1] - latent
         out = torch.empty(count, heads, value, dtype=torch.bfloat16)
-        job = _Prefill(
+        job = AttentionJob(
             queries=queries.data_ptr(),
             kv_b=None if kv_b is None else kv_b.data_ptr(),
             keys=rows.data_ptr(),
@@ -195,7 +185,7 @@ class NativeProducts:
             rotary_stride=rows.stride(0),
             scale=scale,
         )
-        self._prefill(self._level, ctypes.addressof(job), torch.get_num_threads())
+        self._attention(self._level, ctypes.addressof(job), torch.get_num_threads())
         return out
 
     def layers(self, layers: "ctypes.Array[Any]", step: ctypes.Structure) -> None:

@@ -1,5 +1,6 @@
 """The compiled products against torch in float64, at every level of instructions that this processor has."""
 
+import ctypes
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from dslite.model import kernels
 from dslite.model.attention import rms_norm
-from dslite.model.kernels import ExpertTable, native
+from dslite.model.kernels import ExpertTable, native, structs
+from dslite.model.kernels.library import find_library
 from dslite.model.moe import MLP, ResidentExperts
 
 # Sums are kept in float32, so what is left is one rounding to BF16: at most 2^-8 of a value, about 2^-9 of a vector's
@@ -290,3 +292,33 @@ def test_nan_in_the_weights_is_not_hidden(
     weight[3, 7] = float("nan")
     out = products.linear(x, weight)
     assert out.isnan().nonzero().tolist() == [[row, 3] for row in range(tokens)]
+
+
+class OtherLibrary:
+    """A library whose structs have other sizes."""
+
+    def __init__(self, differing: int) -> None:
+        self.dslite_sizeof = Sizes(differing)
+
+
+class Sizes:
+    def __init__(self, differing: int) -> None:
+        self._differing = differing
+        self.argtypes: object = None
+        self.restype: object = None
+
+    def __call__(self, kind: int) -> int:
+        return ctypes.sizeof(structs.STRUCTS[kind]) + 8 * (kind == self._differing)
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_a_library_with_a_struct_of_another_size_is_not_used(kind: int) -> None:
+    assert structs.same_sizes(OtherLibrary(-1))  # type: ignore[arg-type]
+    assert not structs.same_sizes(OtherLibrary(kind))  # type: ignore[arg-type]
+
+
+def test_the_compiled_library_has_the_structs_that_python_fills() -> None:
+    library = find_library()
+    assert library is not None
+    assert structs.same_sizes(library)
+    assert library.dslite_sizeof(len(structs.STRUCTS)) == 0

@@ -12,7 +12,7 @@ namespace {
 struct Isa {
     using Sum = __m256;
     using Pairs = __m256i;
-    static constexpr int64_t kLanes = 8, kFold = 4;
+    static constexpr int64_t kLanes = 8, kInterleaved = 4;
     static constexpr int kTokenTile = 2, kHeadTile = 2, kQueryTile = 2;
 
     static inline Sum zero() { return _mm256_setzero_ps(); }

@@ -6,7 +6,7 @@ namespace {
 struct Wide {
     using Sum = __m512;
     using Pairs = __m512i;
-    static constexpr int64_t kLanes = 16, kFold = 4;
+    static constexpr int64_t kLanes = 16, kInterleaved = 4;
     static constexpr int kTokenTile = 6, kHeadTile = 4, kQueryTile = 6;
 
     static inline Sum zero() { return _mm512_setzero_ps(); }

@@ -6,7 +6,7 @@ namespace dslite {
 namespace {
 
 struct Isa {
-    static constexpr int64_t kLanes = 8, kFold = 8;
+    static constexpr int64_t kLanes = 8, kInterleaved = 8;
     static constexpr int kTokenTile = 2, kHeadTile = 2, kQueryTile = 2;
 
     struct Sum {
@@ -49,9 +49,9 @@ struct Isa {
         return a;
     }
     static inline float greatest(const Sum& sum) {
-        float most = sum.lane[0];
-        for (int64_t i = 1; i < kLanes; ++i) most = sum.lane[i] > most ? sum.lane[i] : most;
-        return most;
+        float running_max = sum.lane[0];
+        for (int64_t i = 1; i < kLanes; ++i) running_max = sum.lane[i] > running_max ? sum.lane[i] : running_max;
+        return running_max;
     }
     static inline void prefetch(const bf16* p) { __builtin_prefetch(p); }
     static inline void prefetch_far(const bf16* p) { __builtin_prefetch(p, 0, 2); }

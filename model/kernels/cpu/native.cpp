@@ -1,4 +1,4 @@
-// The library's outside: plain C functions that Python calls with addresses (native.py).
+// The interface of the library: plain C functions that Python calls with addresses (native.py).
 #include "ops.h"
 #include "team.h"
 
@@ -51,7 +51,18 @@ char* aligned_workspace(int64_t bytes) {
 extern "C" {
 
 // Increased with every change of what follows or of the structs in ops.h.
-int dslite_abi() { return 6; }
+int dslite_abi() { return 7; }
+
+// Bytes of a struct that Python fills (StructKind), for a check at load; 0 for one that is not known.
+int64_t dslite_sizeof(int kind) {
+    switch (kind) {
+        case kAddressStruct: return sizeof(Address);
+        case kLayerStruct: return sizeof(Layer);
+        case kStepStruct: return sizeof(Step);
+        case kAttentionJobStruct: return sizeof(AttentionJob);
+        default: return 0;
+    }
+}
 
 // To be called first: see team.h.
 void dslite_use_openmp(OpenMp functions) { openmp = functions; }
@@ -63,14 +74,14 @@ void dslite_linear(int level, const bf16* w, const bf16* x, bf16* y, int64_t n, 
                    int64_t x_stride, int threads) {
     const Linear job{w, x, y, n, k, tokens, x_stride};
     const Ops* ops = ops_of(level);
-    if (tokens <= kMostTokens) return ops->linear(job, threads);
+    if (tokens <= kMaxTokens) return ops->linear(job, threads);
     ops->many_linear(job, aligned_workspace(ops->panel_bytes(k) * threads), threads);
 }
 
-// See Prefill.
-void dslite_prefill(int level, const Prefill* job, int threads) {
+// See AttentionJob.
+void dslite_attention(int level, const AttentionJob* job, int threads) {
     const Ops* ops = ops_of(level);
-    ops->prefill(*job, aligned_workspace(ops->prefill_scratch(*job, threads)), threads);
+    ops->attention(*job, aligned_workspace(ops->attention_scratch(*job, threads)), threads);
 }
 
 void dslite_norms(int level, const bf16* x, int64_t x_stride, const bf16* weight, bf16* y, int64_t width, int64_t tokens,
@@ -83,10 +94,10 @@ void dslite_head(int level, const bf16* w, const bf16* norm, float eps, const bf
     ops_of(level)->head(w, norm, eps, x, workspace<bf16>(tokens * k), y, n, k, tokens, threads);
 }
 
-// out (tokens, hidden) float32 = for each token the sum of weights (tokens, chosen) times the experts of ids.
+// out (tokens, hidden) float32 = for each token the sum of weights (tokens, top_k) times its experts, ids.
 void dslite_experts(int level, const Address* table, int64_t n_experts, const int64_t* ids, const float* weights,
-                    const bf16* x, float* out, int64_t tokens, int64_t chosen, int64_t hidden, int threads) {
-    const int64_t entries = tokens * chosen;
+                    const bf16* x, float* out, int64_t tokens, int64_t top_k, int64_t hidden, int threads) {
+    const int64_t entries = tokens * top_k;
     Expert* experts = workspace<Expert>(n_experts);
     int64_t* counts = workspace<int64_t>(n_experts + 1 + entries);
     int64_t* rows = counts + n_experts + 1;
@@ -103,13 +114,13 @@ void dslite_experts(int level, const Address* table, int64_t n_experts, const in
     }
     for (int64_t i = 0; i < entries; ++i) {
         const int64_t place = counts[ids[i]]++;
-        rows[place] = i / chosen;
+        rows[place] = i / top_k;
         sorted_weights[place] = weights[i];
     }
     bf16* products = workspace<bf16>(entries * widest);
     const Experts job{experts, used, x, rows, sorted_weights, products, widest, out, tokens, hidden, nullptr, nullptr};
     const Ops* ops = ops_of(level);
-    if (tokens <= kMostTokens) return ops->experts(job, threads);
+    if (tokens <= kMaxTokens) return ops->experts(job, threads);
     ops->many_experts(job, aligned_workspace(ops->panel_bytes(hidden) * threads), threads);
 }
 

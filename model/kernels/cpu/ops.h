@@ -1,4 +1,5 @@
-// What every instruction set offers. All matrices are BF16 and row-major; sums are kept in float32.
+// The operations that every instruction set implements, and the structs that Python fills (native.py, layer.py).
+// All matrices are BF16 and row-major; sums are float32.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@ namespace dslite {
 
 using bf16 = uint16_t;
 
-// Where the matrices of an MLP lie. Python keeps tables of these.
+// The matrices of an MLP. Python keeps tables of these.
 struct Address {
     const bf16* gate;  // (width, hidden)
     const bf16* up;    // (width, hidden)
@@ -15,7 +16,7 @@ struct Address {
     int64_t width;
 };
 
-// An MLP in use: its stretch of Experts::rows and Experts::weights.
+// An MLP in use: entries first to first + count of Experts::rows and Experts::weights.
 struct Expert {
     Address matrices;
     int64_t first, count;
@@ -25,8 +26,8 @@ struct Experts {
     const Expert* experts;
     int64_t n_experts;
     const bf16* x;          // (tokens, hidden)
-    const int64_t* rows;    // which token
-    const float* weights;   // how much of it
+    const int64_t* rows;    // token of each entry
+    const float* weights;   // router weight of each entry
     bf16* products;         // silu(gate) · up for every entry of `rows`, `stride` values apart
     int64_t stride;
     float* out;             // (tokens, hidden)
@@ -42,35 +43,35 @@ struct Linear {
     int64_t n, k, tokens, x_stride;  // rows of x lie x_stride values apart
 };
 
-// A decoder layer for few tokens. What attention.py, moe.py and transformer.py say in many steps.
+// A decoder layer for few tokens: what attention.py, moe.py and decoder_layer.py compute in many steps.
 struct Layer {
     int64_t hidden, heads, nope, rope, value, latent, query_rank;  // query_rank 0: no query compression
     float eps, latent_eps, scale;
     const bf16 *input_norm, *q_a, *q_a_norm, *q, *kv_a, *kv_a_norm, *kv_b, *o, *post_norm;
     const bf16* gate;       // (n_experts, hidden), or null for a dense layer
-    int64_t n_experts, chosen;
+    int64_t n_experts, top_k;
     float scaling;
-    const Address* experts; // null: someone else computes the routed experts, and the layer ends behind the choice
-    const Address* always;  // the shared experts or the dense layer's MLP; may be null
-    int64_t* uses;          // how often each expert was chosen so far: counted on; may be null
+    const Address* experts; // null: routed experts are computed elsewhere, and the layer ends behind the router
+    const Address* shared;  // the shared experts or the dense layer's MLP; may be null
+    int64_t* expert_counts; // how often each expert was chosen so far, to be increased; may be null
 };
 
 struct Step {
     const bf16* x;          // (tokens, hidden)
     const float* factors;   // (tokens, rope): cosine and sine of each pair
-    bf16* const* rows;      // for each token the layer's cache of its sequence, (length, latent + rope)
-    const int64_t* lengths; // rows there, the token's own included: it is written here
+    bf16* const* entries;   // for each token the layer's cache of its sequence, (length, latent + rope)
+    const int64_t* lengths; // entries there, the token's own included: it is written here
     int64_t tokens;
     bf16* out;              // (tokens, hidden): behind the layer, or behind attention where `experts` is null
-    bf16* normed;           // where `experts` is null: what the experts are to get, (tokens, hidden),
-    int64_t* ids;           //   whom each token chose, (tokens, chosen),
-    float* weights;         //   and how much of each
+    bf16* normed;           // where `experts` is null: the input of the experts, (tokens, hidden),
+    int64_t* ids;           //   the experts of each token, (tokens, top_k),
+    float* weights;         //   and their router weights
 };
 
 // Causal attention of many queries, the last of `length` tokens. Expanded: one query per token and head; keys and values
-// of every head are made from the latents. Absorbed: one head, whose key and value is the cached row, and all of a token's
-// queries read it.
-struct Prefill {
+// of every head are made from the latents. Absorbed: one head, whose key and value is the cache entry, read by all
+// queries of a token.
+struct AttentionJob {
     const bf16* queries;    // (queries, heads, nope + rope), rotated; `sharing` neighbours belong to one token
     const bf16* kv_b;       // expanded: (heads, nope + value, latent); absorbed: null
     const bf16 *keys, *values;  // expanded: the latents, and null; absorbed: (length, nope) and (length, value)
@@ -89,11 +90,11 @@ struct Ops {
     // out = sum over the experts of weight · down(silu(gate(x)) · up(x)).
     void (*experts)(const Experts& job, int threads);
     int64_t (*layer_scratch)(const Layer& layer, const Step& step, int threads);
-    // Layers one behind the other: step.x and step.out belong to the first and the last, step.rows has `tokens` entries
-    // for each layer, and scratch is the greatest of the layers' and two times (tokens, hidden).
+    // Layers one behind the other: step.x and step.out belong to the first and the last, step.entries has `tokens`
+    // addresses for each layer, and scratch is the greatest of the layers' and two times (tokens, hidden).
     void (*layers)(const Layer* layers, int64_t n_layers, const Step& step, char* scratch, int threads);
-    int64_t (*prefill_scratch)(const Prefill& job, int threads);
-    void (*prefill)(const Prefill& job, char* scratch, int threads);
+    int64_t (*attention_scratch)(const AttentionJob& job, int threads);
+    void (*attention)(const AttentionJob& job, char* scratch, int threads);
     int64_t (*panel_bytes)(int64_t depth);  // scratch of what follows, for one thread; depth: hidden, or k
     // As experts and linear, for any number of rows and without a residual.
     void (*many_experts)(const Experts& job, char* scratch, int threads);
@@ -103,11 +104,14 @@ struct Ops {
                   int threads);
 };
 
-// The most that a call may ask for: its small arrays lie on the stack.
-constexpr int64_t kMostTokens = 16, kMostExperts = 512, kMostHeads = 256, kMostLatent = 1024;
+// Limits of a call: its small arrays lie on the stack.
+constexpr int64_t kMaxTokens = 16, kMaxExperts = 512, kMaxHeads = 256, kMaxLatent = 1024;
 
-// Values that every row width (hidden, expert width, latent, latent + rope, nope) must be a multiple of.
+// What every row width (hidden, expert width, latent, latent + rope, nope) must be a multiple of.
 constexpr int64_t kStep = 32;
+
+// The structs that Python fills, in the order in which dslite_sizeof numbers them.
+enum StructKind { kAddressStruct, kLayerStruct, kStepStruct, kAttentionJobStruct };
 
 const Ops* ops_avx512_bf16();
 const Ops* ops_avx512();

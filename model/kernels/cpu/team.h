@@ -1,5 +1,5 @@
-// A team of threads: torch's own. A second pool would fight with it for the cores, because each keeps its threads
-// spinning for milliseconds after a product, in wait for the next.
+// A team of threads: torch's own. A second pool would compete with it for the cores, because each keeps its threads
+// spinning for milliseconds after a product, waiting for the next.
 #pragma once
 
 #include <atomic>
@@ -15,7 +15,8 @@ struct OpenMp {
 };
 extern OpenMp openmp;
 
-// body(worker, workers) on up to `threads` threads, of which the caller is worker 0.
+// body(worker, workers) on up to `threads` threads, of which the caller is worker 0. OpenMP may give fewer (a thread
+// limit, a dynamic team): `workers` is how many it gave, and barriers must wait for that number.
 template <class Body> void parallel(int threads, Body& body) {
     if (threads <= 1) return body(0, 1);
     openmp.parallel(
@@ -36,7 +37,7 @@ private:
     std::atomic<int> arrived_{0};
 };
 
-// Blocks of work handed out in order. Results must not depend on who takes which.
+// Blocks of work, taken in order. Results must not depend on which worker takes which.
 class Blocks {
 public:
     bool take(int64_t total, int64_t* block) {

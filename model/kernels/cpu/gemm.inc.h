@@ -1,7 +1,10 @@
-// Products of many rows, the end of kernels.inc.h. Weight rows are taken in panels of kColumns, put into the order in
-// which they are multiplied while the first token rows are, and then lie in the second cache for all others. Beside
-// that the rows of the next panel are fetched: at fifty tokens an expert, reading its weights from memory would
-// otherwise take a quarter of the time that multiplying takes.
+// Products of many token rows (GEMM). Weight rows are taken in panels of kColumns. A panel is packed into the order of
+// multiplication while the first token rows are multiplied, and stays in the L2 cache for all others. Meanwhile the
+// rows of the next panel are prefetched: at fifty tokens an expert, reading its weights from memory would otherwise
+// take a quarter of the time of the multiplication.
+#pragma once
+
+#include "experts.inc.h"
 
 namespace dslite {
 namespace {
@@ -26,8 +29,8 @@ struct Panel {
 
 // Up to kColumns neighbouring rows of one matrix.
 inline Panel panel_of(const bf16* w, int64_t rows, int64_t stride, int64_t depth) {
-    const int64_t above = least(rows, kHalf);
-    return {{w, w + above * stride}, {above, least(rows - above, kHalf)}, stride, depth};
+    const int64_t above = min(rows, kHalf);
+    return {{w, w + above * stride}, {above, min(rows - above, kHalf)}, stride, depth};
 }
 
 // Rows to be fetched beside a product.
@@ -70,10 +73,10 @@ inline void multiply_tile(const bf16* const* x, const bf16* const* raw, bf16* pa
 
 // The same for 1 to `T` token rows.
 template <int T>
-inline void multiply_some(int64_t count, const bf16* const* x, const bf16* const* raw, bf16* packed, int64_t depth,
+inline void multiply_up_to(int64_t count, const bf16* const* x, const bf16* const* raw, bf16* packed, int64_t depth,
                           const Ahead& ahead, float* out) {
     if constexpr (T > 1) {
-        if (count < T) return multiply_some<T - 1>(count, x, raw, packed, depth, ahead, out);
+        if (count < T) return multiply_up_to<T - 1>(count, x, raw, packed, depth, ahead, out);
     }
     multiply_tile<T>(x, raw, packed, depth, ahead, out);
 }
@@ -87,8 +90,8 @@ struct Turn {
     const Panel* next;
 };
 
-// take(i, products of token row row(i) with the panel's rows) for `count` token rows. What lies behind the panel's last
-// row in either half means nothing.
+// take(i, products of token row row(i) with the panel's rows) for `count` token rows. Values behind the panel's last
+// row in either half are undefined.
 template <class Row, class Take>
 inline void multiply_rows(const Turn& turn, int64_t count, Row row, Take take) {
     alignas(64) float out[kTile * kColumns];
@@ -97,24 +100,24 @@ inline void multiply_rows(const Turn& turn, int64_t count, Row row, Take take) {
     const int64_t tiles = (count + kTile - 1) / kTile, coming = turn.next == nullptr ? 0 : turn.next->count();
     int64_t fetched = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t first = tile * count / tiles, behind = (tile + 1) * count / tiles, some = behind - first;
-        for (int64_t t = 0; t < some; ++t) x[t] = row(first + t);
+        const int64_t first = tile * count / tiles, behind = (tile + 1) * count / tiles, n_rows = behind - first;
+        for (int64_t t = 0; t < n_rows; ++t) x[t] = row(first + t);
         for (int64_t group = 0; group < 4; ++group) {
             Ahead ahead;
             for (; fetched < (4 * tile + group + 1) * coming / (4 * tiles); ++fetched)
                 ahead.rows[ahead.count++] = turn.next->row(fetched);
-            for (int64_t t = behind + group; t < least(behind + kTile, count); t += 4)
+            for (int64_t t = behind + group; t < min(behind + kTile, count); t += 4)
                 ahead.rows[ahead.count++] = row(t);
 
             const int64_t at = group % 2 * Isa::kLanes, last = panel.rows[group / 2] - 1;
             if (at > last) continue;
             const bool pack = turn.fresh && tile == 0;
             for (int64_t r = 0; pack && r < Isa::kLanes; ++r)
-                raw[r] = panel.w[group / 2] + least(at + r, last) * panel.stride;
-            multiply_some<kTile>(some, x, pack ? raw : nullptr, turn.packed + group * Isa::kLanes * panel.depth,
+                raw[r] = panel.w[group / 2] + min(at + r, last) * panel.stride;
+            multiply_up_to<kTile>(n_rows, x, pack ? raw : nullptr, turn.packed + group * Isa::kLanes * panel.depth,
                                  panel.depth, ahead, out + group * Isa::kLanes);
         }
-        for (int64_t t = 0; t < some; ++t) take(first + t, out + t * kColumns);
+        for (int64_t t = 0; t < n_rows; ++t) take(first + t, out + t * kColumns);
     }
 }
 
@@ -140,7 +143,7 @@ struct GateUpWalk {
 
     const Address& at() const { return job.experts[expert].matrices; }
     int64_t first() const { return (unit - before) * kHalf; }
-    int64_t columns() const { return least(kHalf, at().width - first()); }
+    int64_t columns() const { return min(kHalf, at().width - first()); }
 
     bool step() {
         queue.take(0, &unit);
@@ -167,7 +170,7 @@ struct DownWalk {
 
     const Address& at() const { return job.experts[expert].matrices; }
     int64_t first() const { return unit * kColumns; }
-    int64_t columns() const { return least(kColumns, job.hidden - first()); }
+    int64_t columns() const { return min(kColumns, job.hidden - first()); }
     int64_t parts() const { return (at().width + kDepth - 1) / kDepth; }
     int64_t place(int64_t p) const { return at().width / kLine * p / parts() * kLine; }
 
@@ -225,7 +228,7 @@ void many_experts(const Experts& job, char* memory, int threads) {
     auto body = [&](int worker, int workers) {
         bf16* packed = reinterpret_cast<bf16*>(memory + worker * panel_bytes(job.hidden));
         compute_gate_up(job, queues.in, packed);
-        queues.middle.wait(workers);
+        queues.gate_up_done.wait(workers);
         compute_down(job, queues.out, packed);
     };
     parallel(threads, body);
@@ -240,7 +243,7 @@ struct LinearWalk {
     int64_t blocks() const { return (job.tokens + kTokenBlock - 1) / kTokenBlock; }
     int64_t token(int64_t behind) const { return (unit % blocks() + behind) * job.tokens / blocks(); }
     int64_t first() const { return unit / blocks() * kColumns; }
-    int64_t columns() const { return least(kColumns, job.n - first()); }
+    int64_t columns() const { return min(kColumns, job.n - first()); }
     bool step() { return queue.take((job.n + kColumns - 1) / kColumns * blocks(), &unit); }
     Panel panel() const { return panel_of(job.w + first() * job.k, columns(), job.k, job.k); }
 };

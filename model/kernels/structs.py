@@ -1,0 +1,55 @@
+"""The structs of cpu/ops.h, as Python fills them; their sizes are compared with the library's when it is loaded."""
+
+import ctypes
+
+_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class Address(ctypes.Structure):
+    """The matrices of an MLP: a row of ExpertTable.addresses."""
+
+    _fields_ = [("gate", _POINTER), ("up", _POINTER), ("down", _POINTER), ("width", _SIZE)]
+
+
+class Layer(ctypes.Structure):
+    """A decoder layer."""
+
+    _fields_ = [
+        *((name, _SIZE) for name in ("hidden", "heads", "nope", "rope", "value", "latent", "query_rank")),
+        *((name, _FLOAT) for name in ("eps", "latent_eps", "scale")),
+        *((name, _POINTER) for name in ("input_norm", "q_a", "q_a_norm", "q", "kv_a", "kv_a_norm", "kv_b", "o")),
+        *((name, _POINTER) for name in ("post_norm", "gate")),
+        *((name, _SIZE) for name in ("n_experts", "top_k")),
+        ("scaling", _FLOAT),
+        *((name, _POINTER) for name in ("experts", "shared", "expert_counts")),
+    ]
+
+
+class Step(ctypes.Structure):
+    """The tokens of one call through some layers."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("x", "factors", "entries", "lengths")),
+        ("tokens", _SIZE),
+        *((name, _POINTER) for name in ("out", "normed", "ids", "weights")),
+    ]
+
+
+class AttentionJob(ctypes.Structure):
+    """Attention of many queries."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("queries", "kv_b", "keys", "values", "rotary", "out")),
+        *((name, _SIZE) for name in ("n_queries", "sharing", "length", "heads", "nope", "rope", "value", "latent")),
+        *((name, _SIZE) for name in ("stride", "rotary_stride")),
+        ("scale", _FLOAT),
+    ]
+
+
+STRUCTS: tuple[type[ctypes.Structure], ...] = (Address, Layer, Step, AttentionJob)  # in the order of StructKind
+
+
+def same_sizes(library: ctypes.CDLL) -> bool:
+    """Whether the library was compiled with structs of these sizes."""
+    library.dslite_sizeof.argtypes, library.dslite_sizeof.restype = [ctypes.c_int], _SIZE
+    return all(library.dslite_sizeof(kind) == ctypes.sizeof(struct) for kind, struct in enumerate(STRUCTS))
