@@ -22,7 +22,10 @@ class IdleTimeoutProtocol(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections and self.idle:
-            next(iter(self.idle)).transport.abort()
+            oldest = next(iter(self.idle))
+            del self.idle[oldest]
+            self.connections.discard(oldest)  # at once: asyncio reports the end of a connection later
+            oldest.transport.abort()
         self._note_state(expects_head=True)
 
     def data_received(self, data: bytes) -> None:
