@@ -50,7 +50,8 @@ def test_a_connection_in_use_is_not_closed_for_another(start: Any) -> None:
     server = start(connections=4, head_seconds=3600)
     with ExitStack() as stack:
         slow = stack.enter_context(server.connect())
-        slow.sendall(HEAD + b"Content-Length: 30\r\n\r\n")  # its body is being read
+        slow.sendall(HEAD + b"Content-Length: 30\r\nExpect: 100-continue\r\n\r\n")
+        assert slow.recv(65536).startswith(b"HTTP/1.1 100 ")  # its body is being read
         for _ in range(10):
             stack.enter_context(server.connect())
         assert server.request("GET", "/health")[0] == 200  # all of them have been admitted
