@@ -31,7 +31,7 @@ def opener(engine_options: EngineOptions) -> ModelLoader:
         folder = locate(ref)
         from dslite.app.settings.sampling import model_defaults
         from dslite.runtime.chat.local import LocalChatBackend
-        from dslite.runtime.open_engine import open_engine
+        from dslite.runtime.engine_loader import open_engine
 
         engine = open_engine(folder, engine_options, report)
         return LoadedModel(LocalChatBackend(engine, ref.key), model_defaults(folder))

@@ -99,7 +99,7 @@ def row_object(row: "SpeedRow") -> dict[str, Any]:
 
 
 def _real(ref: ModelRef, options: EngineOptions) -> "tuple[Transformer, int]":
-    from dslite.runtime.open_engine import open_engine
+    from dslite.runtime.engine_loader import open_engine
 
     engine = open_engine(locate(ref), options)
     return engine.model, engine.prefill_chunk
@@ -110,7 +110,7 @@ def _random(config: "ModelConfig", options: EngineOptions, layers: int | None) -
     import torch
 
     from dslite.runtime.diagnostics.benchmark import random_model
-    from dslite.runtime.open_engine import pick_device, pick_threads, plan_request, torch_dtype
+    from dslite.runtime.engine_loader import pick_device, pick_threads, plan_request, torch_dtype
     from dslite.runtime.planning.fit import fit
 
     if layers is not None:

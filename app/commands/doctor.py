@@ -70,8 +70,8 @@ def _selftest(device: str) -> "Iterator[PromptResult]":
 
 
 def _open(folder: Any, device: str) -> "Engine":
+    from dslite.runtime.engine_loader import open_engine
     from dslite.runtime.engine_options import EngineOptions
-    from dslite.runtime.open_engine import open_engine
 
     return open_engine(folder, EngineOptions(device=device, ctx_size=_CONTEXT))
 

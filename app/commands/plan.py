@@ -39,7 +39,7 @@ def plan(
     ref, options = model.ref("chat"), model.options()
     given = _bandwidths(pcie, gpu_bandwidth, ram_bandwidth, disk_bandwidth)
 
-    from dslite.runtime.open_engine import plan_request
+    from dslite.runtime.engine_loader import plan_request
     from dslite.runtime.planning import machine as this_machine
     from dslite.runtime.planning.described_machine import described_machine
     from dslite.runtime.planning.placement import plan as place

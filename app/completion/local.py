@@ -22,10 +22,10 @@ from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
 from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
-from dslite.runtime.open_engine import open_engine
 from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
 from dslite.runtime.text.prompt_limit import PromptLimit, longest_token_of
 

@@ -6,10 +6,10 @@ from dslite.app.server.requests import ServedModel
 from dslite.app.settings.sampling import model_defaults
 from dslite.app.terminal.console import TerminalStatus
 from dslite.runtime.downloads.hub import ModelRef, locate
+from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Loading
-from dslite.runtime.open_engine import open_engine
 from dslite.runtime.text.chat_template import ChatTemplate
 
 

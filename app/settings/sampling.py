@@ -42,7 +42,7 @@ def check_types(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_defaults(folder: Path) -> dict[str, Any]:
     """What generation_config.json says about sampling."""
-    from dslite.runtime.open_engine import generation_defaults
+    from dslite.runtime.engine_loader import generation_defaults
 
     raw = generation_defaults(folder)
     values = {key: raw[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty") if raw.get(key)}

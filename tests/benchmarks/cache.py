@@ -20,9 +20,9 @@ from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.sequence import Request
+from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.events import Done, Token
-from dslite.runtime.open_engine import open_engine
 
 _NEW = 32  # tokens of a turn
 

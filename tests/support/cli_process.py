@@ -25,7 +25,7 @@ _FORGE = """
 import gc, json, os, signal, socket, sys, traceback
 import dslite.app.cli
 import dslite.app.completion.single
-import dslite.runtime.open_engine
+import dslite.runtime.engine_loader
 import torch
 
 gc.collect()

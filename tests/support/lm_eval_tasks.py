@@ -21,9 +21,9 @@ from transformers import AutoTokenizer
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.events import Done, Token
-from dslite.runtime.open_engine import open_engine
 from dslite.runtime.text.chat_template import ChatTemplate, Message
 
 # How the demo model begins many of its answers; never the last two.

@@ -28,8 +28,8 @@ from dslite.app.server.requests import ServedModel
 from dslite.app.server.server import bind, new_server
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
-from dslite.runtime.open_engine import open_engine
 from dslite.runtime.text.chat_template import ChatTemplate
 
 DSLITE = [sys.executable, "-c", "from dslite.app.cli import main; main()"]

@@ -8,6 +8,7 @@ import torch
 
 from dslite.model.config import ModelConfig
 from dslite.runtime.cache.disk_cache import LatentDiskCache, fingerprint
+from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine_options import EngineOptions
@@ -23,12 +24,19 @@ from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load
 
+_DEFAULTS = EngineOptions()
 _TINY_BYTES = 256 * 2**20
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading], None] = lambda _: None) -> Engine:
-    """Check, load and ready the model of a folder. Raises UsageError, ModelUnavailableError."""
+def open_engine(
+    model: str | Path, options: EngineOptions = _DEFAULTS, report: Callable[[Loading], None] = lambda _: None
+) -> Engine:
+    """Check and load a model that is on this machine: a folder, or a name as `-m` takes it (`demo`, `chat`, a Hub id).
+
+    `report` is called as weights come into place. Raises UsageError, ModelUnavailableError.
+    """
+    folder = model if isinstance(model, Path) else locate(parse_model(model))
     dtype = torch_dtype(options)
     device = pick_device(options.device)
     checkpoint = Checkpoint.open(folder)
@@ -38,10 +46,10 @@ def open_engine(folder: Path, options: EngineOptions, report: Callable[[Loading]
     if device.type == "cpu" and checkpoint.nbytes >= _TINY_BYTES:
         choose_products()
     tokenizer = Tokenizer.from_folder(folder)
-    model = load(checkpoint, device=device, dtype=dtype, plan=plan, report=report)
+    network = load(checkpoint, device=device, dtype=dtype, plan=plan, report=report)
     ends = _end_tokens(folder, checkpoint.config)
     return Engine(
-        model,
+        network,
         tokenizer,
         context=plan.context,
         eos_token_ids=ends,
