@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 from dslite.app.commands import bench, chat, complete, doctor, model, plan, profile, serve, session, shell_completion
 from dslite.app.commands.command import command
 from dslite.app.terminal import console, streams
-from dslite.app.terminal.log_file import log_error, log_file
+from dslite.app.terminal.log_file import log_error, log_place
 from dslite.runtime.errors import DsliteError, UsageError
 
 app = typer.Typer(
@@ -153,7 +153,7 @@ def _described(error: BaseException) -> DsliteError:
             place = error.filename or "stdout"
             return DsliteError(f"{place} cannot be written or read: {error.strerror or error}", "check disk and place")
     return DsliteError(
-        f"unexpected {type(error).__name__}: {error}", f"the log has the details ({log_file()}); --debug shows them"
+        f"unexpected {type(error).__name__}: {error}", f"the log has the details ({log_place()}); --debug shows them"
     )
 
 

@@ -2,27 +2,30 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+
+from dslite.runtime.system.folders import no_home, require_home
 
 _NAME = "dslite"
 
 
 def config_dir() -> Path:
     """config.toml: DSLITE_CONFIG_DIR, or the system's place for settings."""
-    return _chosen("DSLITE_CONFIG_DIR") or platformdirs.user_config_path(_NAME)
+    return _folder("DSLITE_CONFIG_DIR", platformdirs.user_config_path)
 
 
 def data_dir() -> Path:
     """Conversations: DSLITE_DATA_DIR, or the system's place for data."""
-    return _chosen("DSLITE_DATA_DIR") or platformdirs.user_data_path(_NAME)
+    return _folder("DSLITE_DATA_DIR", platformdirs.user_data_path)
 
 
 def cache_dir() -> Path:
     """What can be made again: saved caches, measurements. DSLITE_CACHE_DIR, or the system's place."""
-    return _chosen("DSLITE_CACHE_DIR") or platformdirs.user_cache_path(_NAME)
+    return _folder("DSLITE_CACHE_DIR", platformdirs.user_cache_path)
 
 
 def latents_dir() -> Path:
@@ -37,7 +40,7 @@ def latents_file(conversation: str) -> Path:
 
 def log_dir() -> Path:
     """The log: beside the data when that was moved, or the system's place."""
-    return _chosen("DSLITE_DATA_DIR") or platformdirs.user_log_path(_NAME)
+    return _folder("DSLITE_DATA_DIR", platformdirs.user_log_path)
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -48,6 +51,9 @@ def write_json(file: Path, value: Any) -> None:
     beside.replace(file)
 
 
-def _chosen(variable: str) -> Path | None:
-    value = os.environ.get(variable)
-    return Path(value).expanduser() if value else None
+def _folder(variable: str, default: Callable[[str], Path]) -> Path:
+    """The folder that a variable names, or the system's. Raises DsliteError where there is no home folder."""
+    try:
+        return require_home(os.environ.get(variable) or default(_NAME), variable)
+    except RuntimeError:  # of platformdirs
+        raise no_home(variable) from None

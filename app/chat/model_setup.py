@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import CheckpointError, UsageError
+from dslite.runtime.system.folders import expand_home
 from dslite.runtime.units import size_text
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def model_folder(text: str) -> Path:
     written = text.strip().strip("'\"")  # terminals quote what is dropped into them
     if not written:
         raise UsageError("no folder was written", "write its path, or leave with Esc")
-    folder = Path(written).expanduser()
+    folder = expand_home(written)
     read_config(folder)
     if missing := missing_files(folder):
         raise CheckpointError(f"{folder} lacks {', '.join(missing)}", "give a folder with all files of the model")

@@ -1,7 +1,6 @@
 """What the commands of the line mode do: each `do_NAME` is the command of that name in app/chat/slash_commands.py."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dslite.app.chat.export import export
@@ -11,6 +10,7 @@ from dslite.app.settings.profiles import all_profiles, get_profile
 from dslite.app.terminal import console
 from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.errors import UsageError
+from dslite.runtime.system.folders import expand_home
 
 if TYPE_CHECKING:
     from dslite.app.plain.chat import PlainChat
@@ -81,7 +81,7 @@ class PlainCommands:
         print("/load ID opens one; the beginning of its id will do", flush=True)
 
     def do_save(self, name: str) -> None:
-        print(f"saved as {export(self.chat.dialogue, Path(name).expanduser())}", flush=True)
+        print(f"saved as {export(self.chat.dialogue, expand_home(name))}", flush=True)
 
     def do_title(self, title: str) -> None:
         self.chat.dialogue.title = title

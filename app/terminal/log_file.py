@@ -5,6 +5,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from dslite.runtime.errors import DsliteError
 from dslite.runtime.paths import log_dir
 
 _MOST_BYTES = 2_000_000
@@ -15,7 +16,7 @@ class _File(logging.Handler):
     """Appends to the log; a file that has grown large becomes dslite.log.1."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):
+        with suppress(OSError, DsliteError):  # the second: there is no home folder
             file = log_file()
             file.parent.mkdir(parents=True, exist_ok=True)
             if file.is_file() and file.stat().st_size > _MOST_BYTES:
@@ -35,6 +36,14 @@ class _Stderr(logging.Handler):
 def log_file() -> Path:
     """Where the log lies."""
     return log_dir() / "dslite.log"
+
+
+def log_place() -> str:
+    """Where the log lies, in words: without a home folder there is none."""
+    try:
+        return str(log_file())
+    except DsliteError as error:
+        return error.message
 
 
 def keep_log(*, answers: bool = True) -> None:

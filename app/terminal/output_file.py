@@ -19,6 +19,7 @@ from typing import TextIO, cast
 from dslite.app.terminal.signals import Interruption, cleaned_up
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
+from dslite.runtime.system.folders import expand_home
 
 _DESCRIPTOR = re.compile(r"(?:/dev|/proc/(self|thread-self|\d+))/fd/(\d+)")
 _NAMED = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -79,7 +80,7 @@ def open_output(file: Path | None, interruption: Interruption | None = None) -> 
     if file is None or number == 1:
         yield sys.stdout
         return
-    file = file.expanduser()
+    file = expand_home(file)
     special = number is not None or _is_special(file)
     with _special(file, number, interruption or Interruption()) if special else _replaced(file.resolve()) as stream:
         yield cast(TextIO, stream)
@@ -124,7 +125,7 @@ def check_output(file: Path | None) -> None:
     """Raise UsageError where a file could not be written: before a model is loaded, not behind it."""
     if file is None or _descriptor(file) is not None:
         return
-    file = file.expanduser()
+    file = expand_home(file)
     if file.is_dir():
         raise UsageError(f"{file} is a folder", "choose another --output-file")
     if not file.exists():
@@ -137,7 +138,7 @@ def _descriptor(file: Path) -> int | None:
     """The open descriptor that a name stands for: `-`, /dev/stdout, /dev/fd/N, and links to these."""
     if str(file) == "-":
         return 1
-    name = os.path.join(os.path.realpath(os.path.dirname(file.expanduser()) or "."), file.name)
+    name = os.path.join(os.path.realpath(os.path.dirname(expand_home(file)) or "."), file.name)
     for _ in range(_MOST_LINKS):
         if name in _NAMED:
             return _NAMED[name]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dslite.runtime.downloads.layout import CONFIG, missing_files
 from dslite.runtime.errors import ModelUnavailableError, UsageError
+from dslite.runtime.system.folders import expand_home, require_home
 
 SHORT_NAMES = {
     "chat": "deepseek-ai/DeepSeek-V2-Lite-Chat",
@@ -54,7 +55,7 @@ def parse_model(text: str, revision: str | None = None) -> ModelRef:
         if pinned and revision and pinned != revision:
             raise UsageError(f"the model says revision {pinned}, and --revision says {revision}", "give one of them")
         return ModelRef(text, repo_id=repo_id, revision=revision or pinned or None)
-    return ModelRef(text, folder=Path(text).expanduser())
+    return ModelRef(text, folder=expand_home(text))
 
 
 def locate(ref: ModelRef) -> Path:
@@ -153,7 +154,7 @@ def cache_root() -> Path:
     """HF_HUB_CACHE, or `hub` in HF_HOME, as huggingface_hub reads them."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser()
+    return require_home(constants.HF_HUB_CACHE, "HF_HOME")
 
 
 def blob_hash(file: Path) -> str | None:

@@ -14,14 +14,18 @@ def expand_home(path: str | Path) -> Path:
 def require_home(path: str | Path, *variables: str) -> Path:
     """A path whose `~` is replaced. Raises DsliteError, naming the variables, where there is no home folder.
 
-    HOME may be unset in a service or a container, and its user may have no entry in the list of users: platformdirs
-    and huggingface_hub then give a path that begins with `~`, which would make a folder of that name.
+    HOME may be unset in a service or a container, and its user may have no entry in the list of users. huggingface_hub
+    then gives a path that begins with `~`, which would make a folder of that name.
     """
     expanded = expand_home(path)
-    if expanded.parts[:1] and expanded.parts[0].startswith("~"):
-        named = ", ".join(variables)
-        raise DsliteError(
-            f"there is no home folder for {path}: HOME is not set, and this user has no entry in the list of users",
-            f"set HOME to a folder that can be written, or set {named}" if named else "set HOME",
-        )
+    if expanded.parts and expanded.parts[0].startswith("~"):
+        raise no_home(*variables)
     return expanded
+
+
+def no_home(*variables: str) -> DsliteError:
+    """The error of a missing home folder; the variables are those that name the folder wanted."""
+    return DsliteError(
+        "there is no home folder: HOME is not set, and this user has no entry in the list of users",
+        f"set HOME to a folder that can be written, or set {' and '.join(variables)}",
+    )

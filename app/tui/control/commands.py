@@ -1,7 +1,6 @@
 """What commands and keys do: each `do_NAME` is the command of that name in app/chat/slash_commands.py."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dslite.app.chat.markdown_blocks import code_blocks
@@ -10,6 +9,7 @@ from dslite.app.chat.slash_commands import Command, split_setting
 from dslite.app.settings.profiles import all_profiles, get_profile
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
+from dslite.runtime.system.folders import expand_home
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore
@@ -105,7 +105,7 @@ class SlashCommands:
     def do_save(self, name: str) -> None:
         from dslite.app.chat.export import export  # not above: SQLite comes with it
 
-        path = export(self.conductor.dialogue, Path(name).expanduser())
+        path = export(self.conductor.dialogue, expand_home(name))
         self.conductor.say(f"saved as {path}")
 
     def do_title(self, title: str) -> None:
