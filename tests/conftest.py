@@ -5,6 +5,9 @@ import os
 import pytest
 import torch
 from hypothesis import settings
+from support import fake_systems
+
+fake_systems.install()  # where FAKE_SYSTEM names one: before the first module of dslite is imported
 
 # Examples are the same on every run and have no deadline: a loaded machine is no failure.
 settings.register_profile("dslite", derandomize=True, deadline=None, max_examples=50, database=None)

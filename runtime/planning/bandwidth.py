@@ -214,15 +214,22 @@ def _in_threads(works: list[Callable[[], object]]) -> None:
 def measure_disk(place: Path) -> float:
     """Bytes per second of large reads from a folder's disk, past the page cache; 0 where nothing can be written."""
     try:
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".dslite-bandwidth-") as stream:
+        descriptor, name = tempfile.mkstemp(dir=place, prefix=".dslite-bandwidth-")
+    except OSError:
+        return 0.0
+    try:
+        with open(descriptor, "wb") as stream:  # closed before it is read: Windows opens no file twice
             block = os.urandom(_BLOCK)  # not zeros, which some disks do not store
             for _ in range(_DISK_BYTES // _BLOCK):
                 stream.write(block)
             stream.flush()
             os.fsync(stream.fileno())
-            return _DISK_BYTES / _best(lambda: _read_past_cache(stream.name))
+        return _DISK_BYTES / _best(lambda: _read_past_cache(name))
     except OSError:
         return 0.0
+    finally:
+        with suppress(OSError):
+            os.unlink(name)
 
 
 def _read_past_cache(file: str) -> None:

@@ -18,7 +18,7 @@ def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """A system that has these calls: Linux and macOS 11, older macOS, Windows."""
     missing = {"preadv": (), "pread": ("preadv",), "seek": ("preadv", "pread")}[request.param]
     for name in missing:
-        monkeypatch.delattr(files.os, name, raising=False)
+        monkeypatch.delattr(os, name, raising=False)
     return str(request.param)
 
 
