@@ -47,7 +47,7 @@ def _mmap_of_windows() -> type:
         def __new__(cls, fileno: int, length: int, tagname: str | None = None, access: int = 0, offset: int = 0) -> Any:
             return super().__new__(cls, fileno, length, access=access, offset=offset)
 
-        madvise = property()  # type: ignore[assignment]  # raises AttributeError
+        madvise = property()  # raises AttributeError
 
     return WindowsMmap
 
@@ -82,10 +82,11 @@ def systems() -> dict[str, FakeSystem]:
         modules=frozenset("fcntl resource termios tty pty pwd grp spwd syslog posix readline curses crypt nis".split()),
         missing={
             "os": "pread preadv pwrite pwritev readv writev posix_* sched_* statvfs fstatvfs sysconf* uname getuid "
-            "geteuid getgid getegid getgroups getpgid getpgrp getsid setsid setuid setgid fork* mkfifo mknod chown "
-            "fchown lchown fchmod killpg wait3 wait4 WNOHANG WIF* WEXITSTATUS WTERMSIG nice getloadavg sync ttyname tcgetpgrp tcsetpgrp "
-            "openpty memfd_create eventfd O_DIRECT O_DIRECTORY O_CLOEXEC O_NOFOLLOW O_NONBLOCK O_NOCTTY O_TMPFILE "
-            "O_SYNC RTLD_* confstr ctermid pathconf fpathconf set_blocking get_blocking sendfile".split(),
+            "geteuid getgid getegid getgroups getpgid getpgrp getsid setsid setuid setgid fork* mkfifo mknod "
+            "chown fchown lchown fchmod killpg wait3 wait4 WNOHANG WIF* WEXITSTATUS WTERMSIG nice getloadavg "
+            "sync ttyname tcgetpgrp tcsetpgrp openpty memfd_create eventfd O_DIRECT O_DIRECTORY O_CLOEXEC "
+            "O_NOFOLLOW O_NONBLOCK O_NOCTTY O_TMPFILE O_SYNC RTLD_* confstr ctermid pathconf fpathconf "
+            "set_blocking get_blocking sendfile".split(),
             "mmap": ["MADV_*", "MAP_*", "PROT_*"],
             "signal": "SIGHUP SIGTSTP SIGCONT SIGWINCH SIGUSR1 SIGUSR2 SIGALRM SIGPIPE SIGQUIT SIGKILL SIGCHLD SIGSTOP "
             "SIGTTIN SIGTTOU SIGRTM* SIGPWR SIGPOLL SIGBUS SIGXFSZ alarm setitimer pthread_* sigwait* sigtimedwait "
