@@ -4,13 +4,14 @@ The new contents go into a temporary file in the same folder, are flushed to the
 rename. A link keeps pointing where it did: its target is replaced. After any failure no temporary file is left.
 """
 
-import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from dslite.runtime.system.files import replace
 
 
 @contextmanager
@@ -21,21 +22,18 @@ def replacing(file: Path, *, mode: int | None = None, sync: bool = True) -> Iter
     the flush to the disk: for what can be made again.
     """
     target = file.resolve()
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    descriptor, temporary = temporary_beside(target, mode=mode)
     try:
         with open(descriptor, "w+b") as stream:
-            os.chmod(name, _mode(target, mode))
             yield stream
             stream.flush()
             if sync:
                 os.fsync(stream.fileno())
-        os.replace(name, target)
+        replace(temporary, target)
     except BaseException:
         with suppress(OSError):
-            os.unlink(name)
+            temporary.unlink()
         raise
-    if sync:
-        _sync_folder(target.parent)
 
 
 def write_file(file: Path, data: bytes, *, mode: int | None = None, sync: bool = True) -> None:
@@ -44,14 +42,14 @@ def write_file(file: Path, data: bytes, *, mode: int | None = None, sync: bool =
         stream.write(data)
 
 
-@contextmanager
-def replacing_text(file: Path, *, mode: int | None = None, sync: bool = True) -> Iterator[io.TextIOWrapper]:
-    """`replacing` for UTF-8 text, its line ends as they are written. Raises OSError."""
-    with replacing(file, mode=mode, sync=sync) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-        yield text
-        text.flush()
-        text.detach()
+def temporary_beside(target: Path, *, mode: int | None = None) -> tuple[int, Path]:
+    """An empty file in the folder of `target`, with the permissions that `target` has or would get. Raises OSError.
+
+    Returns its descriptor, for reading and writing, and its path: `.NAME.random.tmp`.
+    """
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    os.chmod(name, _mode(target, mode))
+    return descriptor, Path(name)
 
 
 def _mode(target: Path, mode: int | None) -> int:
@@ -62,13 +60,3 @@ def _mode(target: Path, mode: int | None) -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself last; where a system cannot open folders (Windows), it does so by itself."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

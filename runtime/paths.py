@@ -8,6 +8,7 @@ from typing import Any
 
 import platformdirs
 
+from dslite.runtime.atomic_file import write_file
 from dslite.runtime.system.folders import no_home, require_home
 
 _NAME = "dslite"
@@ -44,11 +45,9 @@ def log_dir() -> Path:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Put a value in place of a file at once: whoever reads meanwhile sees the old or the new one. Raises OSError."""
+    """Replace a file by a value as JSON; it can be made again, so it is not flushed to the disk. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    beside.replace(file)
+    write_file(file, json.dumps(value, indent=1).encode(), sync=False)
 
 
 def _folder(variable: str, default: Callable[[str], Path]) -> Path:

@@ -12,9 +12,7 @@ theme = "dark"
 when_full = "forget"          # at the context's limit: ask, forget (the oldest turns), summary (in a new chat), stop
 """
 
-import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dslite.app.errors import ConfigFileError
 from dslite.app.terminal.streams import without_mark
+from dslite.runtime.atomic_file import write_file
 from dslite.runtime.errors import UsageError
 from dslite.runtime.paths import config_dir
 
@@ -114,21 +113,8 @@ def _read(path: Path) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file: a reader, or a crash at any time, sees the old text or the new one. Raises ConfigFileError."""
-    path = path.resolve()  # a link into somebody's dotfiles stays a link
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        try:
-            with open(descriptor, "w", encoding="utf-8", newline="") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.chmod(mode)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        path.resolve().parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, text.encode(), mode=0o600)
     except OSError as error:
         raise ConfigFileError(f"{path} cannot be written: {error.strerror}", "check the folder and the disk") from None

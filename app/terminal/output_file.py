@@ -10,7 +10,6 @@ import os
 import re
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import TextIO, cast
 
 from dslite.app.terminal.signals import Interruption, cleaned_up
 from dslite.model.errors import DsliteError
+from dslite.runtime.atomic_file import temporary_beside
 from dslite.runtime.errors import UsageError
+from dslite.runtime.system.files import replace
 from dslite.runtime.system.folders import expand_home
 
 _DESCRIPTOR = re.compile(r"(?:/dev|/proc/(self|thread-self|\d+))/fd/(\d+)")
@@ -113,7 +114,7 @@ def _replaced(file: Path) -> Iterator[_OutputStream]:
             if stream.error is None:
                 try:
                     os.fsync(descriptor)
-                    temporary.replace(file)
+                    replace(temporary, file)
                 except OSError as error:
                     stream.fail(error)
     finally:
@@ -178,13 +179,10 @@ def _open_special(file: Path, interruption: Interruption) -> int:
 def _temporary(file: Path) -> tuple[Path, int]:
     """A file beside another, with the permissions that it has or would get."""
     try:
-        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        descriptor, temporary = temporary_beside(file)
     except OSError as error:
         raise _cannot(file, error) from None
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~mask)
-    return Path(name), descriptor
+    return temporary, descriptor
 
 
 def _cannot(file: Path, error: OSError) -> UsageError:

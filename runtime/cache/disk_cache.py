@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dslite.model.rope import ROPE_LAYOUT
+from dslite.runtime.atomic_file import replacing
 from dslite.runtime.cache.branch_cache import common_prefix
 from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.weights.checkpoint import Checkpoint
@@ -83,19 +84,14 @@ class LatentDiskCache:
         rows = cache.rows(0, count)
         if not count or rows.nbytes > self._most:
             return False
-        temporary = self._folder / f".{key}.{os.getpid()}.tmp"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._make_room(self._file(key), rows.nbytes)
-            with temporary.open("wb") as stream:
+            with replacing(self._file(key)) as stream:
                 for part in self._parts(ids, rows):
                     stream.write(part)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self._file(key))
         except OSError as error:
             log.warning("the rows of %s were not saved: %s", key, error)
-            _remove(temporary)
             return False
         return True
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event as Flag
 
 from dslite.model.config import ModelConfig
+from dslite.runtime.atomic_file import write_file
 from dslite.runtime.downloads.faults import disk_error, explain
 from dslite.runtime.downloads.fetch import fetch, hash_file
 from dslite.runtime.downloads.hub import ModelRef, RepoCache
@@ -160,9 +161,7 @@ class _Pull:
         if revision != commit and cache.commit(revision) != commit:
             ref = cache.folder / "refs" / revision
             ref.parent.mkdir(parents=True, exist_ok=True)
-            beside = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
-            beside.write_text(commit, encoding="utf-8")
-            replace(beside, ref)
+            write_file(ref, commit.encode())
         _remove_abandoned(cache)
         return Present(snapshot, commit, tuple(older for older in cache.commits() if older != commit))
 

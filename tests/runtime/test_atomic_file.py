@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dslite.runtime.atomic_file import replacing, replacing_text, write_file
+from dslite.runtime.atomic_file import replacing, write_file
 
 
 def names(folder: Path) -> list[str]:
@@ -89,10 +89,3 @@ def test_a_link_stays_and_its_target_is_replaced(dangling: bool, tmp_path: Path)
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
     assert (names(tmp_path), names(target.parent)) == (["link", "there"], ["target"])
-
-
-def test_text_is_utf_8_with_its_own_line_ends(tmp_path: Path) -> None:
-    file = tmp_path / "a"
-    with replacing_text(file) as stream:
-        stream.write("ü\r\nß\n")
-    assert file.read_bytes() == "ü\r\nß\n".encode()
