@@ -27,7 +27,7 @@ from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Loading, Prefilling, Token
 from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
-from dslite.runtime.text.prompt_limit import PromptLimit, longest_token_of
+from dslite.runtime.text.prompt_limit import PromptLimit
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class LocalCompletion:
         self._options = options
         self._model_defaults = model_defaults(folder)
         self._template = None if options.raw else ChatTemplate(engine.tokenizer)
-        self._limit = PromptLimit(engine.context, lambda: longest_token_of(folder))
+        self._limit = PromptLimit(engine.context, lambda: engine.tokenizer.longest_token_bytes)
         self._submitted: dict[int, Request] = {}
 
     @classmethod
@@ -70,7 +70,7 @@ class LocalCompletion:
         chosen = {key: value for key, value in options.sampling.items() if value is not None}
         sampling = {**self._model_defaults, **chosen, **check_types(overrides)}
         for text in [prompt] if isinstance(prompt, str) else [message.content for message in prompt]:
-            self._limit.check(text, self._engine.tokenizer.encode)
+            self._limit.check(text, self._engine.tokenizer)
         if self._template is None:
             sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
             ids = self._raw_ids(prompt)

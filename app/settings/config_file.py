@@ -65,7 +65,7 @@ def config_path() -> Path:
 def read_config(path: Path | None = None) -> Config:
     """Read config.toml; none is as good as an empty one. Raises ConfigFileError with line and column."""
     path = path or config_path()
-    return Config(path, parse_toml(_read(path), str(path), "correct it; dslite leaves it as it is"))
+    return Config(path, parse_toml(read_text(path), str(path), "correct it; dslite leaves it as it is"))
 
 
 def parse_toml(text: str, name: str, remedy: str) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def editing(path: Path | None = None) -> Iterator["TOMLDocument"]:
 
     path = path or config_path()
     read_config(path)  # tells what is wrong as everywhere else
-    before = _read(path)
+    before = read_text(path)
     document = tomlkit.parse(before)
     yield document
     if (text := tomlkit.dumps(document)) != before:
@@ -94,7 +94,8 @@ def editing(path: Path | None = None) -> Iterator["TOMLDocument"]:
         write_atomically(path, text)
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of the file, empty where there is none. Raises ConfigFileError."""
     try:
         return without_mark(path.read_bytes(), str(path)).decode("utf-8")
     except FileNotFoundError:

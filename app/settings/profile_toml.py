@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dslite.app.settings.config_file import config_path, editing, parse_toml, read_config
+from dslite.app.settings.config_file import config_path, editing, parse_toml, read_config, read_text
 from dslite.app.settings.profiles import forget_removed, get_profile, parse_profile, toml_text
 
 
@@ -12,7 +12,7 @@ def profile_text(name: str) -> str:
 
     profile = get_profile(name)
     if name in read_config().table("profiles"):
-        table: Any = tomlkit.parse(config_path().read_bytes().decode("utf-8"))["profiles"]
+        table: Any = tomlkit.parse(read_text(config_path()))["profiles"]
         return str(table[name].as_string()).strip("\n") + "\n"
     document = tomlkit.document()
     for key, value in profile.to_dict().items():

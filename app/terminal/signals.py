@@ -41,7 +41,7 @@ def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
 @contextmanager
 def ending_at_once() -> Iterator[None]:
     """A context in which a signal ends the process with the signal's exit code."""
-    with handled(_end):
+    with handled(end):
         yield
 
 
@@ -55,7 +55,8 @@ def cleaned_up(cleanup: Callable[[], object]) -> Iterator[None]:
         cleanups.remove(cleanup)
 
 
-def _end(number: int, _: FrameType | None = None) -> None:
+def end(number: int, _: FrameType | None = None) -> None:
+    """End the process with the exit code of a signal."""
     for cleanup in reversed(cleanups):
         with suppress(Exception):
             cleanup()
@@ -94,10 +95,10 @@ class Interruption:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._signal is not None:
-            _end(number)
+            end(number)
         self._signal = number
         self.flag.set()
         if self._grace_s is not None:
-            self._timer = threading.Timer(self._grace_s, _end, [number])
+            self._timer = threading.Timer(self._grace_s, end, [number])
             self._timer.daemon = True
             self._timer.start()

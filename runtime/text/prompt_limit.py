@@ -1,20 +1,22 @@
 """What cannot fit into the context is refused before it is tokenized whole.
 
 Tokenizing 9 MB of prose takes 12 s and 1.8 GB. A text has at least as many tokens as its bytes divided by those of the
-longest token, so most texts that are too long are refused by their size alone. Between that bound and the context a
-text is counted piece by piece, up to where the context is full. Free of torch and of tokenizers.
+longest token, so a text that is far too long is refused by its size alone, while it is still being read and before a
+model is loaded. Nearer to the context it is tokenized up to where the context is full. Free of torch and tokenizers.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dslite.runtime.errors import ContextFullError
 
-_USUAL_BYTES = 8  # bytes a token; prose has 3 to 5. A text below this density is tokenized whole at once.
-_PIECE = 1 << 16  # characters counted at a time
-_SLACK = 64  # tokens by which the counts of two pieces may exceed that of both in one: a word that was cut
+if TYPE_CHECKING:
+    from dslite.runtime.text.tokenizer import Tokenizer
+
+_USUAL_BYTES = 8  # bytes a token; prose has 3 to 5. A text below this density is tokenized once, by its request.
 _REMEDY = "shorten the prompt, or raise --ctx-size"
 
 
@@ -44,23 +46,18 @@ class PromptLimit:
                 _REMEDY,
             )
 
-    def check(self, text: str, encode: Callable[[str], Sequence[int]]) -> None:
+    def check(self, text: str, tokenizer: "Tokenizer") -> None:
         """Raise ContextFullError for a text that cannot fit, after work that the context bounds, not the text."""
         if len(text) <= self.context:
             return
         size = len(text.encode("utf-8", "surrogatepass"))
         self.check_bytes(size)
-        if size <= _USUAL_BYTES * self.context:
-            return
-        count = 0
-        for start in range(0, len(text), _PIECE):
-            count += max(0, len(encode(text[start : start + _PIECE])) - _SLACK)
-            if count > self.context:
-                raise ContextFullError(
-                    f"the prompt has more than {count:,} tokens ({size:,} bytes), and the context holds "
-                    f"{self.context:,}, the answer included",
-                    _REMEDY,
-                )
+        if size > _USUAL_BYTES * self.context and len(tokenizer.encode(text, enough=self.context)) > self.context:
+            raise ContextFullError(
+                f"the prompt has {size:,} bytes, more than {self.context:,} tokens, and the context holds "
+                f"{self.context:,}, the answer included",
+                _REMEDY,
+            )
 
 
 def longest_token_of(folder: Path) -> int:

@@ -15,9 +15,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from support.paths import path_variables
 
@@ -44,13 +45,20 @@ while True:
             os.dup2(descriptor, target)
             os.close(descriptor)
         os.chdir(order["cwd"])
+        for number, (file, flags) in order["redirected"].items():
+            os.dup2(os.open(file, flags), int(number))
+        for number in order["closed"]:
+            os.close(number)
         os.environ.clear()
         os.environ.update(order["env"])
         sys.argv = ["dslite", *order["args"]]
         for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
             number = ("stdin", "stdout", "stderr").index(name)
             errors = "backslashreplace" if name == "stderr" else "strict"
-            setattr(sys, name, open(number, mode, encoding="utf-8", errors=errors, closefd=False, buffering=1))
+            stream = None
+            if number not in order["closed"]:
+                stream = open(number, mode, encoding=order["encoding"], errors=errors, closefd=False, buffering=1)
+            setattr(sys, name, stream)
         code = 0
         try:
             dslite.app.cli.main()
@@ -61,8 +69,8 @@ while True:
             code = 1
         try:
             sys.stdout.flush()
-        except OSError:
-            code = 120  # as Python itself does
+        except (OSError, AttributeError):
+            code = 120 if sys.stdout else code  # as Python itself does
         os._exit(code)  # taking torch down again would take longer than most commands
     for descriptor in descriptors:
         os.close(descriptor)
@@ -186,13 +194,30 @@ class Dslite:
             **self.env,
         }
 
-    def start(self, *args: str, stderr: int | None = None, env: Mapping[str, str] | None = None) -> Running:
-        order = {"args": args, "env": self.env | dict(env or {}), "cwd": str(self.folder)}
+    def start(
+        self,
+        *args: str,
+        stderr: int | None = None,
+        env: Mapping[str, str] | None = None,
+        closed: Sequence[int] = (),
+        redirected: Mapping[int, tuple[str, int]] | None = None,
+        encoding: str = "utf-8",
+    ) -> Running:
+        """Start a command. `closed` and `redirected` are descriptors, closed or opened from (file, flags) by the shell;
+        `encoding` is that of the locale."""
+        order = {
+            "args": args,
+            "env": self.env | dict(env or {}),
+            "cwd": str(self.folder),
+            "closed": closed,
+            "redirected": redirected or {},
+            "encoding": encoding,
+        }
         return Running(self.forge, order, stderr)
 
-    def __call__(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Result:
+    def __call__(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, **shell: Any) -> Result:
         """Run a command to its end."""
-        running = self.start(*args, env=env)
+        running = self.start(*args, env=env, **shell)
         sender = threading.Thread(target=running.send, args=(stdin,))
         sender.start()
         result = running.wait()
