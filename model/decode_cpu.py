@@ -2,7 +2,7 @@
 
 # T tokens  D hidden  C latent  R rope
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from torch import Tensor
@@ -36,8 +36,8 @@ class CpuDecode:
             and all(run.suits for run in self._runs)
         )
 
-    def steps(self, hidden: Tensor, factors: Tensor, spans: Sequence[Span]) -> Generator[int, None, Tensor]:
-        """As Transformer.steps, behind the embedding: yields the layers done, returns hidden (T, D)."""
+    def run(self, hidden: Tensor, factors: Tensor, spans: Sequence[Span], on_layer: Callable[[int], None]) -> Tensor:
+        """As Transformer.forward, behind the embedding: hidden (T, D)."""
         products = native.products()
         assert products is not None
         rows = TokenBatch([(span.cache.reserve(span.count), span.count) for span in spans])
@@ -49,7 +49,7 @@ class CpuDecode:
                 mlp = self._layers[run.first].mlp
                 assert isinstance(mlp, MoE)
                 hidden = out.hidden + mlp.mix(out.normed, out.expert_ids, out.weights)
-            yield run.first + run.count
+            on_layer(run.first + run.count)
         return hidden
 
 

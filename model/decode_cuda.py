@@ -14,7 +14,7 @@ with a table of slots on the device would have to stop at a miss, and a third of
 
 # D hidden  E experts  K experts per token  M experts computed  H heads  C latent  R rope  P splits
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -83,8 +83,8 @@ class CudaDecode:
             and config.kv_lora_rank <= _MOST_LATENT
         )
 
-    def steps(self, token_ids: Tensor, span: Span) -> Generator[int, None, Tensor]:
-        """Run one token id (1,): yields the layers done, returns hidden (1, D). The span's cache has the new row."""
+    def run(self, token_ids: Tensor, span: Span, on_layer: Callable[[int], None]) -> Tensor:
+        """Hidden state (1, D) of one token id (1,). The span's cache has the new entry, not committed."""
         fixed = self._fixed = self._fixed or DecodeBuffers(self._network)
         self._begin(fixed, token_ids, span.cache.length, span.cache.reserve(1))
         for run in fixed.runs:
@@ -94,7 +94,7 @@ class CudaDecode:
                 run.replay()
             if not run.whole:
                 self._mix(fixed, run.first + run.count - 1)
-            yield run.first + run.count
+            on_layer(run.first + run.count)
         return fixed.hidden.clone()[None]
 
     def _begin(self, fixed: "DecodeBuffers", token_ids: Tensor, position: int, rows: Tensor) -> None:

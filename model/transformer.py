@@ -4,12 +4,12 @@
     few tokens on a CPU          decode_cpu    the compiled layer kernel
     everything else              decoder_layer torch's products, or compiled ones one by one (kernels/)
 
-A forward pass is a generator over layers, so that its driver can report progress and stop between two of them.
+A forward pass calls back between its layers: the caller reports progress there, and stops the pass by an exception.
 """
 
 # T tokens  D hidden
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +25,12 @@ from dslite.model.decode_cuda import CudaDecode, GraphRecorder
 from dslite.model.decoder_layer import DecoderLayer, MakeBank, TakeTensor
 from dslite.model.network import Network
 from dslite.model.rope import rotation
+
+OnLayer = Callable[[int], None]  # called with the number of layers that are done
+
+
+def _report_nothing(_: int) -> None:
+    pass
 
 
 def _always_valid() -> None:
@@ -71,19 +77,25 @@ class Transformer:
     def device(self) -> torch.device:
         return self.network.device
 
-    def steps(
-        self, token_ids: Tensor, spans: Sequence[Span], form: Form = "auto", *, last_only: bool = False
-    ) -> Generator[int, None, Tensor]:
-        """Run token ids (T,) through the layers, yielding after each the number done; returns hidden (T, D).
+    def forward(
+        self,
+        token_ids: Tensor,
+        spans: Sequence[Span],
+        form: Form = "auto",
+        *,
+        last_only: bool = False,
+        on_layer: OnLayer = _report_nothing,
+    ) -> Tensor:
+        """Hidden states (T, D) of token ids (T,), or with `last_only` (spans, D) of the last token of each span.
 
-        With `last_only` hidden (spans, D), of the last token of each span: a prompt's others are needed for their rows
-        alone, and of the last layer nothing else is computed for them.
-        The caches hold the new tokens once the generator has returned; dropped before, it leaves them as they were.
+        Of a prompt only the last token's state is wanted: then nothing but latent entries is computed for the others in
+        the last layer. `on_layer` is called after each layer, or each group of layers that one kernel computes.
+        The caches hold the new tokens once this returns; an exception (of `on_layer`, too) leaves them as they were.
         """
         network = self.network
         self.check()
         if self._one_token is not None and self._one_token.suits(token_ids, spans, form):
-            hidden = yield from self._one_token.steps(token_ids, spans[0])
+            hidden = self._one_token.run(token_ids, spans[0], on_layer)
             self.check()
             spans[0].cache.commit(1)
             return hidden
@@ -94,28 +106,16 @@ class Transformer:
         # The embedding may lie in host memory: a token needs one row of it.
         hidden = F.embedding(token_ids.to(network.embed_tokens.device), network.embed_tokens).to(self.device)
         if self._few_tokens.suits(hidden, form):
-            hidden = yield from self._few_tokens.steps(hidden, factors, spans)
+            hidden = self._few_tokens.run(hidden, factors, spans, on_layer)
             hidden = last_of_each(hidden, spans) if last_only else hidden
         else:
             for layer in network.layers:
                 hidden = layer(hidden, factors, spans, form, last_only=last_only and layer is network.layers[-1])
-                yield layer.index + 1
+                on_layer(layer.index + 1)
         self.check()
         for span in spans:
             span.cache.commit(span.count)
         return hidden
-
-    def forward(
-        self, token_ids: Tensor, spans: Sequence[Span], form: Form = "auto", *, last_only: bool = False
-    ) -> Tensor:
-        """All steps at once: hidden states (T, D) of token ids (T,), or with `last_only` (spans, D)."""
-        steps = self.steps(token_ids, spans, form, last_only=last_only)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                hidden: Tensor = end.value
-                return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (T, vocabulary) of the token behind each hidden state (T, D), float32."""

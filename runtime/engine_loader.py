@@ -54,7 +54,7 @@ def open_engine(
         context=plan.context,
         eos_token_ids=ends,
         prefill_chunk=plan.prefill_chunk,
-        saved=cache(lambda: LatentDiskCache(latents_dir(), fingerprint(checkpoint, dtype))),
+        open_disk_cache=cache(lambda: LatentDiskCache(latents_dir(), fingerprint(checkpoint, dtype))),
         memory_left=_memory_left(options, plan),
     )
 

@@ -102,7 +102,7 @@ def _real(ref: ModelRef, options: EngineOptions) -> "tuple[Transformer, int]":
     from dslite.runtime.engine_loader import open_engine
 
     engine = open_engine(locate(ref), options)
-    return engine.model, engine.prefill_chunk
+    return engine.model, engine.runner.prefill_chunk
 
 
 def _random(config: "ModelConfig", options: EngineOptions, layers: int | None) -> "tuple[Transformer, int]":

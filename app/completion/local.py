@@ -19,9 +19,9 @@ from dslite.app.settings.sampling import check_types, model_defaults
 from dslite.app.terminal.console import TerminalStatus
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
-from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.scheduler import Scheduler
 from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import UsageError
@@ -91,7 +91,7 @@ class LocalCompletion:
         self._engine.resume(conversation, request.prompt_ids)
 
     def keep(self, conversation: str) -> None:
-        self._engine.keep(conversation)
+        self._engine.save(conversation)
 
     def memory(self) -> Mapping[str, int]:
         return self._engine.memory()
@@ -103,7 +103,7 @@ class LocalCompletion:
         """The tokens of an answer and its end; prefill shows on the status line."""
         status, spacing = TerminalStatus(), self._spacing(request)
         try:
-            for event in self._engine.generate(request, cancel):
+            for event in self._engine.generate(request, cancel, lambda event: status.show(prefill_status(event))):
                 if isinstance(event, Prefilling):
                     status.show(prefill_status(event))
                     continue
@@ -125,15 +125,15 @@ class LocalCompletion:
         pending, self._submitted = self._submitted, {}
         answers = {key: Answer() for key in pending}
         spacings = {key: self._spacing(request) for key, request in pending.items()}
-        batch = Batch(self._engine)
+        scheduler = Scheduler(self._engine)
         for number, request in pending.items():
-            batch.join(number, request)
-        while len(batch):
+            scheduler.add(number, request)
+        while len(scheduler):
             try:
-                events = batch.interrupt() if cancel.is_set() else batch.step()
+                events = scheduler.interrupt() if cancel.is_set() else scheduler.step()
             except Exception:
                 _log.exception("a step of the batch failed")
-                del batch  # its caches
+                del scheduler  # its caches
                 yield from self._run_one_by_one(pending, cancel)
                 return
             for key, event in events:

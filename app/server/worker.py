@@ -1,10 +1,10 @@
 """The thread that drives the network, and the queues between it and the event loop.
 
 The event loop only puts commands into a queue and takes events out of queues: it never waits for the network, and the
-network never waits for a reader. All running sequences decode together (runtime/engine/batch.py).
+network never waits for a reader. All running sequences decode together (runtime/engine/scheduler.py).
 
-Any exception in the thread, of whatever type, fails every open request with a 500. The next requests get a new batch;
-where that cannot be made, the worker is dead and refuses all further requests at once.
+Any exception in the thread, of whatever type, fails every open request with a 500. The next requests get a new
+scheduler; where that cannot be made, the worker is dead and refuses all further requests at once.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from typing import TypeVar
 
 from dslite.app.server.errors import ApiError, busy, from_runtime, internal
 from dslite.app.server.limits import Limits
-from dslite.runtime.engine.batch import Batch, BatchEvent
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.scheduler import BatchEvent, Scheduler
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Done, Event
@@ -26,7 +26,7 @@ from dslite.runtime.events import Done, Event
 _log = logging.getLogger("dslite.server")
 
 Key = tuple[int, int]  # the stream's number, and the choice in it
-Command = Callable[[Batch], None]
+Command = Callable[[Scheduler], None]
 T = TypeVar("T")
 
 
@@ -86,7 +86,7 @@ class GenerationStream:
 
 
 class Worker:
-    """Drives a batch in a thread of its own. Its methods are called in the event loop."""
+    """Drives a scheduler in a thread of its own. Its methods are called in the event loop."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self._limits = limits
@@ -152,9 +152,9 @@ class Worker:
             stream.fail(error)
 
     def _join(self, key: Key, request: Request) -> Command:
-        def join(batch: Batch) -> None:
+        def join(scheduler: Scheduler) -> None:
             try:
-                batch.join(key, request)
+                scheduler.add(key, request)
             except DsliteError as error:
                 self._send([(key, error)])
 
@@ -162,27 +162,27 @@ class Worker:
 
     @staticmethod
     def _leave(key: Key) -> Command:
-        return lambda batch: batch.leave(key)
+        return lambda scheduler: scheduler.remove(key)
 
     def _run(self) -> None:
-        """The thread. A failure that leaves no batch to go on with ends it; requests then fail at once."""
+        """The thread. A failure that leaves no scheduler to go on with ends it; requests then fail at once."""
         try:
-            while self._drive(Batch(self._engine, most=self._limits.parallel)):
+            while self._drive(Scheduler(self._engine, max_sequences=self._limits.parallel)):
                 pass
         except BaseException:
             _log.exception("the engine cannot go on: all further requests fail until the server is started again")
             self._call(self.end_all, ApiError(500, "the engine has failed; start the server again", code="engine_dead"))
 
-    def _drive(self, batch: Batch) -> bool:
+    def _drive(self, scheduler: Scheduler) -> bool:
         """Run commands and steps until told to end (False), or until one of them fails (True)."""
         while True:
             try:
-                while not len(batch) or not self._commands.empty():
+                while not len(scheduler) or not self._commands.empty():
                     command = self._commands.get()
                     if command is None:
                         return False
-                    command(batch)
-                events = batch.step()
+                    command(scheduler)
+                events = scheduler.step()
             except BaseException:
                 _log.exception("a step of the network failed")
                 self._call(self._fail_open, internal())

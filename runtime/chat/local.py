@@ -53,7 +53,7 @@ class LocalChatBackend(ChatBackend):
     def save_cache(self, key: str) -> None:
         """Write the cached rows as the conversation's."""
         self._restored_key = key
-        self.engine.keep(key)
+        self.engine.save(key)
 
     def trim_to_fit(self, messages: Sequence[Message], *, continue_final_message: bool = False) -> list[Message]:
         """Leave out whole turns, the oldest first, until a quarter of the context is free for the answer.
@@ -77,7 +77,7 @@ class LocalChatBackend(ChatBackend):
 
     def reset_expert_counts(self) -> None:
         """Another conversation begins."""
-        self.engine.count_anew()
+        self.engine.reset_expert_counts()
 
     def _uses(self) -> list[list[int]] | None:
         """How often each expert of each MoE layer was chosen; on a GPU, where only slots count, wanted by a pass."""

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from dslite.runtime.cache.disk_cache import LatentDiskCache
-from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.scheduler import Scheduler
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
@@ -76,9 +76,9 @@ def second_turn(engine: Engine, count: int, repeat: int) -> float:
     computing = time.perf_counter() - started
     turns, fresh, steps = [], [], []
     for number in range(repeat):
-        engine.reuse(conversation, most=len(conversation))
+        engine.prefix_cache.release(engine.prefix_cache.acquire(conversation))
         turns.append(answer(engine, greedy(conversation + tokens(_NEW, 100 + number), 1))[0])
-        engine.forget()
+        engine.prefix_cache.clear()
         _, done = answer(engine, greedy(tokens(_NEW, 200 + number), 9))
         fresh.append(done.timing.ttft_s)
         steps.append((done.timing.decode_s - (done.timing.ttft_s - done.timing.prefill_s)) / 8)
@@ -94,20 +94,20 @@ def second_turn(engine: Engine, count: int, repeat: int) -> float:
 def resuming(engine: Engine, count: int, repeat: int, computing: float) -> None:
     """Load `count` tokens' rows from disk, against computing them (for the long context: the short one's speed)."""
     ids = tokens(count, 1)
-    engine.forget()
-    known = engine.cache.rows(0, count)
-    known.copy_(torch.randn(known.shape).to(known.dtype))
-    engine.cache.commit(count)
+    engine.prefix_cache.clear()
+    cache = engine.runner.make_cache(engine.context)
+    cache.reserve(count).normal_()
+    cache.commit(count)
     with tempfile.TemporaryDirectory() as folder:
         store = LatentDiskCache(Path(folder), "benchmark")
         started = time.perf_counter()
-        assert store.save("chat", ids, engine.cache)
+        assert store.save("chat", ids, cache)
         saving = time.perf_counter() - started
 
         def load() -> float:
-            engine.cache.truncate(0)
+            cache.truncate(0)
             started = time.perf_counter()
-            assert store.load("chat", ids, engine.cache) == count
+            assert store.load("chat", ids, cache) == count
             return time.perf_counter() - started
 
         loading = median(load, repeat)
@@ -115,7 +115,7 @@ def resuming(engine: Engine, count: int, repeat: int, computing: float) -> None:
             f"resume {count:,} tokens ({store.nbytes / 1e6:.0f} MB): {loading:.3f} s; saved in {saving:.2f} s; "
             f"computing takes about {computing:.1f} s: {computing / loading:.0f} times as long"
         )
-    engine.forget()
+    engine.prefix_cache.clear()
 
 
 def together(engine: Engine, prompts: int, repeat: int) -> None:
@@ -126,17 +126,17 @@ def together(engine: Engine, prompts: int, repeat: int) -> None:
     def one_by_one() -> float:
         seconds = 0.0
         for request in requests:
-            engine.forget()
+            engine.prefix_cache.clear()
             _, done = answer(engine, request)
             seconds += done.timing.prefill_s + done.timing.decode_s
         return seconds
 
     def at_once() -> float:
-        batch = Batch(engine, most=prompts)
+        scheduler = Scheduler(engine, max_sequences=prompts)
         for number, request in enumerate(requests):
-            batch.join(number, request)
+            scheduler.add(number, request)
         started = time.perf_counter()
-        for _ in batch.run():
+        for _ in scheduler.run():
             pass
         return time.perf_counter() - started
 

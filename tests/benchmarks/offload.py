@@ -114,11 +114,15 @@ def disk_rate(checkpoint: Any, runs: int = 7, count: int = 12) -> float:
 
 def prefill(engine: Any, count: int) -> dict[str, float]:
     """Read a prompt of random tokens from an empty cache."""
-    engine.forget()
     ids = [random.randrange(engine.model.config.vocab_size) for _ in range(count)]
     moved, waited = counters(engine)
     began = time.perf_counter()
-    engine.forward(ids)
+    from dslite.model.attention import Span
+
+    cache = engine.runner.make_cache(engine.context)
+    for start in range(0, count, engine.runner.prefill_chunk):
+        chunk = ids[start : start + engine.runner.prefill_chunk]
+        engine.runner.run(chunk, [Span(cache, len(chunk))])
     took = time.perf_counter() - began
     now_moved, now_waited = counters(engine)
     return {
@@ -133,18 +137,19 @@ def decode(engine: Any, count: int) -> dict[str, float]:
     """Decode random tokens. Each is then computed again, with all that it wants in slots: its computing alone."""
     times, moves, waits, computing = [], [], [], []
     hits = misses = 0
+    cache = engine.runner.make_cache(engine.context)
+    step(engine, cache, 1)
     gc.disable()
     for _ in range(count):
         token_id = random.randrange(engine.model.config.vocab_size)
         (moved, waited), (hits_before, misses_before) = counters(engine), hits_and_misses(engine)
-        times.append(step(engine, token_id))
+        times.append(step(engine, cache, token_id))
         (now_moved, now_waited), (now_hits, now_misses) = counters(engine), hits_and_misses(engine)
         moves.append(now_moved - moved)
         waits.append(now_waited - waited)
         hits, misses = hits + now_hits - hits_before, misses + now_misses - misses_before
-        known = list(engine.cached_ids)
-        engine.reuse(known, most=len(known) - 1)
-        computing.append(step(engine, token_id))
+        cache.truncate(cache.length - 1)
+        computing.append(step(engine, cache, token_id))
     token = statistics.median(times)
     return {
         "tps": round(1 / token, 3),
@@ -157,10 +162,12 @@ def decode(engine: Any, count: int) -> dict[str, float]:
     }
 
 
-def step(engine: Any, token_id: int) -> float:
+def step(engine: Any, cache: Any, token_id: int) -> float:
     """Seconds of one token."""
+    from dslite.model.attention import Span
+
     began = time.perf_counter()
-    engine.logits(engine.forward([token_id]))
+    engine.runner.run([token_id], [Span(cache, 1)])
     return time.perf_counter() - began
 
 

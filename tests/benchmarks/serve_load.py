@@ -2,8 +2,8 @@
 
     python tests/benchmarks/serve_load.py --layers 8
 
-runs the batch that `dslite serve` drives over random weights of DeepSeek-V2-Lite's real size, cut to some layers, in
-BF16. Every client asks with a prompt of its own and takes a fixed number of tokens. Prints one JSON object.
+runs the scheduler that `dslite serve` drives over random weights of DeepSeek-V2-Lite's real size, cut to some layers,
+in BF16. Every client asks with a prompt of its own and takes a fixed number of tokens. Prints one JSON object.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from dslite.assets import __file__ as assets
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
-from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.scheduler import Scheduler
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done
 
@@ -47,14 +47,14 @@ def random_engine(layers: int) -> Engine:
 
 def seconds(engine: Engine, requests: list[Request], together: int) -> float:
     """Until all are answered, `together` at a time; their prompts are read beforehand and not counted."""
-    batch = Batch(engine, most=together)
+    scheduler = Scheduler(engine, max_sequences=together)
     for number, request in enumerate(requests):
-        batch.join(number, dataclasses.replace(request, params=SamplingParams(temperature=0, max_tokens=1)))
-    assert sum(isinstance(event, Done) for _, event in batch.run()) == len(requests)
+        scheduler.add(number, dataclasses.replace(request, params=SamplingParams(temperature=0, max_tokens=1)))
+    assert sum(isinstance(event, Done) for _, event in scheduler.run()) == len(requests)
     for number, request in enumerate(requests):
-        batch.join(number, request)
+        scheduler.add(number, request)
     started = time.perf_counter()
-    made = sum(len(event.token_ids) for _, event in batch.run() if isinstance(event, Done))
+    made = sum(len(event.token_ids) for _, event in scheduler.run() if isinstance(event, Done))
     took = time.perf_counter() - started
     assert made == sum(request.params.max_tokens or 0 for request in requests)
     return took

@@ -152,10 +152,17 @@ def test_a_pass_that_is_dropped_between_layers_leaves_the_cache_as_it_was(case: 
     cache = new_cache(model, COUNT)
     read(model, cache, ids[:20])
 
-    steps = model.steps(torch.tensor(random_ids(10, model.config.vocab_size, seed=9)), [Span(cache, 10)])
-    with torch.inference_mode():
-        assert [next(steps), next(steps)] == [1, 2]
-    steps.close()
+    done: list[int] = []
+
+    def leave(layers: int) -> None:
+        done.append(layers)
+        if layers == 2:
+            raise InterruptedError
+
+    more = torch.tensor(random_ids(10, model.config.vocab_size, seed=9))
+    with torch.inference_mode(), pytest.raises(InterruptedError):
+        model.forward(more, [Span(cache, 10)], on_layer=leave)
+    assert done == [1, 2]
 
     assert cache.length == 20
     assert (read(model, cache, ids[20:]) - expected[20:]).abs().max() <= TOLERANCE

@@ -21,7 +21,8 @@ from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.cache.disk_cache import LatentDiskCache
 from dslite.runtime.downloads.layout import INDEX
-from dslite.runtime.engine.engine import PREFILL_CHUNK, Engine
+from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.runner import PREFILL_CHUNK
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load
@@ -151,7 +152,7 @@ def load_engine(
     context: int = 256,
     eos_token_ids: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
-    saved: Callable[[], LatentDiskCache] | None = None,
+    open_disk_cache: Callable[[], LatentDiskCache] | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
 ) -> Engine:
     """An engine for a folder, on the CPU."""
@@ -160,6 +161,6 @@ def load_engine(
         Tokenizer.from_folder(folder),
         context=context,
         eos_token_ids=eos_token_ids,
-        saved=saved,
+        open_disk_cache=open_disk_cache,
         prefill_chunk=prefill_chunk,
     )

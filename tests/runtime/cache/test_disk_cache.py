@@ -68,19 +68,23 @@ def test_going_on_after_a_restart_equals_never_having_stopped(tmp_path: Path, dt
     folder = write_checkpoint(tmp_path / "model", tiny_config())
     request = Request(IDS[:300], SamplingParams(temperature=0, max_tokens=20), logprobs=3)
     store = LatentDiskCache(tmp_path / "latents", fingerprint(Checkpoint.open(folder), dtype))
-    before = load_engine(folder, context=600, dtype=dtype, saved=lambda: store)
+    before = load_engine(folder, context=600, dtype=dtype, open_disk_cache=lambda: store)
     (first,) = [event for event in before.generate(request) if isinstance(event, Done)]
-    before.keep("chat")
+    before.save("chat")
 
     more = Request([*IDS[:300], *first.token_ids, 5, 6, 7], request.params, logprobs=3)
-    after = load_engine(folder, context=600, dtype=dtype, saved=lambda: store)
-    assert after.resume("chat", more.prompt_ids) == before.cache.length
+    after = load_engine(folder, context=600, dtype=dtype, open_disk_cache=lambda: store)
+    assert after.resume("chat", more.prompt_ids) == len(before.prefix_cache.newest.ids)
     never_stopped = list(before.generate(more))
     resumed = list(after.generate(more))
     assert [event for event in resumed if hasattr(event, "logprob")] == [
         event for event in never_stopped if hasattr(event, "logprob")
     ]
-    assert torch.equal(after.cache.rows(0, after.cache.length), before.cache.rows(0, before.cache.length))
+    found, right = after.prefix_cache.newest, before.prefix_cache.newest
+    assert found is not None
+    assert right is not None
+    assert found.ids == right.ids
+    assert torch.equal(found.cache.rows(0, found.cache.length), right.cache.rows(0, right.cache.length))
 
 
 def test_every_flipped_byte_gives_the_right_rows_or_none(tmp_path: Path) -> None:
@@ -284,15 +288,15 @@ def test_two_processes_that_save_one_conversation_never_mix_their_rows(
 def test_rows_are_written_once_for_one_state_of_a_conversation(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_config())
     store = LatentDiskCache(tmp_path / "latents", "model")
-    engine = load_engine(folder, context=600, saved=lambda: store)
+    engine = load_engine(folder, context=600, open_disk_cache=lambda: store)
     for _ in engine.generate(Request(IDS[:60], SamplingParams(temperature=0, max_tokens=3))):
         pass
-    engine.keep("chat")
+    engine.save("chat")
     file = tmp_path / "latents" / "chat.safetensors"
     file.unlink()
-    engine.keep("chat")
+    engine.save("chat")
     assert not file.exists()
-    engine.keep("another")
+    engine.save("another")
     assert (tmp_path / "latents" / "another.safetensors").exists()
 
 

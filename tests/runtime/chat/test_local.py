@@ -160,12 +160,12 @@ def test_experts_are_counted_until_another_conversation_begins(engine: Engine) -
 def test_a_conversation_goes_on_from_disk_in_another_process(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_config())
     store = LatentDiskCache(tmp_path / "latents", "model")
-    before = LocalChatBackend(load_engine(folder, context=200, saved=lambda: store), "tiny")
+    before = LocalChatBackend(load_engine(folder, context=200, open_disk_cache=lambda: store), "tiny")
     first = [Message("user", "in the house that is by the water")]
     answer = run(before, first)
     before.save_cache("talk")
     second = [*first, Message("assistant", answer.text, answer.token_ids), Message("user", "the")]
-    after = LocalChatBackend(load_engine(folder, context=200, saved=lambda: store), "tiny")
+    after = LocalChatBackend(load_engine(folder, context=200, open_disk_cache=lambda: store), "tiny")
     after.restore_cache("talk", second)
     done = run(after, second)
     assert done.cached_tokens >= answer.prompt_tokens + len(answer.token_ids) - 1

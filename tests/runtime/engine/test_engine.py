@@ -19,7 +19,8 @@ from support.tokenizers import BOS_ID, N_TOKENS
 from torch import Tensor
 
 from dslite.model.transformer import Transformer
-from dslite.runtime.engine.engine import PREFILL_CHUNK, Engine, Request
+from dslite.runtime.engine.engine import Engine, Request
+from dslite.runtime.engine.runner import PREFILL_CHUNK
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError, UsageError
 from dslite.runtime.events import Done, Event, Prefilling, Token
@@ -105,13 +106,13 @@ def test_echo_gives_the_prompt_the_logprobs_of_transformers(
     prompt = [BOS_ID, *random_ids(2 * LOGIT_ROWS + 20, BOS_ID, seed=3)]
     engine = load_engine(folder, eos_token_ids=[], prefill_chunk=chunk)
     chunks: list[int] = []
-    forward = Transformer.steps
+    forward = Transformer.forward
 
     def count(self: Transformer, ids: Tensor, *args: Any, **options: Any) -> Any:
         chunks.append(len(ids))
         return forward(self, ids, *args, **options)
 
-    monkeypatch.setattr(Transformer, "steps", count)
+    monkeypatch.setattr(Transformer, "forward", count)
     events = list(engine.generate(Request(prompt, SamplingParams(temperature=0, max_tokens=0), logprobs=2, echo=True)))
     tokens = [event for event in events if isinstance(event, Token)]
     expected = oracle.logprobs(prompt)
@@ -358,11 +359,14 @@ def test_reading_reports_progress_at_least_four_times_a_second(slow: MakeSlow, s
     making = slow(seconds, prefill_chunk=4)
     spoken, shares = [0.0], [0.0]
 
-    for event in making.engine.generate(Request(PROMPT, replace(GREEDY, max_tokens=0))):
+    def hear(event: Prefilling) -> None:
+        spoken.append(making.clock.now)
+        shares.append(event.done)
+        assert event.total == len(PROMPT)
+
+    for event in making.engine.generate(Request(PROMPT, replace(GREEDY, max_tokens=0)), on_prefill=hear):
         if isinstance(event, Prefilling):
-            spoken.append(making.clock.now)
-            shares.append(event.done)
-            assert event.total == len(PROMPT)
+            hear(event)
 
     assert len(making.passes) == 11 * 3, "41 tokens in 11 chunks through 3 layers"
     assert max(after - before for before, after in itertools.pairwise(spoken)) <= 0.25

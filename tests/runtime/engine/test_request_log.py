@@ -10,9 +10,9 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.forward import random_ids
 from support.machines import machine
 
-from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.scheduler import Scheduler
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done
 from dslite.runtime.planning.device_plan import PlanRequest
@@ -67,11 +67,11 @@ def test_every_answer_leaves_its_hits_and_misses_in_the_log(engine: Engine, capl
 
 def test_answers_of_a_batch_are_logged_as_they_end(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     assert engine.experts is not None
-    batch = Batch(engine)
-    batch.join("short", request(engine, 12, 2))
-    batch.join("long", request(engine, 15, 7))
+    scheduler = Scheduler(engine)
+    scheduler.add("short", request(engine, 12, 2))
+    scheduler.add("long", request(engine, 15, 7))
     with caplog.at_level(logging.INFO, logger="dslite.runtime"):
-        assert sum(isinstance(event, Done) for _, event in batch.run()) == 2
+        assert sum(isinstance(event, Done) for _, event in scheduler.run()) == 2
     told = lines(caplog)
     assert [line[2] for line in told] == [2, 7]
     assert sum(line[3] for line in told) == engine.experts.stats.hits

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 
-from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.scheduler import Scheduler
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done, Token
 
@@ -49,7 +49,7 @@ def in_small_chunks(folder: Path) -> Engine:
 
 def answer(engine: Engine, prompt: list[int], params: SamplingParams) -> Done:
     """The answer to a prompt of which nothing is cached."""
-    engine.forget()
+    engine.prefix_cache.clear()
     return end(list(engine.generate(Request(prompt, params))))
 
 
@@ -64,9 +64,9 @@ def test_a_cached_prefix_changes_no_token(
 ) -> None:
     alone = answer(engine, prompt, params)
     for count in {0, len(prompt) - 1, data.draw(st.integers(0, len(prompt) - 1))}:
-        engine.forget()
+        engine.prefix_cache.clear()
         if count:
-            engine.forward(prompt[:count])
+            list(engine.generate(Request(prompt[:count], SamplingParams(max_tokens=0))))
         again = end(list(engine.generate(Request(prompt, params))))
         assert again.cached_tokens == count
         assert again.token_ids == alone.token_ids
@@ -78,10 +78,10 @@ def test_a_batch_gives_each_answer_the_tokens_that_it_has_alone(
 ) -> None:
     beginning = [random.Random(shared).randrange(200) for _ in range(shared)]
     requests = [Request([*beginning, *prompt], params) for prompt, params in asked]
-    batch = Batch(engine, most=4)
+    scheduler = Scheduler(engine, max_sequences=4)
     for number, request in enumerate(requests):
-        batch.join(number, request)
-    together = {key: event for key, event in batch.run() if isinstance(event, Done)}
+        scheduler.add(number, request)
+    together = {key: event for key, event in scheduler.run() if isinstance(event, Done)}
     for number, request in enumerate(requests):
         assert together[number].token_ids == answer(engine, list(request.prompt_ids), request.params).token_ids
 
@@ -106,7 +106,7 @@ def test_a_cut_answer_that_is_continued_is_the_whole_one(
 @given(PROMPTS)
 def test_log_probabilities_of_cached_and_uncached_prompts_agree(engine: Engine, prompt: list[int]) -> None:
     request = Request(prompt, SamplingParams(temperature=0, max_tokens=4), logprobs=3)
-    engine.forget()
+    engine.prefix_cache.clear()
     runs = [list(engine.generate(request)) for _ in range(2)]
     fresh, cached = ([event for event in run if isinstance(event, Token)] for run in runs)
     assert end(runs[1]).cached_tokens == len(prompt) - 1

@@ -282,4 +282,5 @@ def test_weights_that_are_not_finite_stop_the_answer_before_its_first_token(
 
     assert caught.value.remedy
     assert not [event for event in seen if isinstance(event, Token | Done)]
-    assert engine.cache.length == 0, "nothing of it is used again"
+    assert engine.prefix_cache.newest is None, "nothing of it is used again"
+    assert engine.prefix_cache.tokens == 0

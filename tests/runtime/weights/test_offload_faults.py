@@ -13,8 +13,9 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.forward import random_ids
 from support.machines import machine
 
+from dslite.model.attention import Span
 from dslite.runtime.device import PlainDevice
-from dslite.runtime.engine import engine
+from dslite.runtime.engine import runner
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.sequence import Request
@@ -97,10 +98,10 @@ def test_an_arena_that_never_fits_is_told_with_its_remedy(folder: Path) -> None:
 
 
 def test_a_cache_that_does_not_fit_takes_the_memory_of_slots(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "LatentKVCache", failing_first(engine.LatentKVCache, 2))
+    monkeypatch.setattr(runner, "LatentKVCache", failing_first(runner.LatentKVCache, 2))
     running = offloaded(folder)
-    assert running.expert_stats()["slots"] == 4
     assert answer(running, prompt(folder)) == right_answer(folder)
+    assert running.expert_stats()["slots"] == 4
 
 
 def failing_first(make: Callable[..., Any], times: int) -> Callable[..., Any]:
@@ -157,7 +158,8 @@ def in_network() -> bool:
 def around_network() -> bool:
     """Whether the engine itself works with tensors now: not the network, nor the drawing of tokens."""
     names = callers()
-    return "engine/engine.py" in names and not names & {"model/transformer.py", "engine/sequence.py"}
+    own = {"engine/core.py", "engine/runner.py", "engine/scheduler.py", "cache/prefix_cache.py"}
+    return bool(names & own) and not names & {"model/transformer.py", "engine/sequence.py"}
 
 
 def in_drawing() -> bool:
@@ -182,7 +184,7 @@ def test_memory_that_runs_out_anywhere_in_an_answer_costs_slots_and_no_token(fol
     assert shortage.failures == 0
     assert running.expert_stats()["slots"] == 5
     if share < 0.1:
-        assert running.prefill_chunk == 8
+        assert running.runner.prefill_chunk == 8
 
 
 def talk(running: Engine, ids: Sequence[int]) -> list[int]:
@@ -245,12 +247,11 @@ def test_a_resident_network_without_room_for_a_chunk_reads_it_in_halves(folder: 
     running = load_engine(folder, eos_token_ids=[])
     whole = Shortage(10**9)
     with whole:
-        running.forward(ids)
-    running.forget()
+        running.runner.run(ids, [Span(running.runner.make_cache(64), len(ids))])
     with Shortage(int(whole.count * share), failures=2) as shortage:
         assert answer(running, ids) == right
     assert shortage.failures == 0
-    assert running.prefill_chunk == len(ids) // 4
+    assert running.runner.prefill_chunk == len(ids) // 4
 
 
 def test_a_resident_network_without_room_for_a_token_says_so_once_and_the_conversation_stays(folder: Path) -> None:
@@ -262,7 +263,7 @@ def test_a_resident_network_without_room_for_a_token_says_so_once_and_the_conver
         follow(running, ids, got, lambda: shortage.begin() if len(got) == 4 else None)
     assert got == right[:4]
     assert "--ctx-size" in told.value.remedy
-    assert list(running.cached_ids) == ids + right[:3]
+    assert list(running.prefix_cache.newest.ids) == ids + right[:3]
     assert answer(running, [*ids, *right[:4]])[:4] == right[4:8]
 
 
@@ -275,7 +276,7 @@ def test_memory_that_stays_short_ends_in_one_message_and_the_conversation_stays(
         follow(running, ids, got, lambda: shortage.begin() if len(got) == 4 else None)
     assert got == right[:4]
     assert "--ctx-size" in told.value.remedy
-    assert len(running.cached_ids) >= len(ids)
+    assert len(running.prefix_cache.newest.ids) >= len(ids)
     assert answer(running, ids) == right
 
 
@@ -321,7 +322,7 @@ def test_a_read_that_fails_while_a_prompt_is_read_leaves_a_working_engine(
     for good in range(0, 45, 5):
         left = iter(range(good))
         break_reads(monkeypatch, lambda left=left: None if next(left, None) is not None else 5)  # type: ignore[misc]
-        running.forget()
+        running.prefix_cache.clear()
         with pytest.raises(CheckpointError):
             follow(running, ids, [], lambda: None)
         monkeypatch.undo()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +13,22 @@ from torch import Tensor
 from dslite.model.attention import Span
 from dslite.model.transformer import Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
-from dslite.runtime.engine.batch import Batch, room
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.scheduler import Scheduler, cache_budget
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import ContextFullError, DsliteError, OutOfMemoryError
 from dslite.runtime.events import Done, Prefilling, Token
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return load_engine(write_checkpoint(tmp_path_factory.mktemp("batch"), tiny_config()), context=1500)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("scheduler"), tiny_config())
+
+
+@pytest.fixture
+def engine(folder: Path) -> Engine:
+    return load_engine(folder, context=1500)
 
 
 def greedy(ids: list[int], max_tokens: int) -> Request:
@@ -41,8 +47,8 @@ def requests_with_shared_beginnings(count: int, seed: int) -> list[Request]:
     ]
 
 
-def answers(batch: Batch) -> dict[object, Done]:
-    return {key: event for key, event in batch.run() if isinstance(event, Done)}
+def answers(scheduler: Scheduler) -> dict[object, Done]:
+    return {key: event for key, event in scheduler.run() if isinstance(event, Done)}
 
 
 def alone(engine: Engine, request: Request) -> Done:
@@ -52,10 +58,10 @@ def alone(engine: Engine, request: Request) -> Done:
 
 def test_answers_made_together_equal_those_made_alone(engine: Engine) -> None:
     requests = requests_with_shared_beginnings(20, seed=1)
-    batch = Batch(engine, most=6)
+    scheduler = Scheduler(engine, max_sequences=6)
     for number, request in enumerate(requests):
-        batch.join(number, request)
-    together = answers(batch)
+        scheduler.add(number, request)
+    together = answers(scheduler)
     for number, request in enumerate(requests):
         expected = alone(engine, request)
         assert together[number].token_ids == expected.token_ids
@@ -64,10 +70,10 @@ def test_answers_made_together_equal_those_made_alone(engine: Engine) -> None:
 
 def test_a_shared_beginning_is_computed_once(engine: Engine) -> None:
     beginning = [7] * 600
-    batch = Batch(engine, most=4)
+    scheduler = Scheduler(engine, max_sequences=4)
     for number in range(4):
-        batch.join(number, greedy([*beginning, number], 2))
-    together = answers(batch)
+        scheduler.add(number, greedy([*beginning, number], 2))
+    together = answers(scheduler)
     assert [together[number].cached_tokens for number in range(4)] == [0, 600, 600, 600]
 
 
@@ -75,16 +81,16 @@ def test_sequences_join_and_leave_between_steps(engine: Engine) -> None:
     first, second, third = requests_with_shared_beginnings(3, seed=5)
     first, second = greedy(list(first.prompt_ids), 20), greedy(list(second.prompt_ids), 20)
     third = greedy(list(third.prompt_ids), 20)
-    batch = Batch(engine, most=3)
-    batch.join("first", first)
+    scheduler = Scheduler(engine, max_sequences=3)
+    scheduler.add("first", first)
     for _ in range(6):
-        batch.step()
-    batch.join("second", second)
-    batch.join("third", third)
+        scheduler.step()
+    scheduler.add("second", second)
+    scheduler.add("third", third)
     for _ in range(3):
-        batch.step()
-    batch.leave("third")
-    together = answers(batch)
+        scheduler.step()
+    scheduler.remove("third")
+    together = answers(scheduler)
     assert set(together) == {"first", "second"}
     assert together["first"].token_ids == alone(engine, first).token_ids
     assert together["second"].token_ids == alone(engine, second).token_ids
@@ -92,10 +98,10 @@ def test_sequences_join_and_leave_between_steps(engine: Engine) -> None:
 
 def test_an_echoed_prompt_is_scored_as_if_alone(engine: Engine) -> None:
     request = Request([5, 9, 3, 9, 5], SamplingParams(temperature=0, max_tokens=3), logprobs=2, echo=True)
-    batch = Batch(engine)
-    batch.join(0, greedy([5, 9, 3, 9], 4))
-    batch.join(1, request)
-    together = [event for key, event in batch.run() if key == 1]
+    scheduler = Scheduler(engine)
+    scheduler.add(0, greedy([5, 9, 3, 9], 4))
+    scheduler.add(1, request)
+    together = [event for key, event in scheduler.run() if key == 1]
     scores = [getattr(event, "logprob", None) for event in together if hasattr(event, "logprob")]
     expected = [event.logprob for event in engine.generate(request) if hasattr(event, "logprob")]
     assert len(scores) == 8
@@ -104,11 +110,11 @@ def test_an_echoed_prompt_is_scored_as_if_alone(engine: Engine) -> None:
 
 def test_a_prompt_over_the_context_is_refused_at_the_door(engine: Engine) -> None:
     with pytest.raises(ContextFullError, match=r"1,600 tokens.*1,500"):
-        Batch(engine).join(0, greedy([1] * 1600, 1))
+        Scheduler(engine).add(0, greedy([1] * 1600, 1))
 
 
 def test_one_broken_answer_leaves_the_others_whole(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dslite.runtime.engine import batch as module
+    from dslite.runtime.engine import scheduler as module
 
     checks = iter([None, None, None, DsliteError("broken")])
 
@@ -118,10 +124,10 @@ def test_one_broken_answer_leaves_the_others_whole(engine: Engine, monkeypatch: 
             raise error
 
     monkeypatch.setattr(module, "check_finite", check)
-    batch = Batch(engine)
-    batch.join("breaks", greedy([1, 2, 3], 9))
-    batch.join("holds", greedy([4, 5, 6], 9))
-    ends = dict(pair for pair in batch.run() if isinstance(pair[1], Done | DsliteError))
+    scheduler = Scheduler(engine)
+    scheduler.add("breaks", greedy([1, 2, 3], 9))
+    scheduler.add("holds", greedy([4, 5, 6], 9))
+    ends = dict(pair for pair in scheduler.run() if isinstance(pair[1], Done | DsliteError))
     kinds = sorted(type(end).__name__ for end in ends.values())
     assert kinds == ["Done", "DsliteError"]
     (whole,) = [key for key, end in ends.items() if isinstance(end, Done)]
@@ -131,20 +137,20 @@ def test_one_broken_answer_leaves_the_others_whole(engine: Engine, monkeypatch: 
 
 
 def test_the_rows_of_finished_sequences_never_exceed_one_context(engine: Engine) -> None:
-    batch = Batch(engine)
+    scheduler = Scheduler(engine)
     for number in range(6):
-        batch.join(number, greedy([number] * 900, 1))
-    answers(batch)
-    assert sum(len(kept.ids) for kept in batch._left) <= engine.context
+        scheduler.add(number, greedy([number] * 900, 1))
+    answers(scheduler)
+    assert engine.prefix_cache.tokens <= engine.context
 
 
 def test_an_interrupted_batch_keeps_what_came(engine: Engine) -> None:
-    batch = Batch(engine, most=2)
+    scheduler = Scheduler(engine, max_sequences=2)
     for number in range(3):
-        batch.join(number, greedy([number + 1] * 5, 20))
-    made = [batch.step() for _ in range(6)]
-    ends = {key: event for key, event in batch.interrupt() if isinstance(event, Done)}
-    assert not len(batch)
+        scheduler.add(number, greedy([number + 1] * 5, 20))
+    made = [scheduler.step() for _ in range(6)]
+    ends = {key: event for key, event in scheduler.interrupt() if isinstance(event, Done)}
+    assert not len(scheduler)
     assert set(ends) == {0, 1}
     for key, done in ends.items():
         tokens = [event.id for step in made for number, event in step if number == key and isinstance(event, Token)]
@@ -154,11 +160,11 @@ def test_an_interrupted_batch_keeps_what_came(engine: Engine) -> None:
 
 
 def test_prompts_are_read_and_answers_made_in_one_pass(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = Batch(engine)
-    batch.join("answers", greedy([5, 6, 7], 20))
-    batch.step()
-    batch.join("long", greedy([8] * 600, 4))
-    batch.join("short", greedy([9] * 30, 4))
+    scheduler = Scheduler(engine)
+    scheduler.add("answers", greedy([5, 6, 7], 20))
+    scheduler.step()
+    scheduler.add("long", greedy([8] * 600, 4))
+    scheduler.add("short", greedy([9] * 30, 4))
     passes: list[int] = []
     forward = Transformer.forward
 
@@ -167,18 +173,18 @@ def test_prompts_are_read_and_answers_made_in_one_pass(engine: Engine, monkeypat
         return forward(self, ids, spans, **options)
 
     monkeypatch.setattr(Transformer, "forward", record)
-    batch.step()
-    batch.step()
+    scheduler.step()
+    scheduler.step()
     assert passes == [512 + 1, 88 + 30 + 1]
 
 
 def test_a_prompt_waits_for_the_rows_that_another_is_making(engine: Engine) -> None:
-    batch = Batch(engine)
-    batch.join("first", greedy([3] * 100, 4))
-    batch.join("second", greedy([3] * 90 + [4] * 20, 4))
-    first = [key for key, event in batch.step() if isinstance(event, Prefilling)]
+    scheduler = Scheduler(engine)
+    scheduler.add("first", greedy([3] * 100, 4))
+    scheduler.add("second", greedy([3] * 90 + [4] * 20, 4))
+    first = [key for key, event in scheduler.step() if isinstance(event, Prefilling)]
     assert first == ["first"]
-    together = answers(batch)
+    together = answers(scheduler)
     assert together["second"].cached_tokens == 90
 
 
@@ -201,10 +207,11 @@ def test_where_memory_runs_out_prompts_are_read_in_shorter_pieces(
 ) -> None:
     request = greedy([11, 12] * 100, 6)
     expected = alone(engine, request).token_ids
+    engine.prefix_cache.clear()
     passes = out_of_memory_at(engine, monkeypatch, lambda count, _: count > 60)
-    batch = Batch(engine)
-    batch.join(0, request)
-    assert answers(batch)[0].token_ids == expected
+    scheduler = Scheduler(engine)
+    scheduler.add(0, request)
+    assert answers(scheduler)[0].token_ids == expected
     assert passes[:4] == [50, 50, 50, 50]
 
 
@@ -213,13 +220,13 @@ def test_where_nothing_else_helps_the_youngest_answer_ends_and_the_others_go_on(
 ) -> None:
     requests = [greedy([number + 20] * 5, 12) for number in range(3)]
     expected = [alone(engine, request).token_ids for request in requests]
-    batch = Batch(engine)
+    scheduler = Scheduler(engine)
     for number, request in enumerate(requests):
-        batch.join(number, request)
-    batch.step()
-    batch.step()
+        scheduler.add(number, request)
+    scheduler.step()
+    scheduler.step()
     out_of_memory_at(engine, monkeypatch, lambda _, spans: spans > 2)
-    ends = dict(pair for pair in batch.run() if isinstance(pair[1], Done | DsliteError))
+    ends = dict(pair for pair in scheduler.run() if isinstance(pair[1], Done | DsliteError))
     assert isinstance(ends[2], OutOfMemoryError)
     assert "3 answers at once" in ends[2].message
     assert [ends[number].token_ids for number in (0, 1)] == expected[:2]
@@ -235,12 +242,12 @@ def test_memory_that_runs_out_behind_the_layers_costs_no_token(engine: Engine, m
             raise MemoryError
         return logits(self, hidden)
 
-    batch = Batch(engine)
-    batch.join("before", greedy([40] * 20, 1))
-    answers(batch)
+    scheduler = Scheduler(engine)
+    scheduler.add("before", greedy([40] * 20, 1))
+    answers(scheduler)
     monkeypatch.setattr(Transformer, "logits", fail)
-    batch.join(0, request)
-    assert answers(batch)[0].token_ids == expected
+    scheduler.add(0, request)
+    assert answers(scheduler)[0].token_ids == expected
 
 
 def test_an_answer_for_which_no_cache_can_be_made_waits_for_the_others(
@@ -248,18 +255,18 @@ def test_an_answer_for_which_no_cache_can_be_made_waits_for_the_others(
 ) -> None:
     requests = [greedy([number + 50] * 5, 6) for number in range(3)]
     expected = [alone(engine, request).token_ids for request in requests]
-    batch = Batch(engine)
+    scheduler = Scheduler(engine)
     make = LatentKVCache.__init__
 
     def fail(self: LatentKVCache, *args: Any, **options: Any) -> None:
-        if len(batch._running) == 2:
+        if scheduler.running == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
         make(self, *args, **options)
 
     monkeypatch.setattr(LatentKVCache, "__init__", fail)
     for number, request in enumerate(requests):
-        batch.join(number, request)
-    together = answers(batch)
+        scheduler.add(number, request)
+    together = answers(scheduler)
     assert [together[number].token_ids for number in range(3)] == expected
 
 
@@ -267,18 +274,18 @@ def test_an_answer_for_which_alone_there_is_no_memory_says_so(engine: Engine, mo
     def fail(self: LatentKVCache, *args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
-    batch = Batch(engine)
+    scheduler = Scheduler(engine)
     monkeypatch.setattr(LatentKVCache, "__init__", fail)
-    batch.join(0, greedy([1, 2, 3], 6))
-    ((key, error),) = list(batch.run())
+    scheduler.add(0, greedy([1, 2, 3], 6))
+    ((key, error),) = list(scheduler.run())
     assert key == 0
     assert isinstance(error, OutOfMemoryError)
 
 
 def test_a_limit_of_the_user_bounds_the_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     per_token = kv_bytes_per_token(engine.model.config, engine.model.dtype)
-    assert room(engine, 4) == 4 * engine.context
+    assert cache_budget(engine, 4) == 4 * engine.context
     monkeypatch.setattr(engine, "memory_left", 2 * engine.context * per_token)
-    assert room(engine, 4) == 2 * engine.context
+    assert cache_budget(engine, 4) == 2 * engine.context
     monkeypatch.setattr(engine, "memory_left", 0)
-    assert room(engine, 4) == engine.context  # one answer always has its own
+    assert cache_budget(engine, 4) == engine.context  # one answer always has its own

@@ -1,0 +1,87 @@
+"""What schedulers over one model share: the network, its tokenizer, and what was computed of earlier prompts."""
+
+# T tokens  D hidden
+
+from collections import abc
+
+from torch import Tensor
+
+from dslite.model.transformer import Transformer
+from dslite.runtime.cache.disk_cache import LatentDiskCache
+from dslite.runtime.cache.latent_cache import kv_bytes_per_token
+from dslite.runtime.cache.prefix_cache import PrefixCache
+from dslite.runtime.engine.request_log import RequestLog
+from dslite.runtime.engine.runner import PREFILL_CHUNK, ModelRunner
+from dslite.runtime.engine.sequence import Request, Sequence
+from dslite.runtime.errors import ContextFullError, UsageError
+from dslite.runtime.events import Token
+from dslite.runtime.planning.footprint import LOGIT_ROWS
+from dslite.runtime.text.tokenizer import Tokenizer
+from dslite.runtime.weights.experts import ExpertCache
+
+
+class EngineCore:
+    """One model and one prefix cache."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        eos_token_ids: abc.Sequence[int] | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+        open_disk_cache: abc.Callable[[], LatentDiskCache] | None = None,
+        memory_left: int | None = None,
+    ) -> None:
+        """`context` is the most tokens of a prompt and its answer; `open_disk_cache` opens the saved conversations.
+
+        `memory_left`: bytes that the user's limit leaves for more than one conversation; None: no limit.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.context = context
+        self.memory_left = memory_left
+        self.eos_token_ids = frozenset(model.config.eos_token_ids if eos_token_ids is None else eos_token_ids)
+        self.runner = ModelRunner(model, prefill_chunk)
+        self.log_answer = RequestLog(None if self.experts is None else self.experts.stats)
+        self.prefix_cache = PrefixCache(
+            lambda: self.runner.make_cache(context),
+            most_tokens=context,
+            # Half a context, so that inactive branches never double the memory.
+            host_bytes=context * kv_bytes_per_token(model.config, model.dtype) // 2,
+            open_disk=open_disk_cache,
+        )
+
+    @property
+    def experts(self) -> ExpertCache | None:
+        """The cache of routed experts; None where all are resident."""
+        return self.runner.experts
+
+    def check_fits(self, request: Request) -> None:
+        """Raise ContextFullError for a prompt that leaves no room in the context, UsageError for an empty one."""
+        count = len(request.prompt_ids)
+        if not count:
+            raise UsageError("the prompt is empty: there is nothing to go on from", "write one")
+        if count + (request.params.max_tokens != 0) > self.context:
+            raise ContextFullError(
+                f"the prompt has {count:,} tokens, and the context holds {self.context:,}, the answer included",
+                "shorten the prompt, or raise --ctx-size",
+            )
+
+    def new_sequence(self, request: Request, cached: int) -> Sequence:
+        """The state of an answer; `cached` tokens of its prompt are in a latent cache already."""
+        return Sequence(request, self.tokenizer, end_tokens=self.eos_token_ids, context=self.context, cached=cached)
+
+    def echo(self, sequence: Sequence, start: int, hidden: Tensor) -> abc.Iterator[Token]:
+        """Prompt tokens that the hidden states (T, D) of tokens `start` on predict, and the very first of all."""
+        ids = sequence.request.prompt_ids
+        if start == 0:
+            yield from sequence.echo(ids[:1], None)
+        wanted = ids[start + 1 : start + 1 + len(hidden)]
+        if sequence.request.logprobs is None:
+            yield from sequence.echo(wanted, None)
+            return
+        for place in range(0, len(wanted), LOGIT_ROWS):
+            part = wanted[place : place + LOGIT_ROWS]
+            yield from sequence.echo(part, self.runner.logits(hidden[place : place + len(part)]))
