@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from threading import Event as Flag
 
 from dslite.runtime.chat.local import LocalChatBackend
-from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.scheduler import Scheduler
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import ChatEvent, Done, FinishReason, Prefilling, Token
 from dslite.runtime.text.chat_template import Message
@@ -83,16 +83,16 @@ def generate_batch(
     engine: Engine, prompts: Sequence[str], params: SamplingParams = _RAW_PARAMS
 ) -> list[Completion | DsliteError]:
     """Continue several texts, decoded together. A prompt that fails gives its error in its place."""
-    batch = Batch(engine)
+    scheduler = Scheduler(engine)
     tokens: list[list[Token]] = [[] for _ in prompts]
     found: dict[int, Completion | DsliteError] = {}
     for key, prompt in enumerate(prompts):
         try:
-            batch.join(key, Request(_prompt_ids(engine, prompt), params))
+            scheduler.add(key, Request(_prompt_ids(engine, prompt), params))
         except DsliteError as error:
             found[key] = error
-    while len(batch):
-        for name, event in batch.step():
+    while len(scheduler):
+        for name, event in scheduler.step():
             key = int(str(name))
             if isinstance(event, Token):
                 tokens[key].append(event)

@@ -14,9 +14,9 @@ from dslite.app.server.errors import ApiError
 from dslite.app.server.limits import Limits
 from dslite.app.server.worker import Worker
 from dslite.model.transformer import Transformer
-from dslite.runtime.engine.batch import Batch
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine.scheduler import Scheduler
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done
 
@@ -38,7 +38,9 @@ FAILURES = [RuntimeError("broken"), MemoryError(), KeyError("x"), SystemExit(3),
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
-@pytest.mark.parametrize("place", [(Transformer, "forward"), (Batch, "step"), (Batch, "join")], ids=lambda p: p[1])
+@pytest.mark.parametrize(
+    "place", [(Transformer, "forward"), (Scheduler, "step"), (Scheduler, "add")], ids=lambda p: p[1]
+)
 def test_any_exception_ends_what_waits_and_the_next_request_is_answered(
     server: Server, monkeypatch: pytest.MonkeyPatch, failure: BaseException, place: tuple[type, str]
 ) -> None:
@@ -70,7 +72,7 @@ def stream(server: Server, body: dict[str, Any]) -> list[str]:
 def test_a_worker_that_cannot_go_on_refuses_at_once(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken(Batch):
+    class Broken(Scheduler):
         """Fails in its first step, and cannot be made a second time."""
 
         made = 0
@@ -84,7 +86,7 @@ def test_a_worker_that_cannot_go_on_refuses_at_once(
         def step(self) -> Any:
             raise RuntimeError("broken")
 
-    monkeypatch.setattr(worker_module, "Batch", Broken)
+    monkeypatch.setattr(worker_module, "Scheduler", Broken)
     with serving_here(engine) as server:
         assert server.request("POST", "/v1/completions", TEXT)[0] == 500
         refused = server.request("POST", "/v1/completions", TEXT)
