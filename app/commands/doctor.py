@@ -9,6 +9,7 @@ import typer
 
 from dslite.app.commands.command import flag
 from dslite.app.commands.flags import Device, ListFlags
+from dslite.app.errors import SessionsError
 from dslite.app.terminal import console
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import DsliteError
@@ -35,7 +36,7 @@ def doctor(
     if not listing.json and not console.settings.quiet and sys.stderr.isatty():
         print("looking; measuring bandwidths takes some seconds the first time", file=sys.stderr)
     seen = examine(refresh=refresh)
-    seen.findings += _config_findings()
+    seen.findings += [*_config_findings(), *_session_findings()]
     if not listing.json:
         _print(seen)
     results = list(_selftest(device)) if selftest else None
@@ -60,6 +61,18 @@ def _config_findings() -> "Iterator[Finding]":
         default_values(config)
     except DsliteError as error:
         yield Finding.of(error)
+
+
+def _session_findings() -> "Iterator[Finding]":
+    """Damage of the database of conversations."""
+    from dslite.app.sessions.database import find_damage
+    from dslite.runtime.diagnostics.doctor import Finding
+    from dslite.runtime.paths import data_dir
+
+    file = data_dir() / "sessions.db"
+    if damage := find_damage(file):
+        remedy = "move it away, and dslite makes a new one; sqlite3 FILE .recover may save what is in it"
+        yield Finding.of(SessionsError(f"{file} is damaged: {damage}", remedy))
 
 
 def _selftest(device: str) -> "Iterator[PromptResult]":

@@ -11,7 +11,7 @@ from dslite.runtime.downloads.model_config import config_of
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from dslite.runtime.planning.described_machine import Bandwidths
+    from dslite.runtime.planning.bandwidth import Bandwidths
     from dslite.runtime.planning.device_plan import DevicePlan
     from dslite.runtime.planning.hardware import MachineSpec
 
@@ -55,14 +55,14 @@ def plan(
 
 
 def _bandwidths(pcie: float | None, gpu: float | None, ram: float | None, disk: float | None) -> "Bandwidths":
-    """Bytes per second of what the flags say in GB/s. Raises UsageError."""
-    from dslite.runtime.planning.described_machine import Bandwidths
+    """Bytes per second of what the flags say in GB/s, 0 for what they leave out. Raises UsageError."""
+    from dslite.runtime.planning.bandwidth import Bandwidths
 
     flags = {"pcie": pcie, "gpu-bandwidth": gpu, "ram-bandwidth": ram, "disk-bandwidth": disk}
     for name, value in flags.items():
         if value is not None and not 0 < value <= _MOST_GBPS:
             raise UsageError(f"--{name} is {value}; it must be above 0, up to {_MOST_GBPS:.0f} GB/s")
-    return Bandwidths(*(None if value is None else value * 1e9 for value in flags.values()))
+    return Bandwidths(*((value or 0.0) * 1e9 for value in (ram, disk, pcie, gpu)))
 
 
 def plan_object(model: str, made: "DevicePlan") -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from dslite.app.errors import SessionsError
@@ -74,6 +74,18 @@ MIGRATIONS: tuple[Migration, ...] = (
 )
 VERSION = len(MIGRATIONS)
 _WAIT_S = 5.0  # for another dslite that is writing
+
+
+def find_damage(path: Path) -> str | None:
+    """What SQLite finds wrong with a database; None where it is sound or there is none. Changes nothing."""
+    if not path.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
+    except sqlite3.Error as error:
+        return str(error)
+    return None if found == ["ok"] else str(found[0])
 
 
 class Database:

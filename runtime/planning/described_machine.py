@@ -1,8 +1,9 @@
 """A machine that flags describe, in place of this one or in parts of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dslite.runtime.errors import ModelUnavailableError
+from dslite.runtime.planning.bandwidth import Bandwidths
 from dslite.runtime.planning.hardware import MachineSpec
 
 # A described GPU where the flags do not say more.
@@ -13,20 +14,10 @@ _RAM = 64 * 2**30
 _RAM_BANDWIDTH = 70e9  # read of two channels of DDR5-5600, whose data sheet says 89.6
 
 
-@dataclass(frozen=True)
-class Bandwidths:
-    """Bytes per second; None means: as this machine has them, or as is usual."""
-
-    pcie: float | None = None
-    gpu: float | None = None
-    ram: float | None = None
-    disk: float | None = None
-
-
 def described_machine(
     here: MachineSpec, device: str, vram: int | None, ram: int | None, given: Bandwidths
 ) -> MachineSpec:
-    """This machine with what was given in place of what it has; memory in bytes.
+    """This machine with what was given in place of what it has; memory in bytes, a bandwidth of 0 is not given.
 
     `device` is a name that EngineOptions takes. Raises ModelUnavailableError for a GPU that is neither here nor
     described.

@@ -1,6 +1,7 @@
 """`dslite doctor`: what it says, and its exit code."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from support.hub_fixtures import LITE
 from support.in_process import Dslite
 
 from dslite.app.commands import doctor as command
+from dslite.app.sessions.store import SessionStore
 from dslite.runtime.diagnostics import doctor
 from dslite.runtime.diagnostics.doctor import Examination, examine
 from dslite.runtime.downloads.hub import RepoCache
@@ -58,6 +60,47 @@ def test_a_broken_config_is_a_problem_with_its_place(dslite: Dslite, tmp_path: P
     code, out, _ = dslite("doctor")
     assert code == 1
     assert "config.toml" in out.partition("problem: ")[2]
+
+
+def _overwritten(file: Path) -> None:
+    """Pages in the middle hold something else; the head still says that it is a database."""
+    data = bytearray(file.read_bytes())
+    data[4096 : 4096 * 4] = b"damage! " * (4096 * 3 // 8)
+    file.write_bytes(data)
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _no_database(file: Path) -> None:
+    file.write_text("these are no conversations\n" * 400)
+
+
+@pytest.mark.parametrize("damage", [_overwritten, _cut, _no_database])
+def test_a_damaged_database_of_conversations_is_a_problem(
+    damage: Callable[[Path], None], dslite: Dslite, tmp_path: Path
+) -> None:
+    file = tmp_path / "data" / "sessions.db"
+    file.parent.mkdir()
+    with SessionStore.open(file) as store:
+        for number in range(50):
+            store.create(model="demo", title=f"conversation {number}" * 20)
+    assert dslite("doctor")[0] == 0
+    for log in file.parent.glob("sessions.db-*"):
+        log.unlink()
+    damage(file)
+    before = file.read_bytes()
+    code, out, _ = dslite("doctor")
+    assert code == 1
+    assert "sessions.db is damaged" in out.partition("problem: ")[2]
+    assert "no problems found" not in out
+    assert file.read_bytes() == before
+
+
+def test_doctor_makes_no_database(dslite: Dslite, tmp_path: Path) -> None:
+    assert dslite("doctor")[0] == 0
+    assert not (tmp_path / "data" / "sessions.db").exists()
 
 
 def test_a_begun_download_is_a_problem_with_both_ways_out(dslite: Dslite) -> None:

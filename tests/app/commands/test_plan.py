@@ -9,7 +9,13 @@ from support.machines import GOLDEN, machine
 from typer.testing import CliRunner, Result
 
 from dslite.app.cli import app
+from dslite.runtime.downloads.hub import parse_model
+from dslite.runtime.downloads.model_config import config_of
+from dslite.runtime.errors import ModelUnavailableError
 from dslite.runtime.planning import machine as machine_module
+from dslite.runtime.planning.device_plan import PlanRequest
+from dslite.runtime.planning.fit import fit
+from dslite.runtime.units import parse_size
 
 
 @pytest.fixture
@@ -145,3 +151,23 @@ def test_a_gpu_that_is_not_here_is_in_a_usual_machine(folder: Path, monkeypatch:
     assert (slow["miss"], slow["bound"]) == ("fetch", "pcie")
     own = plan_json("-m", folder, "--device", "cpu")
     assert own["machine"]["ram_bandwidth"] == 12_000_000_000
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("ram", ["24GiB", "20GiB", "12GiB", "32GiB", "64GiB"])
+@pytest.mark.parametrize("vram", ["8GiB", "16GiB", "24GiB"])
+def test_host_memory_holds_the_experts_that_the_plan_puts_there(folder: Path, ram: str, vram: str) -> None:
+    shown = plan_json("-m", folder, "--device", "cuda", "--vram", vram, "--ram", ram)
+    expert = 3 * 2048 * 1408 * 2
+    assert shown["ram_bytes"] >= shown["experts_in_ram_per_layer"] * 26 * expert
+    if shown["fits"]:
+        assert shown["ram_bytes"] <= parse_size(ram)
+
+
+@pytest.mark.parametrize("ram", ["1", "100MB", "2GiB"])
+def test_a_limit_that_is_too_small_is_the_remedy(folder: Path, ram: str) -> None:
+    config = config_of(parse_model(str(folder)), offline=True)
+    with pytest.raises(ModelUnavailableError) as caught:
+        fit(config, "cpu", PlanRequest(ram=parse_size(ram)))
+    assert "raise --ram" in caught.value.remedy
+    assert "close other programs" not in caught.value.remedy
