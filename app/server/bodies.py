@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from dslite.app.server.errors import ApiError, busy
 from dslite.app.server.limits import Limits
+from dslite.runtime.errors import DsliteError
 
 _LARGE_BYTES = 2**17  # what is parsed and encoded in a few milliseconds counts as small
 
@@ -27,6 +28,7 @@ class BodyReader:
         self._limits = limits
         self._held = 0  # bytes of bodies that are read or parsed
         self._reading: OrderedDict[object, asyncio.Timeout] = OrderedDict()  # the oldest first
+        self._turn = asyncio.Lock()  # of the large bodies
         self._small = ThreadPoolExecutor(1, "dslite-parse-small")
         self._large = ThreadPoolExecutor(1, "dslite-parse-large")
 
@@ -43,10 +45,21 @@ class BodyReader:
         try:
             await self._read(request, parts)
             body = b"".join(parts)
-            pool = self._large if len(body) > _LARGE_BYTES else self._small
-            return await asyncio.get_running_loop().run_in_executor(pool, function, body)
+            if len(body) > _LARGE_BYTES:
+                return await self._parse_large(function, body)
+            return await asyncio.get_running_loop().run_in_executor(self._small, _run, function, body)
         finally:
             self._held -= sum(map(len, parts))
+
+    async def _parse_large(self, function: Callable[[bytes], T], body: bytes) -> T:
+        """Run a function, and leave the processor to others for as long as it took before the next one begins."""
+        loop = asyncio.get_running_loop()
+        await self._turn.acquire()
+        started = loop.time()
+        try:
+            return await loop.run_in_executor(self._large, _run, function, body)
+        finally:
+            loop.call_later(loop.time() - started, self._turn.release)
 
     async def _read(self, request: Request, parts: list[bytes]) -> None:
         """Append the parts of a body as they come, within its bounds of size and time. Raises ApiError."""
@@ -81,3 +94,11 @@ class BodyReader:
     def close(self) -> None:
         for pool in (self._small, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _run(function: Callable[[bytes], T], body: bytes) -> T:
+    """Run a function; an error comes without the frames that hold what was parsed, which this thread then frees."""
+    try:
+        return function(body)
+    except DsliteError as error:
+        raise error.with_traceback(None) from None

@@ -21,6 +21,7 @@ from dslite.runtime.text.token_bounds import TokenBounds
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SEEDS = MOST_INTEGER + 1
+_MOST_PARTS = 4096
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos")
 
 
@@ -74,6 +75,9 @@ class ParsedRequest:
 
 def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
     """A body of /v1/chat/completions. Raises ApiError, UsageError, ContextFullError."""
+    turns = raw.get("messages")
+    if isinstance(turns, list) and len(turns) > served.engine.context:  # a turn has at least a token
+        raise context_exceeded(served.engine.context, f"at least {len(turns)}")
     values = read_fields(chat_fields(limits), raw)
     model = _model(values, served)
     if served.template is None:
@@ -184,6 +188,8 @@ def _message(raw: Mapping[str, Any], where: str) -> Message:
     if role is None:
         raise invalid(f"{where}.role is {shown(name)}; it must be system, user or assistant", f"{where}.role")
     content = raw.get("content", "" if role == "assistant" else None)
+    if isinstance(content, list) and len(content) > _MOST_PARTS:
+        raise invalid(f"{where}.content has {len(content)} parts; the most is {_MOST_PARTS}", f"{where}.content")
     if isinstance(content, list):
         content = "".join(_part(part, f"{where}.content[{place}]") for place, part in enumerate(content))
     if not isinstance(content, str):

@@ -115,22 +115,21 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write_chunks(self, send: Send) -> None:
+        silence = self._limits.silence_seconds
         unsent = b"".join(map(_event, self._formatter.opening()))
-        progress = b": waiting\n\n"
-        sent_at = time.monotonic()
+        data_at = time.monotonic()
         while not self._stream.ended:
-            item = await self._stream.next(self._limits.silence_seconds)
-            if item is not None:
-                choice, event = item
-                if isinstance(event, Prefilling):
-                    progress = _comment(event)
-                unsent += b"".join(map(_event, self._formatter.take(choice, event)))
-            silent = time.monotonic() - sent_at >= self._limits.silence_seconds
-            if silent and not unsent:
-                unsent = progress
-            if unsent and (silent or self._stream.is_empty):  # events that came together are sent together
+            item = await self._stream.next(silence or None)
+            if item is None:
+                await _send(send, b": waiting\n\n")
+                continue
+            choice, event = item
+            if isinstance(event, Prefilling) and time.monotonic() - data_at >= silence:
+                unsent += _comment(event)
+            unsent += b"".join(map(_event, self._formatter.take(choice, event)))
+            if unsent and self._stream.is_empty:  # events that came together are sent together
                 await _send(send, unsent)
-                unsent, sent_at = b"", time.monotonic()
+                unsent, data_at = b"", data_at if isinstance(event, Prefilling) else time.monotonic()
         await _send(send, unsent + b"".join(map(_event, self._formatter.closing())))
 
 
@@ -139,7 +138,7 @@ def _event(value: dict[str, Any]) -> bytes:
 
 
 def _comment(event: Prefilling) -> bytes:
-    return f": prefill {event.done:.0f} of {event.total}, {event.cached} cached\n\n".encode("ascii")
+    return f": reading {event.done:.0f} of {event.total}, {event.cached} cached\n\n".encode("ascii")
 
 
 async def _send(send: Send, data: bytes) -> None:

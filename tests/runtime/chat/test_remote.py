@@ -16,6 +16,7 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.scripted_server import HANG, HEAD, ScriptedServer, delta, events, refusal
 from support.serving import Server, serving_here
 
+from dslite.app.server.limits import Limits
 from dslite.runtime.chat.http import ConnectionLostError, Endpoint
 from dslite.runtime.chat.remote import RemoteChatBackend, RemoteModel, RemoteRequest
 from dslite.runtime.engine.engine import Engine, Request
@@ -109,11 +110,11 @@ def test_chat_logprobs_come_through(server: Server, engine: Engine) -> None:
     assert all(token.top and len(token.top) == 2 for token in tokens)
 
 
-def test_reading_a_long_prompt_is_told(server: Server) -> None:
+def test_reading_a_long_prompt_is_told(engine: Engine) -> None:
     request = RemoteRequest(SamplingParams(max_tokens=1), text="y" * 1500)
-    told = [
-        event for event in RemoteModel(Endpoint(server.url), "tiny").generate(request) if isinstance(event, Prefilling)
-    ]
+    with serving_here(engine, Limits(silence_seconds=0)) as server:
+        model = RemoteModel(Endpoint(server.url), "tiny")
+        told = [event for event in model.generate(request) if isinstance(event, Prefilling)]
     assert len(told) > 1
     assert (told[-1].done, told[-1].total) == (1501, 1501)
 
