@@ -80,7 +80,8 @@ async def _serve(api: Api, listener: socket.socket, limits: Limits, ready: Calla
         starting = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not starting.done():
             await asyncio.sleep(0.01)
-        ready()
+        if server.started:
+            ready()
         await starting
     return caught[0] if caught else None
 

@@ -39,6 +39,31 @@ def test_a_key_variable_that_is_empty_is_refused() -> None:
     assert "NO_KEY" in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--allow-origin", "*"), ("--allow-origin", "null"), ("--allow-origin", "localhost"), ("--allow-host", "*")],
+)
+def test_pages_and_names_are_allowed_one_by_one(flag: str, value: str) -> None:
+    ended = dslite("serve", "-m", "demo", flag, value)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert f"{flag} '{value}'" in ended.stderr
+
+
+def test_allowed_pages_and_names_are_answered() -> None:
+    pages = ["--allow-origin", "http://localhost:3000", "--allow-origin", "http://localhost:5173/"]
+    with serving("demo", *pages, "--allow-host", "host.docker.internal") as server:
+        headers = {"Origin": "http://localhost:5173", "Host": "host.docker.internal:8000"}
+        status, _, came = server.request("GET", "/v1/models", headers=headers)
+        assert (status, came["Access-Control-Allow-Origin"]) == (200, "http://localhost:5173")
+        assert server.request("GET", "/v1/models", headers={"Origin": "http://localhost:5174"})[0] == 403
+
+
+def test_allow_host_does_not_stand_for_a_key() -> None:
+    ended = dslite("serve", "-m", "demo", "--host", "0.0.0.0", "--allow-host", "box.example")
+    assert ended.returncode == 2
+    assert "--api-key-env" in ended.stderr
+
+
 def test_a_port_in_use_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -65,7 +90,8 @@ def test_it_listens_on_loopback_alone_and_says_where(demo_server: Server) -> Non
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
 )
 def test_a_signal_ends_running_answers_cleanly(number: int, code: int) -> None:
     with serving("demo", "--dtype", "float32") as server, server.connect() as connection:

@@ -1,0 +1,152 @@
+"""Request bodies of any kind get an answer or an error of the client's, at once, and nothing of the inside."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.checkpoints import load_engine, tiny_config, write_checkpoint
+from support.serving import Server, serving_here
+
+from dslite.app.server.limits import Limits
+from dslite.app.server.request_fields import chat_fields, completion_fields
+from dslite.runtime.engine.engine import Engine
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+ROUTES = [CHAT, TEXT, "/v1/models", "/v1/models/tiny", "/health", "/v1/responses", "/v1//chat/completions/", "/"]
+GOOD: dict[str, dict[str, Any]] = {
+    CHAT: {
+        "model": "tiny",
+        "messages": [{"role": "system", "content": "be"}, {"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        "max_tokens": 2,
+        "stop": ["a", "b"],
+        "stream_options": {"include_usage": True},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "seed": 5,
+    },
+    TEXT: {"model": "tiny", "prompt": ["hi", "ho"], "max_tokens": 2, "n": 2, "temperature": 1, "echo": True},
+}
+NAMES = sorted({*chat_fields(Limits()).fields, *completion_fields(Limits()).fields})
+INSIDE = re.compile(r"Traceback|File \"|\.py\b|/work|/home|/root|0x[0-9a-f]{6}|dslite\.|Error\b")
+
+texts = st.text(st.characters(), max_size=8) | st.sampled_from(
+    ["\ud800", "\udfff\ud800", "\x00", "﻿", "<｜User｜>", "{}"]
+)
+numbers = (
+    st.integers()
+    | st.integers(-2, 3)
+    | st.floats()
+    | st.sampled_from([10**30, -(10**400), 2**63, 2**63 - 1, -(2**63), 1e308, 5e-324, -0.0])
+)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | st.sampled_from(NAMES), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all that is in a JSON value."""
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+def with_change(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """A copy of a JSON value in which another one stands at a path."""
+    if not path:
+        return new
+    copy: Any = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = with_change(copy[path[0]], path[1:], new)
+    return copy
+
+
+@st.composite
+def mutated_bodies(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A good body of a route with values changed, added and nested, written as JSON that may be torn."""
+    path = draw(st.sampled_from([CHAT, TEXT]))
+    body: Any = GOOD[path]
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.sampled_from(sorted(places(body), key=repr)) if body else st.just(()))
+        body = with_change(body, place, draw(values))
+    for name in draw(st.lists(st.sampled_from(NAMES) | texts, max_size=3)):
+        body = {**body, name: draw(values)}
+    raw = json.dumps(body, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+    if draw(st.booleans()):
+        twice = json.dumps({draw(st.sampled_from(NAMES)): draw(values)}).encode()
+        raw = raw[:-1] + b"," + twice[1:]  # a key may stand twice
+    if draw(st.integers(0, 9)) == 0:
+        at = draw(st.integers(0, len(raw)))
+        raw = raw[:at] + draw(st.binary(max_size=6)) + raw[at + draw(st.integers(0, 9)) :]
+    return path, raw
+
+
+hostile = st.one_of(
+    st.binary(max_size=60),
+    st.integers(1, 20_000).map(lambda depth: b'{"prompt":' + b"[" * depth),
+    st.integers(1, 5000).map(lambda depth: b'{"messages":' + b"[" * depth + b"]" * depth + b"}"),
+    st.integers(1, 5000).map(lambda depth: b'{"stream_options":' + b'{"a":' * depth + b"1" + b"}" * depth + b"}"),
+    st.integers(1, 9000).map(lambda digits: b'{"seed":' + b"9" * digits + b"}"),
+    st.integers(1, 9000).map(lambda digits: b'{"temperature":1e' + b"9" * digits + b"}"),
+    st.sampled_from(
+        [b'{"seed":NaN}', b'{"n":-Infinity}', b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00", b'{"prompt":"\xff"}']
+    ),
+    values.map(lambda value: json.dumps(value).encode()),
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return load_engine(write_checkpoint(tmp_path_factory.mktemp("fuzz"), tiny_config()), context=120)
+
+
+@pytest.fixture(scope="module")
+def server(engine: Engine) -> Iterator[Server]:
+    with serving_here(engine, Limits(choices=4)) as started:
+        yield started
+
+
+def check(server: Server, path: str, raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.clear()
+    length = f"Content-Length: {len(raw)}\r\nConnection: close\r\n\r\n".encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+    answer = server.raw(head + length + raw).decode()  # to the end of the connection: an answer came
+    status = int(answer.split(" ", 2)[1])
+    assert status in (200, 400, 404, 405), answer
+    content = answer.partition("\r\n\r\n")[2]
+    if status != 200:
+        error = json.loads(content)["error"]
+        assert error["message"]
+        assert len(error["message"]) < 1000
+        assert not INSIDE.search(error["message"]), error
+    elif "text/event-stream" in answer:
+        assert "data: [DONE]" in content
+        assert '"error"' not in content
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+def fuzz(server: Server, caplog: pytest.LogCaptureFixture, examples: int) -> None:
+    @given(st.one_of(mutated_bodies(), st.tuples(st.sampled_from(ROUTES), hostile)))
+    @settings(max_examples=examples)
+    def run(request: tuple[str, bytes]) -> None:
+        check(server, *request, caplog)
+
+    run()
+    assert server.request("POST", TEXT, GOOD[TEXT])[0] == 200
+
+
+def test_any_body_gets_an_answer_or_an_error_of_the_clients(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    fuzz(server, caplog, 200)
+
+
+@pytest.mark.long
+def test_thousands_of_bodies_get_an_answer_or_an_error_of_the_clients(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    fuzz(server, caplog, 5000)
