@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dslite.model.config import ModelConfig
 from dslite.runtime.errors import ContextFullError
+from dslite.runtime.planning.footprint import latent_bytes
 
 
 class LatentKVCache:
@@ -80,4 +81,4 @@ class LatentKVCache:
 
 def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> int:
     """Bytes of cache for one token: 31,104 for Lite in BF16."""
-    return config.num_hidden_layers * config.latent_width * dtype.itemsize
+    return latent_bytes(config, dtype.itemsize)

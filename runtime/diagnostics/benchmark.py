@@ -162,8 +162,8 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
     """A network of a config with random weights (std 0.02; norms 1): for speed alone."""
     noise = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
     shapes = parameter_shapes(config)
-    seam = compute_device(device)
-    blocks = ExpertBlocks(config, dtype.itemsize, seam.allocate)
+    backend = compute_device(device)
+    blocks = ExpertBlocks(config, dtype.itemsize, backend.allocate)
     place = 0
 
     def take(name: str) -> Tensor:
@@ -178,4 +178,4 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
         target = blocks.allocate(name, tensor.nbytes).view(dtype).view(tensor.shape)
         return target.copy_(tensor)
 
-    return Transformer.build(config, take, recorder=seam)
+    return Transformer.build(config, take, recorder=backend)

@@ -29,7 +29,7 @@ class DevicePlan:
     """Where everything lies, in bytes and experts per layer, and the speed to expect.
 
     `spare` are buffers of the arena besides the slots, through which experts pass. Where misses are computed on the
-    host, passes of `stream_from` tokens or more fetch them all the same. Where `fits` is false, `reason` says
+    host, passes of `compute_below` tokens or more fetch them instead. Where `fits` is false, `reason` says
     what is missing, the figures are what was asked, and `nearest` is the nearest plan that fits, if any does.
     """
 
@@ -39,7 +39,7 @@ class DevicePlan:
     prefill_chunk: int
     source: Source
     miss: Miss
-    stream_from: int
+    compute_below: int
     slots: int
     spare: int
     slot_bytes: int

@@ -8,13 +8,23 @@ from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
+PAGE = 4096  # bytes; unbuffered reads begin and end on such boundaries of a file
 LOGIT_ROWS = 64  # prompt positions scored at once: 64 × 102,400 × 4 bytes
 
 _EMBEDDING = "model.embed_tokens.weight"
 _ROUTED = ".mlp.experts."
-_PAGE = 4096
 _EXTENTS = 3  # gate, up and down of an expert may lie in three places of a file
 _MASK_ROWS = 512  # query rows that attention masks at a time
+
+
+def expert_bytes(config: ModelConfig, item: int) -> int:
+    """One routed expert, gate, up and down, in values of `item` bytes: 16.5 MiB in Lite."""
+    return 3 * config.hidden_size * config.moe_intermediate_size * item
+
+
+def latent_bytes(config: ModelConfig, item: int) -> int:
+    """The latent cache entries of one token in all layers: 31,104 for Lite in BF16."""
+    return config.num_hidden_layers * config.latent_width * item
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Footprint:
     @property
     def expert(self) -> int:
         """One routed expert: gate, up and down. 16.5 MiB in Lite."""
-        return 3 * self.config.hidden_size * self.config.moe_intermediate_size * self.item
+        return expert_bytes(self.config, self.item)
 
     @property
     def routed(self) -> int:
@@ -77,12 +87,12 @@ class Footprint:
     @property
     def kv_per_token(self) -> int:
         """Cache of one token: latent and rotary key of each layer."""
-        return self.config.num_hidden_layers * self.config.latent_width * self.item
+        return latent_bytes(self.config, self.item)
 
     @property
     def direct_slot(self) -> int:
         """A slot that unbuffered reads fill: whole pages, and room for an extent that begins or ends inside one."""
-        return -(-self.expert // _PAGE) * _PAGE + _EXTENTS * 2 * _PAGE
+        return -(-self.expert // PAGE) * PAGE + _EXTENTS * 2 * PAGE
 
     def workspace(self, chunk: int, context: int) -> int:
         """Most bytes of intermediate values at once while `chunk` tokens are read at the end of `context`.

@@ -104,7 +104,7 @@ class _Placer:
     def spare(self, source: Source) -> int:
         return min(_SPARE[source], self.config.n_routed_experts) if self.size.moe_layers else 0
 
-    def stream_from(self) -> int:
+    def compute_below(self) -> int:
         """Tokens from which moving an expert is faster than computing it on the host for those that chose it."""
         config, machine = self.config, self.machine
         if not machine.pcie_bandwidth or not self.size.moe_layers:
@@ -129,7 +129,7 @@ class _Placer:
             prefill_chunk=self.chunk,
             source=source,
             miss=miss,
-            stream_from=self.stream_from(),
+            compute_below=self.compute_below(),
             slots=slots,
             spare=spare,
             slot_bytes=slot_bytes,

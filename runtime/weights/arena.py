@@ -1,4 +1,4 @@
-"""One preallocated store of expert-sized buffers on the compute device."""
+"""A preallocated arena of expert-sized buffers on the compute device."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from dslite.runtime.device import ComputeDevice
 
 
 class Arena:
-    """Buffers of equal size, by number, in blocks that can be given back one by one."""
+    """Buffers of equal size, by number, in blocks whose memory can be freed one by one."""
 
     def __init__(self, device: ComputeDevice, buffer_bytes: int) -> None:
         self._device = device
@@ -19,6 +19,11 @@ class Arena:
     def nbytes(self) -> int:
         """Bytes that are allocated."""
         return sum(block.nbytes for block in self._blocks.values())
+
+    @property
+    def buffers(self) -> list[int]:
+        """The numbers of all buffers."""
+        return list(self._place)
 
     def grow(self, count: int) -> list[int]:
         """Allocate a block of `count` buffers; return their numbers. Raises what `is_out_of_memory` knows."""
@@ -41,7 +46,7 @@ class Arena:
         return [number for number, (first, _) in self._place.items() if first == newest]
 
     def drop(self, numbers: list[int]) -> None:
-        """Let a whole block go. Nothing may read its buffers any more."""
+        """Free a whole block, which no kernel may still read."""
         del self._blocks[min(numbers)]
         for number in numbers:
             del self._place[number]

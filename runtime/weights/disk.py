@@ -17,13 +17,13 @@ from torch import Tensor
 from dslite.model.moe import MLP
 from dslite.runtime.device import Event, anonymous_memory
 from dslite.runtime.errors import CheckpointError
+from dslite.runtime.planning.footprint import PAGE, expert_bytes
 from dslite.runtime.system.files import drop_cached_pages, read_at
 from dslite.runtime.weights.checkpoint import Checkpoint, TensorEntry
 from dslite.runtime.weights.page_cache import PageCache
 from dslite.runtime.weights.sources import MATRICES, Fetch, expert_name, packed
 from dslite.runtime.weights.watched_file import REMEDY, WatchedFile
 
-PAGE = 4096
 READ_BYTES = 2 * 2**20  # of one call: a huge page, of which the block layer makes few requests
 THREADS = 4  # reads in flight
 
@@ -188,7 +188,7 @@ class DiskSource:
     def __init__(self, checkpoint: Checkpoint, reader: Reader, dtype: torch.dtype) -> None:
         self._checkpoint, self._reader, self._dtype = checkpoint, reader, dtype
         config = checkpoint.config
-        self.nbytes_moved = 3 * config.moe_intermediate_size * config.hidden_size * dtype.itemsize
+        self.nbytes_moved = expert_bytes(config, dtype.itemsize)
         self._extents: dict[tuple[int, int], Extents] = {}
 
     def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
@@ -205,7 +205,7 @@ class DiskSource:
             packed(buffer, self._checkpoint.config, self._dtype), reading, views(scratch, extents, entries)
         )
 
-    def where_it_lies(self, layer: int, expert: int) -> MLP | None:
+    def in_host_memory(self, layer: int, expert: int) -> MLP | None:
         return None
 
     def close(self) -> None:

@@ -1,15 +1,13 @@
-"""Routed experts in slots on the compute device, over a slower source.
+"""LRU cache of routed experts on the compute device, over a slower source.
 
-A buffer of the arena is a slot of a layer, or spare. A missing expert is brought into a spare buffer; once it has been
-used, the buffer becomes its slot and that of the least recently used expert becomes spare: nothing is copied twice. On
-a device that runs ahead of the host a buffer is written only after the event behind the last computation that reads it.
+Each buffer is FREE, LOADING (a fetch writes it), RESIDENT (a slot of one layer) or STALE (loading, no longer wanted). A
+miss loads into a free buffer; after its first use the buffer replaces the layer's LRU slot by swapping indices, so an
+expert is copied once. On CUDA a buffer is rewritten only after the event recorded behind the last kernel that read it.
 
 Misses whose source lies in host memory may be computed there instead, while the device computes the hits; in both cases
-each expert's output lands in its place before all are added in one fixed order. What is in which slot never shows in
-the result.
+each expert's output is stored by its position before all are added in one fixed order, so that the contents of the
+slots never show in the result.
 """
-
-# T tokens  D hidden  K experts per token
 
 import contextlib
 import logging
@@ -17,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 from dslite.model.config import ModelConfig
@@ -33,28 +32,37 @@ Key = tuple[int, int]  # layer, expert
 Made = TypeVar("Made")
 
 
+class BufferState(Enum):
+    """What a buffer of the arena holds."""
+
+    FREE = "free"
+    LOADING = "loading"  # a fetch writes it, or the layer that wanted the expert computes with it
+    RESIDENT = "resident"  # a slot of one layer
+    STALE = "stale"  # a fetch writes it, and the expert is no longer wanted
+
+
 @dataclass
-class Held:
-    """An expert in a buffer. `rows` tokens chose it when it was last used, in pass `used`."""
+class ResidentExpert:
+    """An expert in a buffer. `tokens` chose it when it was last used, in pass `last_pass`."""
 
     buffer: int
     mlp: MLP
-    used: int = 0
-    rows: int = 0
+    last_pass: int = 0
+    tokens: int = 0
 
 
 @dataclass
-class _Coming:
-    """An expert on its way into a buffer, and its last use where it was computed in the meantime."""
+class _LoadingExpert:
+    """A fetch into a buffer, and the expert's last use where the host computed it in the meantime."""
 
     buffer: int
     fetch: Fetch
-    used: int = 0
-    rows: int = 0
+    last_pass: int = 0
+    tokens: int = 0
 
 
 class ExpertCache:
-    """The slots of all layers, the spare buffers, and what is on its way into them."""
+    """The slots of all layers, the spare buffers, and the fetches into them."""
 
     def __init__(
         self,
@@ -67,7 +75,9 @@ class ExpertCache:
         slot_bytes: int,
         compute_below: int = 0,
     ) -> None:
-        """`compute_below`: passes of fewer tokens have their misses computed where they lie, if the source can."""
+        """`spare` buffers beside the slots take what is being loaded. `compute_below`: passes of fewer tokens have
+        their misses computed in host memory, if the source has them there.
+        """
         self.config, self.device, self.source = config, device, source
         self.slots, self.compute_below = slots, compute_below
         self.layers = range(config.first_k_dense_replace, config.num_hidden_layers)
@@ -76,151 +86,170 @@ class ExpertCache:
         self._free: list[int] = self.arena.grow(spare)
         for _ in range(slots):
             self._free += self.arena.grow(len(self.layers))
-        self._held: dict[int, dict[int, Held]] = {layer: {} for layer in self.layers}
-        self._coming: dict[Key, _Coming] = {}
-        self._wanted: deque[Key] = deque()
-        self._stale: list[_Coming] = []  # on their way, and wanted no more
+        self._resident: dict[int, dict[int, ResidentExpert]] = {layer: {} for layer in self.layers}
+        self._loading: dict[Key, _LoadingExpert] = {}
+        self._queue: deque[Key] = deque()
+        self._stale: list[_LoadingExpert] = []  # their buffers are free when their fetches end
         self._last_read: dict[int, Event] = {}  # buffer → the event behind which it may be written
         self._pass = 0
 
-    def held(self, layer: int) -> dict[int, Held]:
-        """The experts in a layer's slots."""
-        return self._held[layer]
+    @property
+    def states(self) -> dict[int, BufferState]:
+        """The state of every buffer of the arena."""
+        states = dict.fromkeys(self.arena.buffers, BufferState.LOADING)
+        states |= dict.fromkeys(self._free, BufferState.FREE)
+        states |= dict.fromkeys((loading.buffer for loading in self._stale), BufferState.STALE)
+        for layer in self._resident.values():
+            states |= dict.fromkeys((expert.buffer for expert in layer.values()), BufferState.RESIDENT)
+        return states
 
-    def want(self, layer: int, experts: Sequence[int]) -> None:
-        """Begin to bring experts of a layer, in this order behind those already wanted, as spare buffers allow."""
+    def resident(self, layer: int) -> dict[int, ResidentExpert]:
+        """The experts in a layer's slots."""
+        return self._resident[layer]
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        """Queue experts of a layer behind those already queued; fetches begin as far as buffers are free."""
         for expert in experts:
             key = (layer, expert)
-            if expert not in self._held[layer] and key not in self._coming and key not in self._wanted:
-                self._wanted.append(key)
-        self._pump()
+            if expert not in self._resident[layer] and key not in self._loading and key not in self._queue:
+                self._queue.append(key)
+        self._start_loads()
 
-    def _pump(self) -> None:
-        for coming in [coming for coming in self._stale if coming.fetch.passed()]:
-            self._stale.remove(coming)
-            self._discard(coming)
-        while self._free and self._wanted:
-            layer, expert = self._wanted.popleft()
+    def _start_loads(self) -> None:
+        for loading in [loading for loading in self._stale if loading.fetch.passed()]:
+            self._stale.remove(loading)
+            self._reclaim(loading)
+        while self._free and self._queue:
+            layer, expert = self._queue.popleft()
             number = self._free.pop()
-            fetch = self.source.fetch(layer, expert, self.arena.buffer(number), self._last_read.pop(number, None))
-            self._coming[layer, expert] = _Coming(number, fetch)
+            try:
+                fetch = self.source.fetch(layer, expert, self.arena.buffer(number), self._last_read.get(number))
+            except BaseException:
+                self._free.append(number)
+                raise
+            self._last_read.pop(number, None)
+            self._loading[layer, expert] = _LoadingExpert(number, fetch)
             self.stats.bytes_moved += self.source.nbytes_moved
 
-    def take(self, layer: int, expert: int) -> Held:
-        """A missing expert, readable by what is computed from now on. Raises CheckpointError."""
+    def load(self, layer: int, expert: int) -> ResidentExpert:
+        """Wait for a missing expert; what is launched from now on may read it. Raises CheckpointError."""
         key = (layer, expert)
-        if key not in self._coming:
-            self._make_way(layer)
-            if key in self._wanted:
-                self._wanted.remove(key)
-            self._wanted.appendleft(key)
-            self._pump()
-        coming = self._coming.pop(key)
+        if key not in self._loading:
+            self._free_a_buffer(layer)
+            if key in self._queue:
+                self._queue.remove(key)
+            self._queue.appendleft(key)
+            self._start_loads()
+        loading = self._loading.pop(key)
         began = time.perf_counter()
         try:
-            coming.fetch.wait()
+            loading.fetch.wait()
         except BaseException:
-            self._free.append(coming.buffer)
+            self._free.append(loading.buffer)
             raise
         finally:
             self.stats.wait_s += time.perf_counter() - began
-        return Held(coming.buffer, coming.fetch.mlp)
+        return ResidentExpert(loading.buffer, loading.fetch.mlp)
 
-    def _make_way(self, layer: int) -> None:
-        """Have a spare buffer, if need be by giving up what was brought ahead for another layer."""
+    def _free_a_buffer(self, layer: int) -> None:
+        """Make sure that a buffer is free; the last resort is to cancel a fetch, one for another layer first."""
         if not self._free and self._stale:
-            self._discard(self._stale.pop(0))
+            self._reclaim(self._stale.pop(0))
         if self._free:
             return
-        keys = list(reversed(self._coming))
+        keys = list(reversed(self._loading))
         least = next((key for key in keys if key[0] != layer), keys[0])
-        self._drop(least)
+        self._cancel(least)
         if least[0] == layer:
-            self._wanted.append(least)
+            self._queue.append(least)
 
-    def _drop(self, key: Key) -> None:
-        """Give up an expert that is on its way."""
-        self._discard(self._coming.pop(key))
+    def _cancel(self, key: Key) -> None:
+        """Cancel a fetch: wait for it and free its buffer."""
+        self._reclaim(self._loading.pop(key))
 
-    def _discard(self, coming: _Coming) -> None:
-        """Have a buffer back whose expert nobody wants: whether it would have arrived does not matter."""
-        with contextlib.suppress(DsliteError):
-            coming.fetch.wait()
-        self._free.append(coming.buffer)
+    def _reclaim(self, loading: _LoadingExpert) -> None:
+        """Free the buffer of a fetch whose expert is not wanted; that it could not be read does not matter then."""
+        try:
+            with contextlib.suppress(DsliteError):
+                loading.fetch.wait()
+        finally:
+            self._free.append(loading.buffer)
 
-    def begin(self, layer: int, used: Sequence[int]) -> None:
-        """A pass is at a layer and wants these experts: what was brought ahead in vain is waited for no longer."""
+    def begin_pass(self, layer: int, used: Sequence[int]) -> None:
+        """Note that a pass uses these experts of a layer: other fetches for it become resident or stale."""
         self._pass += 1
         wanted = set(used)
-        for key in [key for key in self._coming if key[0] == layer and key[1] not in wanted]:
-            if len(self._held[layer]) < self.slots and self._coming[key].fetch.passed():
-                self.settle_in(*key, self.take(*key), rows=0, used=0)
+        for key in [key for key in self._loading if key[0] == layer and key[1] not in wanted]:
+            if len(self._resident[layer]) < self.slots and self._loading[key].fetch.passed():
+                self.admit(*key, self.load(*key), tokens=0, last_pass=0)
             else:
-                self._stale.append(self._coming.pop(key))
-        self._wanted = deque(key for key in self._wanted if key[0] != layer or key[1] in wanted)
+                self._stale.append(self._loading.pop(key))
+        self._queue = deque(key for key in self._queue if key[0] != layer or key[1] in wanted)
 
-    def insert(self, layer: int, expert: int, rows: int) -> None:
-        """An expert was computed where it lies: bring it into a slot beside the computing, if a buffer is spare."""
-        if self._free and (layer, expert) not in self._coming:
-            self.want(layer, [expert])
-            coming = self._coming[layer, expert]
-            coming.used, coming.rows = self._pass, rows
+    def load_for_later(self, layer: int, expert: int, tokens: int) -> None:
+        """Fetch an expert that the host has computed, for later passes, if a buffer is free."""
+        if self._free and (layer, expert) not in self._loading:
+            self.prefetch(layer, [expert])
+            loading = self._loading[layer, expert]
+            loading.last_pass, loading.tokens = self._pass, tokens
 
-    def begin_inserting(self, layer: int) -> None:
-        """A pass that computes misses where they lie is at a layer: what was inserted and has arrived gets its slot."""
+    def begin_host_pass(self, layer: int) -> None:
+        """Note that a pass which computes misses in host memory is at a layer: fetches that have ended get slots."""
         self._pass += 1
-        self._wanted.clear()
-        for key in [key for key in self._coming if key[0] == layer]:
-            if self._coming[key].fetch.passed():
-                used, rows = self._coming[key].used, self._coming[key].rows
-                self.settle_in(*key, self.take(*key), used=used, rows=rows)
+        self._queue.clear()
+        for key in [key for key in self._loading if key[0] == layer]:
+            if self._loading[key].fetch.passed():
+                last_pass, tokens = self._loading[key].last_pass, self._loading[key].tokens
+                self.admit(*key, self.load(*key), last_pass=last_pass, tokens=tokens)
 
-    def touch(self, held: Held, rows: int) -> None:
-        """An expert in a slot was used by so many tokens."""
-        held.used, held.rows = self._pass, rows
+    def mark_used(self, resident: ResidentExpert, tokens: int) -> None:
+        """Note that `tokens` chose a resident expert in this pass."""
+        resident.last_pass, resident.tokens = self._pass, tokens
 
-    def settle_in(self, layer: int, expert: int, fetched: Held, *, rows: int, used: int | None = None) -> None:
-        """A fetched expert has been used: it gets the slot of the least recently and least used one, if worth more."""
-        fetched.used, fetched.rows = self._pass if used is None else used, rows
-        held = self._held[layer]
-        if len(held) < self.slots:
-            held[expert] = fetched
+    def admit(
+        self, layer: int, expert: int, fetched: ResidentExpert, *, tokens: int, last_pass: int | None = None
+    ) -> None:
+        """Give a loaded expert, once used, a slot: a free one, or that of the LRU expert unless that was used later."""
+        fetched.last_pass, fetched.tokens = self._pass if last_pass is None else last_pass, tokens
+        resident = self._resident[layer]
+        if len(resident) < self.slots:
+            resident[expert] = fetched
         else:
-            oldest = _least(held)
-            if (held[oldest].used, held[oldest].rows) < (fetched.used, fetched.rows):
-                held[expert], fetched = fetched, held.pop(oldest)
-            self._release(fetched.buffer)
-        self._pump()
+            oldest = _lru(resident)
+            if (resident[oldest].last_pass, resident[oldest].tokens) < (fetched.last_pass, fetched.tokens):
+                resident[expert], fetched = fetched, resident.pop(oldest)
+            self._free_when_read(fetched.buffer)
+        self._start_loads()
 
-    def _release(self, buffer: int) -> None:
-        """A buffer may be written once what is launched so far has been computed."""
+    def _free_when_read(self, buffer: int) -> None:
+        """Free a buffer, to be written behind the kernels that are launched so far."""
         self._last_read[buffer] = self.device.mark()
         self._free.append(buffer)
 
-    def abandon(self) -> None:
-        """A pass ended early: wait for what is on its way, and want nothing any more."""
-        self._wanted.clear()
-        for key in list(self._coming):
-            self._drop(key)
+    def cancel_all(self) -> None:
+        """End all fetches: a pass ended early."""
+        self._queue.clear()
+        for key in list(self._loading):
+            self._cancel(key)
         while self._stale:
-            self._discard(self._stale.pop())
+            self._reclaim(self._stale.pop())
 
     def give_back(self) -> bool:
-        """One slot less in every layer, and its memory to the device. False at the fewest that a token needs."""
+        """Free the memory of one slot of every layer. False where no fewer than a token needs would be left."""
         block = self.arena.newest_block()
         if self.slots <= self.config.num_experts_per_tok or not block:
             return False
-        self.abandon()
+        self.cancel_all()
         self.device.settle()
         self.slots -= 1
         self.stats.slots = self.slots
         gone = set(block)
         self._free = [number for number in self._free if number not in gone]
-        for held in self._held.values():
-            for expert in [expert for expert, one in held.items() if one.buffer in gone]:
-                del held[expert]
-            while len(held) > self.slots:
-                self._release(held.pop(_least(held)).buffer)
+        for resident in self._resident.values():
+            for expert in [expert for expert, one in resident.items() if one.buffer in gone]:
+                del resident[expert]
+            while len(resident) > self.slots:
+                self._free_when_read(resident.pop(_lru(resident)).buffer)
         self.arena.drop(block)
         self.device.settle()
         log.warning("memory is short: %d expert slots per layer are left", self.slots)
@@ -228,7 +257,7 @@ class ExpertCache:
 
 
 def with_room(make: Callable[[], Made], cache: ExpertCache | None, what: str) -> Made:
-    """What `make` allocates, after giving slots back as long as memory is short. Raises OutOfMemoryError."""
+    """The result of `make`, tried again with fewer expert slots as long as memory is short. Raises OutOfMemoryError."""
     while True:
         try:
             return make()
@@ -240,6 +269,6 @@ def with_room(make: Callable[[], Made], cache: ExpertCache | None, what: str) ->
             raise told
 
 
-def _least(held: dict[int, Held]) -> int:
-    """The expert that was used longest ago, of those the one that the fewest tokens chose."""
-    return min(held, key=lambda expert: (held[expert].used, held[expert].rows))
+def _lru(resident: dict[int, ResidentExpert]) -> int:
+    """The least recently used expert; of several the one that the fewest tokens chose."""
+    return min(resident, key=lambda expert: (resident[expert].last_pass, resident[expert].tokens))

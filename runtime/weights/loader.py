@@ -33,7 +33,7 @@ def load(
     dtype: torch.dtype,
     plan: DevicePlan | None = None,
     report: Report = lambda _: None,
-    seam: ComputeDevice | None = None,
+    backend: ComputeDevice | None = None,
 ) -> Transformer:
     """Build the network of a checkpoint on a device, every weight where the plan wants it; by default all resident.
 
@@ -41,10 +41,10 @@ def load(
     copied here. Raises CheckpointError, and OutOfMemoryError where the weights, or the fewest slots, do not fit.
     """
     resident = plan is None or plan.source == "resident"
-    seam = seam or compute_device(device)
-    if resident and seam.device.type == "cpu":
-        return _load_mapped(checkpoint, seam, dtype, report)
-    return _CopyingLoader(checkpoint, seam, dtype, plan, report).load()
+    backend = backend or compute_device(device)
+    if resident and backend.device.type == "cpu":
+        return _load_mapped(checkpoint, backend, dtype, report)
+    return _CopyingLoader(checkpoint, backend, dtype, plan, report).load()
 
 
 def _load_mapped(checkpoint: Checkpoint, device: ComputeDevice, dtype: torch.dtype, report: Report) -> Transformer:
@@ -123,7 +123,7 @@ class _CopyingLoader:
         arena = self._arena = HostArena(config, layers, self._dtype)
         for layer, expert in product(layers, range(config.n_routed_experts)):
             for part, matrix in zip(arena.expert(layer, expert).matrices, MATRICES, strict=True):
-                self._staging.want(self._checkpoint.entries[expert_name(layer, expert, matrix)], part)
+                self._staging.add(self._checkpoint.entries[expert_name(layer, expert, matrix)], part)
         return HostSource(config, self._device, self._dtype, arena.expert)
 
     def _mapped(self, layer: int, expert: int) -> MLP:
@@ -139,7 +139,7 @@ class _CopyingLoader:
             lambda: anonymous_memory(count) if stays else self._blocks.allocate(name, count), self._cache, what
         )
         target = memory.view(self._dtype).view(entry.shape)
-        self._staging.want(entry, target)
+        self._staging.add(entry, target)
         return target
 
     def _make_cache(self, plan: DevicePlan, source: ExpertSource) -> ExpertCache:
@@ -154,7 +154,7 @@ class _CopyingLoader:
                     slots=slots,
                     spare=plan.spare,
                     slot_bytes=plan.slot_bytes,
-                    compute_below=plan.stream_from if plan.miss == "compute" else 0,
+                    compute_below=plan.compute_below if plan.miss == "compute" else 0,
                 )
             except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error):

@@ -1,7 +1,11 @@
-"""One layer's routed experts, computed from slots, from buffers through which they pass, or where they lie."""
+"""An ExpertBank of one layer: experts are computed from slots, from the buffers that they were just loaded into, or in
+host memory.
+"""
 
 # T tokens  D hidden  K experts per token
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +23,12 @@ from dslite.runtime.weights.experts import ExpertCache
 class RoutingTable:
     """Which tokens chose which expert, on the host.
 
-    A token's choices are put in ascending order of experts; `places` (T·K) lists them expert by expert, and
-    `bounds[expert]` says which stretch is whose. `ranks` (T, K) is the order within each token.
+    The K choices of a token are numbered in ascending order of experts, and all choices token by token. `positions`
+    (T·K) lists these numbers expert by expert: those of an expert are positions[slice(*bounds[expert])]. `ranks` (T, K)
+    is the order in which each token's choices are numbered.
     """
 
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     ranks: NDArray[np.int64]
     bounds: dict[int, tuple[int, int]]
 
@@ -32,24 +37,24 @@ class RoutingTable:
         """From ids (T, K)."""
         ranks = expert_ids.argsort(axis=1, kind="stable")
         flat = np.take_along_axis(expert_ids, ranks, axis=1).ravel()
-        places = flat.argsort(kind="stable")
-        used, starts = np.unique(flat[places], return_index=True)
+        positions = flat.argsort(kind="stable")
+        used, starts = np.unique(flat[positions], return_index=True)
         ends = [*starts[1:].tolist(), len(flat)]
         spans = zip(starts.tolist(), ends, strict=True)
-        return cls(places, ranks, dict(zip(used.tolist(), spans, strict=True)))
+        return cls(positions, ranks, dict(zip(used.tolist(), spans, strict=True)))
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a pass through a layer wants. `rows` is the host's copy of hidden (T, D) where the host computes misses."""
+    """A pass through a layer. `on_host` is a host copy of hidden (T, D) where the host computes misses."""
 
     expert_ids: Tensor
-    choice: RoutingTable
-    rows: Tensor | None
+    routing: RoutingTable
+    on_host: Tensor | None
 
 
 class SlotExperts:
-    """An ExpertBank over the slots of one layer. Every pass raises CheckpointError where an expert cannot be read."""
+    """An ExpertBank over the slots of one layer. A pass raises CheckpointError where an expert cannot be read."""
 
     def __init__(self, cache: ExpertCache, layer: int) -> None:
         self.cache = cache
@@ -57,87 +62,95 @@ class SlotExperts:
         self._expected: _Pass | None = None
 
     def expect(self, hidden: Tensor, expert_ids: Tensor) -> None:
-        """Read the choice, and begin to fetch what is missing."""
+        """Bring the router's choice to the host, and begin to fetch the missing experts."""
+        with self._whole_or_nothing():
+            self._begin(hidden, expert_ids)
+
+    def _begin(self, hidden: Tensor, expert_ids: Tensor) -> None:
         cache = self.cache
         computes = hidden.shape[0] < cache.compute_below
         ids, rows = cache.device.to_host(expert_ids, [hidden] if computes else [])
         self._expected = _Pass(expert_ids, RoutingTable.of(ids), rows[0] if computes else None)
-        wanted = list(self._expected.choice.bounds)
+        wanted = list(self._expected.routing.bounds)
         if computes:
-            cache.begin_inserting(self.layer)
+            cache.begin_host_pass(self.layer)
             return
-        cache.begin(self.layer, wanted)
-        cache.want(self.layer, wanted)
+        cache.begin_pass(self.layer, wanted)
+        cache.prefetch(self.layer, wanted)
         if 4 * len(wanted) > 3 * cache.config.n_routed_experts and self.layer + 1 in cache.layers:
-            # A chunk that uses most experts here will do so in the next layer: they come while this one is computed.
-            # One that uses half of them, such as eight answers at once, would wait for as many that it does not want.
-            cache.want(self.layer + 1, range(cache.config.n_routed_experts))
+            # A chunk that uses most experts here will do so in the next layer: they load while this one is computed.
+            # One that uses half of them, such as eight answers at once, would wait for as many that it does not use.
+            cache.prefetch(self.layer + 1, range(cache.config.n_routed_experts))
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """hidden (T, D), ids (T, K) and float32 weights (T, K): the weighted sum, (T, D) in float32."""
-        try:
+        with self._whole_or_nothing():
             if self._expected is None or self._expected.expert_ids is not expert_ids:
-                self.expect(hidden, expert_ids)
+                self._begin(hidden, expert_ids)
             assert self._expected is not None
-            choice, rows = self._expected.choice, self._expected.rows
+            routing, on_host = self._expected.routing, self._expected.on_host
             self._expected = None
-            ordered = self.cache.device.to_device(np.stack([choice.places, choice.ranks.ravel()]))
-            outputs = _Outputs(hidden, ordered[0], choice.bounds, expert_ids.shape[1])
-            misses = self._compute_hits(choice, outputs)
-            if rows is None:
+            ordered = self.cache.device.to_device(np.stack([routing.positions, routing.ranks.ravel()]))
+            outputs = _Outputs(hidden, ordered[0], routing.bounds, expert_ids.shape[1])
+            misses = self._compute_hits(routing, outputs)
+            if on_host is None:
                 self._fetch(misses, outputs)
             elif misses:
-                self._compute_where_they_lie(misses, choice, rows, outputs)
+                self._compute_on_host(misses, routing, on_host, outputs)
             return outputs.combine(weights.gather(1, ordered[1].view_as(weights)))
+
+    @contextmanager
+    def _whole_or_nothing(self) -> Iterator[None]:
+        """End all fetches where a pass fails."""
+        try:
+            yield
         except BaseException:
             self._expected = None
-            self.cache.abandon()
+            self.cache.cancel_all()
             raise
 
-    def _compute_hits(self, choice: RoutingTable, outputs: "_Outputs") -> list[int]:
+    def _compute_hits(self, routing: RoutingTable, outputs: "_Outputs") -> list[int]:
         """Compute the experts that are in slots; return the others."""
-        held = self.cache.held(self.layer)
-        hits = [expert for expert in choice.bounds if expert in held]
-        misses = [expert for expert in choice.bounds if expert not in held]
+        resident = self.cache.resident(self.layer)
+        hits = [expert for expert in routing.bounds if expert in resident]
+        misses = [expert for expert in routing.bounds if expert not in resident]
         self.cache.stats.count(self.layer, hits, misses)
-        outputs.compute({expert: held[expert].mlp for expert in hits})
+        outputs.compute({expert: resident[expert].mlp for expert in hits})
         for expert in hits:
-            self.cache.touch(held[expert], outputs.rows(expert))
+            self.cache.mark_used(resident[expert], outputs.tokens(expert))
         return misses
 
     def _fetch(self, misses: list[int], outputs: "_Outputs") -> None:
-        """Compute the misses as they arrive."""
+        """Compute the misses as they are loaded."""
         for expert in misses:
-            fetched = self.cache.take(self.layer, expert)
+            fetched = self.cache.load(self.layer, expert)
             outputs.compute({expert: fetched.mlp})
-            self.cache.settle_in(self.layer, expert, fetched, rows=outputs.rows(expert))
+            self.cache.admit(self.layer, expert, fetched, tokens=outputs.tokens(expert))
 
-    def _compute_where_they_lie(
-        self, misses: list[int], choice: RoutingTable, rows: Tensor, outputs: "_Outputs"
-    ) -> None:
-        """Compute the misses on the host, while the device is at the hits. rows (T, D)."""
+    def _compute_on_host(self, misses: list[int], routing: RoutingTable, hidden: Tensor, outputs: "_Outputs") -> None:
+        """Compute the misses in host memory, of hidden (T, D) there, while the device computes the hits."""
         cache, layer = self.cache, self.layer
-        here = _Outputs(rows, torch.from_numpy(choice.places), choice.bounds, outputs.per_token)
-        lying = {expert: cache.source.where_it_lies(layer, expert) for expert in misses}
-        here.compute({expert: mlp for expert, mlp in lying.items() if mlp is not None})
+        here = _Outputs(hidden, torch.from_numpy(routing.positions), routing.bounds, outputs.per_token)
+        in_host_memory = {expert: cache.source.in_host_memory(layer, expert) for expert in misses}
+        here.compute({expert: mlp for expert, mlp in in_host_memory.items() if mlp is not None})
         cache.stats.computed += len(misses)
-        mine = np.concatenate([choice.places[slice(*choice.bounds[expert])] for expert in misses])
-        done = here.flat[torch.from_numpy(mine)]
-        outputs.place(cache.device.to_device(mine), cache.device.to_device(done))
-        # One a pass: copies and the host's computing share the host memory's bandwidth.
-        cache.insert(layer, misses[0], outputs.rows(misses[0]))
+        computed = np.concatenate([routing.positions[slice(*routing.bounds[expert])] for expert in misses])
+        done = here.flat[torch.from_numpy(computed)]
+        outputs.store(cache.device.to_device(computed), cache.device.to_device(done))
+        # One expert a pass: the copy and the host's products share the bandwidth of host memory.
+        cache.load_for_later(layer, misses[0], outputs.tokens(misses[0]))
 
 
 class _Outputs:
-    """The output of every choice in its place, so that the order of computing leaves no trace in their sum."""
+    """The output of every choice at its position, so that the order of computing does not change the sum."""
 
-    def __init__(self, hidden: Tensor, places: Tensor, bounds: dict[int, tuple[int, int]], per_token: int) -> None:
-        self._hidden, self._places, self._bounds, self.per_token = hidden, places, bounds, per_token
+    def __init__(self, hidden: Tensor, positions: Tensor, bounds: dict[int, tuple[int, int]], per_token: int) -> None:
+        self._hidden, self._positions, self._bounds, self.per_token = hidden, positions, bounds, per_token
         count, width = hidden.shape
         dtype = torch.float32 if count * per_token <= MOST_TOKENS else hidden.dtype
         self.flat = torch.empty(count * per_token, width, dtype=dtype, device=hidden.device)  # (T·K, D)
 
-    def rows(self, expert: int) -> int:
+    def tokens(self, expert: int) -> int:
         start, end = self._bounds[expert]
         return end - start
 
@@ -145,7 +158,7 @@ class _Outputs:
         """Some experts, each for the tokens that chose it."""
         group: dict[int, MLP] = {}
         for expert, mlp in experts.items():
-            if sum(self.rows(one) for one in group) + self.rows(expert) > MOST_TOKENS:
+            if sum(self.tokens(one) for one in group) + self.tokens(expert) > MOST_TOKENS:
                 self._compute_group(group)
                 group = {}
             group[expert] = mlp
@@ -155,25 +168,25 @@ class _Outputs:
         """In one call of the compiled kernel, in float32, where it takes them; else one by one."""
         if not experts:
             return
-        places = torch.cat([self._places_of(expert) for expert in experts])
-        counts = [self.rows(expert) for expert in experts]
-        rows = self._hidden[places // self.per_token]
+        positions = torch.cat([self._positions_of(expert) for expert in experts])
+        counts = [self.tokens(expert) for expert in experts]
+        rows = self._hidden[positions // self.per_token]
         if suits_rows(rows):
             numbers = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[:, None]
             table = ExpertTable([mlp.matrices for mlp in experts.values()])
             out = kernels.weighted_experts(rows, numbers, torch.ones(len(rows), 1), table)
             if out is not None:
-                self.place(places, out)
+                self.store(positions, out)
                 return
-        for mlp, some, where in zip(experts.values(), rows.split(counts), places.split(counts), strict=True):
-            self.place(where, mlp.reference(some))
+        for mlp, inputs, at in zip(experts.values(), rows.split(counts), positions.split(counts), strict=True):
+            self.store(at, mlp.reference(inputs))
 
-    def _places_of(self, expert: int) -> Tensor:
+    def _positions_of(self, expert: int) -> Tensor:
         start, end = self._bounds[expert]
-        return self._places[start:end]
+        return self._positions[start:end]
 
-    def place(self, places: Tensor, values: Tensor) -> None:
-        self.flat.index_copy_(0, places, values.to(self.flat.dtype))
+    def store(self, positions: Tensor, values: Tensor) -> None:
+        self.flat.index_copy_(0, positions, values.to(self.flat.dtype))
 
     def combine(self, weights: Tensor) -> Tensor:
         """The sum (T, D) in float32 by weights (T, K) in ascending order of experts."""

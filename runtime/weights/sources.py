@@ -1,4 +1,4 @@
-"""Where experts come from when they are not in a slot: host memory. (From disk: disk.py.)"""
+"""The sources of experts that are not in a slot: the protocol, and host memory. Files are in disk.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,21 +10,22 @@ from torch import Tensor
 from dslite.model.config import ModelConfig
 from dslite.model.moe import MLP
 from dslite.runtime.device import ComputeDevice, Event, anonymous_memory, pin
+from dslite.runtime.planning.footprint import expert_bytes
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 
 
 class Fetch(Protocol):
-    """An expert on its way into a buffer."""
+    """The transfer of an expert into a buffer."""
 
     mlp: MLP  # views of the buffer, readable once `wait` has returned
 
     def wait(self) -> None:
-        """What is computed from now on finds the expert in the buffer. Raises CheckpointError where reading failed."""
+        """What is launched from now on reads the expert in the buffer. Raises CheckpointError where reading failed."""
         ...
 
     def passed(self) -> bool:
-        """Whether the expert has arrived, or failed to."""
+        """Whether the transfer has ended, well or not."""
         ...
 
 
@@ -34,11 +35,11 @@ class ExpertSource(Protocol):
     nbytes_moved: int  # of one expert
 
     def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
-        """Begin to bring an expert into a buffer, which computing reads until `after`."""
+        """Begin to transfer an expert into a buffer, which kernels read until `after`."""
         ...
 
-    def where_it_lies(self, layer: int, expert: int) -> MLP | None:
-        """The expert in host memory, to be computed there; None where only a slot can hold it."""
+    def in_host_memory(self, layer: int, expert: int) -> MLP | None:
+        """The expert in host memory, to be computed there; None where it is only on disk."""
         ...
 
     def close(self) -> None: ...
@@ -57,8 +58,8 @@ def matrix_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
 
 def packed(buffer: Tensor, config: ModelConfig, dtype: torch.dtype) -> MLP:
     """Views of a buffer that holds gate, up and down one behind the other."""
-    count = config.moe_intermediate_size * config.hidden_size * dtype.itemsize
-    parts = buffer[: 3 * count].split(count)
+    nbytes = expert_bytes(config, dtype.itemsize)
+    parts = buffer[:nbytes].split(nbytes // 3)
     return MLP(*(part.view(dtype).view(shape) for part, shape in zip(parts, matrix_shapes(config), strict=True)))
 
 
@@ -76,20 +77,20 @@ class _PendingCopy:
 
 
 class HostSource:
-    """Experts in host memory, as `take` gives them: mapped files, or one arena of our own (`in_arena`)."""
+    """Experts in host memory, as `take` gives them: from mapped files or from a HostArena."""
 
     def __init__(
         self, config: ModelConfig, device: ComputeDevice, dtype: torch.dtype, take: Callable[[int, int], MLP]
     ) -> None:
         self._config, self._device, self._dtype, self._take = config, device, dtype, take
-        self.nbytes_moved = 3 * config.moe_intermediate_size * config.hidden_size * dtype.itemsize
+        self.nbytes_moved = expert_bytes(config, dtype.itemsize)
 
     def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
         target, source = packed(buffer, self._config, self._dtype), self._take(layer, expert)
         copies = list(zip(target.matrices, source.matrices, strict=True))
         return _PendingCopy(target, self._device, self._device.copy(copies, after))
 
-    def where_it_lies(self, layer: int, expert: int) -> MLP | None:
+    def in_host_memory(self, layer: int, expert: int) -> MLP | None:
         mlp = self._take(layer, expert)
         return mlp if mlp.gate_proj.dtype is self._dtype else MLP(*(part.to(self._dtype) for part in mlp.matrices))
 
@@ -102,17 +103,16 @@ class HostArena:
 
     def __init__(self, config: ModelConfig, layers: range, dtype: torch.dtype) -> None:
         self._config, self._layers, self._dtype = config, layers, dtype
-        self._bytes = 3 * config.moe_intermediate_size * config.hidden_size * dtype.itemsize
+        self._bytes = expert_bytes(config, dtype.itemsize)
         self._memory = anonymous_memory(self._bytes * config.n_routed_experts * len(layers))
-        self.pinned = False
 
     @property
     def nbytes(self) -> int:
         return self._memory.nbytes
 
     def pin(self) -> None:
-        """Once it is filled: registering touches every page."""
-        self.pinned = pin(self._memory)
+        """Pin the filled arena where the system allows it: registering touches every page."""
+        pin(self._memory)
 
     def expert(self, layer: int, expert: int) -> MLP:
         """Views of an expert, to be filled or read."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from torch import Tensor
 
 from dslite.runtime.device import ComputeDevice, Event
+from dslite.runtime.planning.footprint import PAGE
 from dslite.runtime.weights.checkpoint import TensorEntry
-from dslite.runtime.weights.disk import PAGE, Extents, Reader, Reading
+from dslite.runtime.weights.disk import Extents, Reader, Reading
 
 BUFFER_BYTES = 32 * 2**20
 BUFFERS = 4
@@ -49,7 +50,7 @@ class Staging:
         self._reader, self._device, self._report = reader, device, report
         self._wanted: list[tuple[TensorEntry, Tensor]] = []
 
-    def want(self, entry: TensorEntry, target: Tensor) -> None:
+    def add(self, entry: TensorEntry, target: Tensor) -> None:
         """The tensor of an entry belongs into `target`: contiguous, of its shape, of any dtype, on host or device."""
         self._wanted.append((entry, target.view(-1)))
 

@@ -220,7 +220,7 @@ def test_slots_are_asked_between_recordings(tmp_path: Path, miss: Any) -> None:
     request = PlanRequest("float32", context=64, expert_slots=4, miss=miss)
     made = replace(plan(machine(1), checkpoint.config, request), embedding_on_device=False)
     recorder = GraphRecorder()
-    model = load(checkpoint, device=CPU, dtype=torch.float32, plan=made, seam=recorder)
+    model = load(checkpoint, device=CPU, dtype=torch.float32, plan=made, backend=recorder)
     plain = load_model(folder)
     assert not any(isinstance(getattr(layer.mlp, "experts", None), ResidentExperts) for layer in model.layers)
     cache, expected_cache = new_cache(model, 64), new_cache(plain, 64)

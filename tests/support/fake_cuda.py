@@ -34,7 +34,7 @@ class OrderError(AssertionError):
 
 
 class CrossingError(AssertionError):
-    """Bytes cross between host and device behind the seam's back."""
+    """Bytes cross between host and device without the device interface."""
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def cuda_guard() -> bool:
 
 
 class FakeGpu:
-    """The seam's double. `route(T, K)` gives the experts that the router is said to have chosen."""
+    """A double of the device interface. `route(T, K)` gives the experts that the router is said to have chosen."""
 
     device = CUDA
 
@@ -79,7 +79,7 @@ class FakeGpu:
         self._reads: dict[tuple[int, int], int] = {}  # buffer → compute's clock at its last read
         self._writes: dict[tuple[int, int], int] = {}  # buffer → copy's clock at its last write
         self._staged: dict[Any, int] = {}  # host storage → copy's clock at the last copy out of it
-        self.inside = False  # a crossing of the seam is under way
+        self.inside = False  # a call of the device interface is under way
         self.log: list[str] = []
         self.allocated = 0
 
@@ -194,7 +194,7 @@ class FakeGpu:
 
 
 class Watch(TorchDispatchMode):
-    """Sees every operation. `uploads` counts small copies from host to device outside the seam."""
+    """Sees every operation. `uploads` counts small copies from host to device outside the device interface."""
 
     def __init__(self, gpu: FakeGpu) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Watch(TorchDispatchMode):
         kinds = {tensor.device.type for tensor in tensors if tensor.dim()}
         gives = {tensor.device.type for tensor in results}
         if "cuda" in kinds and "cpu" in gives | (kinds if func is torch.ops.aten.copy_.default else set()):
-            raise CrossingError(f"{func} brings bytes from the device to the host outside the seam")
+            raise CrossingError(f"{func} brings bytes from the device to the host outside the device interface")
         self.uploads += "cpu" in kinds and "cuda" in gives
         for tensor in tensors:
             if tensor.device.type == "cuda":

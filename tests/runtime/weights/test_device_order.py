@@ -122,13 +122,13 @@ def test_prefill_brings_the_next_layers_experts_ahead() -> None:
     with fake_gpu(gpu), torch.inference_mode():
         setup = Setup(gpu, slots=4, spare=6, compute_below=0)
         setup.run(CHUNK)
-        begin = setup.cache.begin
+        begin = setup.cache.begin_pass
 
         def begun(layer: int, used: Any) -> None:
-            ahead[layer] = sum(key[0] == layer for key in setup.cache._coming)
+            ahead[layer] = sum(key[0] == layer for key in setup.cache._loading)
             begin(layer, used)
 
-        setup.cache.begin = begun  # type: ignore[method-assign]
+        setup.cache.begin_pass = begun  # type: ignore[method-assign]
         setup.run(CHUNK)
     assert ahead[2] > 0
     assert ahead[3] > 0

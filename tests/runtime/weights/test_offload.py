@@ -3,21 +3,27 @@
 On the CPU a host source stands for a GPU's: the policy, the waves and the slots are the same code.
 """
 
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.checkpoints import tiny_config, write_checkpoint
 from support.forward import greedy, new_cache, random_ids, read, read_once
 from support.machines import machine
+from torch import Tensor
 
+from dslite.model.moe import MLP
 from dslite.model.transformer import Transformer
 from dslite.runtime.planning.device_plan import DevicePlan, Miss, PlanRequest, Source
 from dslite.runtime.planning.placement import plan
 from dslite.runtime.weights.checkpoint import Checkpoint
-from dslite.runtime.weights.experts import ExpertCache
+from dslite.runtime.weights.experts import BufferState, ExpertCache
 from dslite.runtime.weights.loader import expert_cache, load
+from dslite.runtime.weights.sources import ExpertSource, Fetch
 
 EXPERTS, PER_TOKEN, LAYERS = 16, 3, 4
 CPU = torch.device("cpu")
@@ -48,12 +54,12 @@ def resident(checkpoint: Checkpoint) -> Transformer:
 
 
 def planned(
-    checkpoint: Checkpoint, slots: int, source: Source, miss: Miss = "fetch", stream_from: int = 1, spare: int = 4
+    checkpoint: Checkpoint, slots: int, source: Source, miss: Miss = "fetch", compute_below: int = 1, spare: int = 4
 ) -> DevicePlan:
     """A plan with just these slots, whatever the memory of the machine."""
     request = PlanRequest(dtype="float32", expert_slots=checkpoint.config.num_experts_per_tok)
     made = plan(machine(0, 64), checkpoint.config, request)
-    return replace(made, slots=slots, source=source, miss=miss, stream_from=stream_from, spare=spare)
+    return replace(made, slots=slots, source=source, miss=miss, compute_below=compute_below, spare=spare)
 
 
 def offloaded(checkpoint: Checkpoint, made: DevicePlan, dtype: torch.dtype = torch.float32) -> Transformer:
@@ -67,11 +73,11 @@ def cache_of(model: Transformer) -> ExpertCache:
 
 
 @pytest.mark.parametrize("slots", SLOTS)
-@pytest.mark.parametrize(("source", "miss", "stream_from"), WAYS)
+@pytest.mark.parametrize(("source", "miss", "compute_below"), WAYS)
 def test_slots_change_neither_tokens_nor_logprobs(
-    checkpoint: Checkpoint, resident: Transformer, slots: int, source: Source, miss: Miss, stream_from: int
+    checkpoint: Checkpoint, resident: Transformer, slots: int, source: Source, miss: Miss, compute_below: int
 ) -> None:
-    model = offloaded(checkpoint, planned(checkpoint, slots, source, miss, stream_from))
+    model = offloaded(checkpoint, planned(checkpoint, slots, source, miss, compute_below))
     prompt = random_ids(160, checkpoint.config.vocab_size)
     difference = read_once(model, prompt) - read_once(resident, prompt)
     assert difference.abs().max() <= TOLERANCE
@@ -201,7 +207,7 @@ def test_slots_given_back_leave_the_answers_as_they_are(checkpoint: Checkpoint, 
         read_once(model, prompt)
         assert cache.give_back()
         assert cache.slots == slots
-        assert all(len(cache.held(layer)) <= slots for layer in cache.layers)
+        assert all(len(cache.resident(layer)) <= slots for layer in cache.layers)
         assert (read_once(model, prompt) - wanted).abs().max() <= TOLERANCE
     assert not cache.give_back(), "the fewest must stay"
     assert cache.arena.nbytes < before
@@ -219,3 +225,70 @@ def test_the_demo_model_answers_the_same_from_any_number_of_slots() -> None:
             model = offloaded(checkpoint, planned(checkpoint, slots, source))  # type: ignore[arg-type]
             assert (read_once(model, prompt) - wanted).abs().max() <= TOLERANCE
             assert greedy(model, prompt[:16], 64) == answer
+
+
+class FailingSource:
+    """Host memory whose transfers cannot begin, or cannot end, when their number comes."""
+
+    def __init__(self, source: ExpertSource, fails: Callable[[int], bool], *, at_once: bool) -> None:
+        self._source, self._fails, self._at_once = source, fails, at_once
+        self.nbytes_moved = source.nbytes_moved
+        self.count = 0
+
+    def fetch(self, layer: int, expert: int, buffer: Tensor, after: Any) -> Fetch:
+        self.count += 1
+        if not self._fails(self.count):
+            return self._source.fetch(layer, expert, buffer, after)
+        if self._at_once:
+            raise OSError("no transfer")
+        return FailingFetch(self._source.fetch(layer, expert, buffer, after).mlp)
+
+    def in_host_memory(self, layer: int, expert: int) -> MLP | None:
+        return self._source.in_host_memory(layer, expert)
+
+    def close(self) -> None:
+        self._source.close()
+
+
+@dataclass
+class FailingFetch:
+    mlp: MLP
+
+    def wait(self) -> None:
+        raise OSError("no transfer")
+
+    def passed(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("failing", [1, 2, 5, 9, 20])
+def test_a_transfer_that_fails_in_any_way_leaves_every_buffer_usable(
+    checkpoint: Checkpoint, resident: Transformer, failing: int, at_once: bool
+) -> None:
+    """No error of a source is one of ours here: whatever it raises reaches the caller, and costs no buffer."""
+    model = offloaded(checkpoint, planned(checkpoint, PER_TOKEN, "host"))
+    cache = cache_of(model)
+    source = cache.source = FailingSource(cache.source, lambda count: count == failing, at_once=at_once)
+    prompt = random_ids(40, checkpoint.config.vocab_size)
+    with pytest.raises(OSError, match="no transfer"):
+        read_once(model, prompt)
+    states = Counter(cache.states.values())
+    assert not states[BufferState.LOADING]
+    assert not states[BufferState.STALE]
+    assert (read_once(model, prompt) - read_once(resident, prompt)).abs().max() <= TOLERANCE
+    assert source.count > failing
+
+
+@pytest.mark.parametrize("source", ["host", "disk"])
+def test_every_buffer_is_free_loading_resident_or_stale(checkpoint: Checkpoint, source: Source) -> None:
+    cache = cache_of(model := offloaded(checkpoint, planned(checkpoint, 5, source, spare=3)))
+    buffers = 5 * (LAYERS - 1) + 3
+    assert Counter(cache.states.values()) == {BufferState.FREE: buffers}
+    for seed in range(4):
+        read_once(model, random_ids(7, checkpoint.config.vocab_size, seed=seed))
+        states = Counter(cache.states.values())
+        assert states.total() == buffers
+        assert states[BufferState.RESIDENT] == sum(len(cache.resident(layer)) for layer in cache.layers)
+    cache.cancel_all()
+    assert set(cache.states.values()) <= {BufferState.FREE, BufferState.RESIDENT}

@@ -39,11 +39,11 @@ def folder(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "model", config)
 
 
-def offloaded(folder: Path, *, slots: int = 6, seam: PlainDevice | None = None, spare: int = 2) -> Engine:
+def offloaded(folder: Path, *, slots: int = 6, backend: PlainDevice | None = None, spare: int = 2) -> Engine:
     """An engine whose experts lie on disk but for a few slots, and are read on almost every token."""
     checkpoint = Checkpoint.open(folder)
     made = plan(machine(0, 64), checkpoint.config, PlanRequest(dtype="float32", expert_slots=slots, context=256))
-    model = load(checkpoint, device=CPU, dtype=torch.float32, plan=replace(made, spare=spare), seam=seam)
+    model = load(checkpoint, device=CPU, dtype=torch.float32, plan=replace(made, spare=spare), backend=backend)
     return Engine(model, Tokenizer.from_folder(folder), context=256, eos_token_ids=[], prefill_chunk=16)
 
 
@@ -83,17 +83,17 @@ class FailingDevice(PlainDevice):
 
 def test_an_arena_that_does_not_fit_is_made_smaller(folder: Path) -> None:
     allocations = FailingDevice(-1, 0)
-    offloaded(folder, seam=allocations)
+    offloaded(folder, backend=allocations)
     assert allocations.count > 6
     for failing in range(allocations.count):
-        running = offloaded(folder, seam=FailingDevice(failing, 1))
+        running = offloaded(folder, backend=FailingDevice(failing, 1))
         assert running.expert_stats()["slots"] < 6
         assert answer(running, prompt(folder)) == right_answer(folder)
 
 
 def test_an_arena_that_never_fits_is_told_with_its_remedy(folder: Path) -> None:
     with pytest.raises(OutOfMemoryError, match="3 experts per layer") as told:
-        offloaded(folder, seam=FailingDevice(0, 10**6))
+        offloaded(folder, backend=FailingDevice(0, 10**6))
     assert "--ctx-size" in told.value.remedy
 
 

@@ -19,10 +19,11 @@ from dslite.model.parameters import parameter_shapes
 from dslite.runtime.device import PlainDevice
 from dslite.runtime.errors import OutOfMemoryError
 from dslite.runtime.planning.device_plan import PlanRequest
+from dslite.runtime.planning.footprint import PAGE
 from dslite.runtime.planning.placement import plan
 from dslite.runtime.weights import staging
 from dslite.runtime.weights.checkpoint import Checkpoint, TensorEntry
-from dslite.runtime.weights.disk import PAGE, Reader
+from dslite.runtime.weights.disk import Reader
 from dslite.runtime.weights.loader import load
 from dslite.runtime.weights.page_cache import PageCache
 from dslite.runtime.weights.staging import Staging
@@ -72,7 +73,7 @@ def loaded(checkpoint: Checkpoint, device: LateDevice, dtype: torch.dtype = torc
     ring = Staging(reader, device, lambda _: None)
     targets = {name: torch.zeros(entry.shape, dtype=dtype) for name, entry in checkpoint.entries.items()}
     for name in sorted(targets, reverse=True):  # whatever the order of asking
-        ring.want(checkpoint.entries[name], targets[name])
+        ring.add(checkpoint.entries[name], targets[name])
     ring.run()
     reader.close()
     return targets
@@ -126,7 +127,7 @@ def test_files_are_read_from_front_to_back(checkpoint: Checkpoint, monkeypatch: 
 
 
 def test_a_resident_network_is_copied_to_a_device_that_is_not_the_host(checkpoint: Checkpoint) -> None:
-    """On 'meta', which takes copies and keeps no bytes: every weight is allocated through the seam, exactly once."""
+    """On 'meta', which takes copies and keeps no bytes: every weight is allocated by the device, exactly once."""
     meta = torch.device("meta")
     allocated: list[int] = []
 
@@ -140,7 +141,7 @@ def test_a_resident_network_is_copied_to_a_device_that_is_not_the_host(checkpoin
         checkpoint,
         device=meta,
         dtype=torch.bfloat16,
-        seam=MetaDevice(meta),
+        backend=MetaDevice(meta),
         report=lambda event: told.append(event.done_bytes),
     )
     assert model.device == meta
@@ -169,7 +170,7 @@ def test_weights_that_do_not_fit_are_told_before_a_byte_is_read(
 ) -> None:
     monkeypatch.setattr(Reader, "read", lambda *_, **__: pytest.fail("nothing may be read"))
     with pytest.raises(OutOfMemoryError, match="weights of") as told:
-        load(checkpoint, device=torch.device("meta"), dtype=torch.bfloat16, seam=NoRoom(first))
+        load(checkpoint, device=torch.device("meta"), dtype=torch.bfloat16, backend=NoRoom(first))
     assert "dslite plan" in told.value.remedy
 
 
@@ -226,7 +227,7 @@ def stage_lite(gpu: FakeGpu) -> int:
     with fake_gpu(gpu):
         ring = Staging(FakeReader(gpu, entries), gpu, lambda _: None)  # type: ignore[arg-type]
         for entry in entries:
-            ring.want(entry, torch.empty(entry.shape, dtype=torch.bfloat16, device=CUDA))
+            ring.add(entry, torch.empty(entry.shape, dtype=torch.bfloat16, device=CUDA))
         ring.run()
     return place - 8
 
@@ -253,7 +254,7 @@ def test_a_gpu_without_room_for_all_weights_is_given_back_slots_at_load(checkpoi
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().allocate(nbytes)
 
-    model = load(checkpoint, device=CPU, dtype=torch.bfloat16, plan=made, seam=Tight(CPU))
+    model = load(checkpoint, device=CPU, dtype=torch.bfloat16, plan=made, backend=Tight(CPU))
     bank: Any = model.layers[1].mlp
     assert bank.experts.cache.slots == 4
 
@@ -274,7 +275,7 @@ class Far(PlainDevice):
 
 checkpoint, meta = Checkpoint.open(Path(sys.argv[1])), torch.device("meta")
 before = peak_rss()
-load(checkpoint, device=meta, dtype=torch.bfloat16, seam=Far(meta))
+load(checkpoint, device=meta, dtype=torch.bfloat16, backend=Far(meta))
 print(checkpoint.nbytes, peak_rss() - before)
 """
 
