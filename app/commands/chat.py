@@ -94,8 +94,8 @@ def _start(
 
     profile, warnings = conversation.profile, list[DsliteError]()
     try:
-        config: Config = read_config()
-        made = settle(given, profile, talk, raw=False)
+        config: Config = read_config(report=lambda fault: warnings.append(ConfigFileError(fault)))
+        made = settle(given, profile, talk, raw=False, config=config)
         defaults = default_values(config)
         looks = ChatConfig.of_config(config)
     except ConfigFileError as error:

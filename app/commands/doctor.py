@@ -50,12 +50,15 @@ def doctor(
 
 def _config_findings() -> "Iterator[Finding]":
     """What is wrong with config.toml and the profiles in it."""
+    from dslite.app.errors import ConfigFileError
     from dslite.app.settings.config_file import read_config
     from dslite.app.settings.profiles import all_profiles, default_profile, default_values
     from dslite.runtime.diagnostics.doctor import Finding
 
     try:
-        config = read_config()
+        faults: list[str] = []
+        config = read_config(report=faults.append)
+        yield from (Finding.of(ConfigFileError(fault)) for fault in faults)
         all_profiles(config)
         default_profile(config)
         default_values(config)

@@ -25,13 +25,20 @@ class AnswerSettings:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
-def settle(flags: AnswerSettings, profile: str | None, talk: "Conversation | None", *, raw: bool) -> AnswerSettings:
+def settle(
+    flags: AnswerSettings,
+    profile: str | None,
+    talk: "Conversation | None",
+    *,
+    raw: bool,
+    config: Config | None = None,
+) -> AnswerSettings:
     """Put flags over a profile over the defaults. Raises NotFoundError, ConfigFileError.
 
     `profile` is the one that was asked for. A conversation keeps the model and system message that it was made with,
     unless flags or that profile say otherwise. Raw text has no system message, so no profile counts unasked.
     """
-    config = read_config()
+    config = config or read_config()
     defaults = config.table("defaults")
     asked = None if profile is None else get_profile(profile, config)
     chosen = asked or (Profile(PLAIN) if raw else _unasked(config, talk))

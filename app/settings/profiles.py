@@ -106,6 +106,8 @@ def rename_profile(old: str, new: str) -> None:
     profile = get_profile(old)
     with editing() as document:
         profiles: Any = document.setdefault("profiles", tomlkit.table(is_super_table=True))
+        if new in profiles:  # since the look above
+            raise UsageError(f"there is a profile {new!r} already", "choose another name")
         if old in profiles:
             profiles[new] = profiles.pop(old)
         else:

@@ -52,6 +52,16 @@ def show_error(error: DsliteError) -> None:
         print(f"  {visible(error.remedy)}", file=sys.stderr)
 
 
+_warned: set[str] = set()
+
+
+def warn_once(text: str) -> None:
+    """A warning that is shown only the first time."""
+    if text not in _warned:
+        _warned.add(text)
+        warn(text)
+
+
 def warn(text: str) -> None:
     print(f"dslite: {visible(text)}", file=sys.stderr)
 

@@ -8,6 +8,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from dslite.runtime.locked_file import LockTimeoutError, file_lock
 from dslite.runtime.paths import cache_dir, write_json
 
 _NAME = "verified.json"
@@ -18,6 +19,7 @@ class VerifiedFiles:
 
     def __init__(self, entries: dict[str, list[int]]) -> None:
         self._entries = entries
+        self._discarded: set[str] = set()
         self._lock = threading.Lock()
 
     @classmethod
@@ -38,17 +40,24 @@ class VerifiedFiles:
         if mark is not None:
             with self._lock:
                 self._entries[_key(file)] = mark
+                self._discarded.discard(_key(file))
 
     def discard(self, file: Path) -> None:
         with self._lock:
             self._entries.pop(_key(file), None)
+            self._discarded.add(_key(file))
 
     def write(self) -> None:
-        """Put it on record, without files that are gone. Where that cannot be written they are hashed again."""
-        with self._lock:
-            kept = {name: mark for name, mark in self._entries.items() if _mark(Path(name)) == mark}
-        with suppress(OSError):
-            write_json(cache_dir() / _NAME, kept)
+        """Add to the record on disk, without files that are gone. Where that fails they are hashed again."""
+        file = cache_dir() / _NAME
+        with suppress(OSError, LockTimeoutError), self._lock, file_lock(file):
+            entries = {**VerifiedFiles.read()._entries, **self._entries}  # another process may have added to it
+            kept = {
+                name: mark
+                for name, mark in entries.items()
+                if name not in self._discarded and _mark(Path(name)) == mark
+            }
+            write_json(file, kept)
 
 
 def _key(file: Path) -> str:

@@ -1,8 +1,10 @@
 """Every key of the chat: one table for the bindings, the help, the palette and the [keys] of config.toml."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from textual.binding import Binding
+if TYPE_CHECKING:
+    from textual.binding import Binding
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ MESSAGE_KEYS = (
 )
 
 
-def bindings() -> list[Binding]:
+def bindings() -> "list[Binding]":
     """Bindings of the chat's screen. Those that work everywhere come before the keys of the input."""
+    from textual.binding import Binding  # here: config.toml is checked without Textual
+
     return [Binding(key.keys, key.action, key.help, show=False, priority=key.everywhere, id=key.name) for key in KEYS]
 
 

@@ -12,6 +12,7 @@ from support.hub_server import HubServer, blob_name
 from dslite.runtime.downloads.download import pull
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.downloads.retry import Retry
+from dslite.runtime.downloads.verified import VerifiedFiles
 from dslite.runtime.downloads.verify import CheckedFile, complaint, verify
 from dslite.runtime.events import Downloading
 
@@ -104,3 +105,22 @@ def test_a_folder_is_checked_by_what_its_download_left_beside_it(tmp_path: Path)
     assert checked(folder, ref)["model.safetensors"].state == "good"
     config = json.loads((folder / "config.json").read_text())
     assert checked(folder, ref)["config.json"].state == "unknown", config["model_type"]
+
+
+def test_two_processes_that_check_files_keep_both_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSLITE_CACHE_DIR", str(tmp_path / "cache"))
+    one, two = tmp_path / "one", tmp_path / "two"
+    for file in (one, two):
+        file.write_text("x")
+    first, second = VerifiedFiles.read(), VerifiedFiles.read()
+    first.add(one)
+    first.write()
+    second.add(two)
+    second.write()
+    third = VerifiedFiles.read()
+    assert one in third
+    assert two in third
+    third.discard(one)
+    third.write()
+    assert one not in VerifiedFiles.read()
+    assert two in VerifiedFiles.read()
