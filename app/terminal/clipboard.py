@@ -11,6 +11,12 @@ from collections.abc import Mapping, Sequence
 from dslite.runtime.system import system_name
 
 _WAIT_S = 2.0
+OSC_52_MOST_BYTES = 74_994  # of text: xterm and others drop a longer request, of 100,000 bytes in Base64
+
+
+def is_long_for_terminals(text: str) -> bool:
+    """Whether terminals are likely to drop an OSC 52 request with this text."""
+    return len(text.encode("utf-8", "replace")) > OSC_52_MOST_BYTES
 
 
 def native_command(environment: Mapping[str, str] | None = None) -> Sequence[str] | None:

@@ -181,6 +181,13 @@ class ChatApp(App[int]):
         assert result is not None
         return result
 
+    def action_suspend_process(self) -> None:
+        """Ctrl+Z: back to the shell, where one waits."""
+        if os.name != "posix" or os.getpgrp() == os.getsid(0):  # no shell has started this job
+            self.chat.flash("no shell waits for this program; Ctrl+D quits")
+        else:
+            super().action_suspend_process()
+
     def toggle_mouse(self) -> bool:
         """Take the mouse or leave it to the terminal; return whether it is ours."""
         self._mouse_on = not self._mouse_on

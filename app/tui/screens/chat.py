@@ -205,7 +205,12 @@ class ChatScreen(Screen[None]):
             self.flash(f"copied {what} to the clipboard")
         else:
             self.app.copy_to_clipboard(text)
-            self.flash(f"sent {what} to the terminal's clipboard (OSC 52); not every terminal takes it")
+            doubt = (
+                "it may be too long: many take 74 kB"
+                if clipboard.is_long_for_terminals(text)
+                else "not every terminal takes it"
+            )
+            self.flash(f"sent {what} to the terminal's clipboard (OSC 52); {doubt}")
 
     def app_suspended(self, work: Callable[[], T]) -> T | None:
         """Give the terminal to another program; None where that failed, which is told."""

@@ -33,6 +33,7 @@ KEYS = (
     Key("palette", "ctrl+p", "app.command_palette", "Command palette", in_palette=False),
     Key("inspect", "f2", "command('inspect')", "Inspector: experts, cache, speed, memory"),
     Key("mouse", "f4", "command('mouse')", "Leave the mouse to the terminal, or take it back"),
+    Key("suspend", "ctrl+z", "app.suspend_process", "Suspend; fg in the shell comes back", in_palette=False),
     Key("theme", "f5", "command('theme')", "Next theme"),
 )
 

@@ -62,6 +62,7 @@ def _ansi(name: str, base: str) -> Theme:
             **theme.variables,
             **_ANSI_CODE,
             **(_selection("ansi_black", "ansi_white") if theme.dark else _selection("ansi_white", "ansi_black")),
+            "input-selection-foreground": "ansi_default",  # fields reverse it
         },
         ansi=True,
     )

@@ -1,4 +1,4 @@
-"""Textual's driver for POSIX terminals, with keys read so that Esc is known at once.
+"""Textual's driver for POSIX terminals: Esc is known at once, a paste is never keys, and `fg` redraws the screen.
 
 A lone Esc may be the beginning of a longer key; only time tells. Textual looks at the clock ten times a second, which
 would be all the time that stopping an answer may take.
@@ -6,10 +6,12 @@ would be all the time that stopping an answer may take.
 
 import os
 import select
+import signal
 from codecs import getincrementaldecoder
 
-from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
+
+from dslite.app.tui.textual_fixes.paste import PasteParser
 
 _HANG_UP = 129
 _IDLE_S = 0.1
@@ -18,11 +20,27 @@ _LOOKS = 4  # until Textual's own wait for the rest of a key is over
 
 
 class QuickDriver(LinuxDriver):
-    """ChatConfig at the clock soon after a key, and takes a terminal that has gone for a hang-up."""
+    """Looks at the clock soon after a key, and takes a terminal that has gone for a hang-up."""
+
+    def _sigtstp_application(self, *_: object) -> None:
+        """Stop the whole job, as the terminal's own Ctrl+Z does: the shell waits for its first process, not for us."""
+        if self._auto_restart:
+            self.suspend_application_mode()
+            self._must_signal_resume = True
+        os.killpg(os.getpgrp(), signal.SIGSTOP)
+
+    def _sigcont_application(self, *_: object) -> None:
+        """Take the terminal back and draw all of the screen: Textual draws only what changes."""
+        if not self._auto_restart:
+            return
+        if not self._must_signal_resume:  # stopped by SIGSTOP: the terminal's modes may have been changed
+            self.suspend_application_mode()
+        self.resume_application_mode()
+        self._app.call_later(self._app.refresh, layout=True)
 
     def run_input_thread(self) -> None:
         """Read keys until the application ends."""
-        parser = XTermParser(self._debug)
+        parser = PasteParser(self._debug)
         decode = getincrementaldecoder("utf-8")(errors="replace").decode
         looks = 0
         while not self.exit_event.is_set():

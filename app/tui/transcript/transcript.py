@@ -10,6 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.strip import Strip
 
+from dslite.app.terminal.console import visible
 from dslite.app.tui.transcript.blocks import RenderBlock, TranscriptItem, estimate, render_blocks
 from dslite.app.tui.transcript.virtual_list_view import VirtualListView
 
@@ -178,6 +179,10 @@ class Transcript(VirtualListView, can_focus=True):
         if event.character and event.is_printable:
             event.stop()
             self.post_message(self.Leave(event.character))
+
+    def on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        self.post_message(self.Leave(visible(event.text)))
 
     def on_click(self, event: events.Click) -> None:
         line = self.scroll_offset.y + event.y
