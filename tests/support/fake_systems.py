@@ -22,7 +22,7 @@ from typing import Any
 
 VARIABLE = "FAKE_SYSTEM"
 _SITE = Path(__file__).with_name("fake_site")
-_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$')
+_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]|[^.][. ]$')
 _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9])(\..*)?", re.IGNORECASE)
 
 
@@ -121,6 +121,13 @@ class _View(ModuleType):
         if self.__dict__["_missing"].fullmatch(name):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} on this system")
         return getattr(self.__dict__["_real"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """`sys.stdout = …` is meant for the process."""
+        setattr(self.__dict__["_real"], name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.__dict__["_real"], name)
 
     def __dir__(self) -> list[str]:
         return [name for name in dir(self._real) if not self._missing.fullmatch(name)]
