@@ -58,6 +58,16 @@ class _OutputStream(io.TextIOBase):
             with open(self.descriptor, "rb", closefd=False) as written:
                 sys.stdout.write(written.read(self._size).decode("utf-8"))
 
+    def close_descriptor(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+    def reopen(self, file: Path) -> None:
+        """Open the file that was written, so that `fail` can read it."""
+        if self.descriptor < 0:
+            self.descriptor = os.open(file, os.O_RDWR)
+
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
@@ -107,18 +117,20 @@ def _special(file: Path, number: int | None, interruption: Interruption) -> Iter
 @contextmanager
 def _replaced(file: Path) -> Iterator[_OutputStream]:
     temporary, descriptor = _temporary(file)
+    stream = _OutputStream(descriptor, readable=True)
     try:
         with cleaned_up(lambda: temporary.unlink(missing_ok=True)):
-            stream = _OutputStream(descriptor, readable=True)
             yield stream
             if stream.error is None:
                 try:
                     os.fsync(descriptor)
+                    stream.close_descriptor()  # Windows renames no open file
                     replace(temporary, file)
                 except OSError as error:
+                    stream.reopen(temporary)
                     stream.fail(error)
     finally:
-        os.close(descriptor)
+        stream.close_descriptor()
         temporary.unlink(missing_ok=True)
 
 
