@@ -115,7 +115,8 @@ def _request(backend: CompletionBackend[RequestT], item: dict[str, Any]) -> Requ
     """The request of a line. Raises DsliteError."""
     for key in item:
         if key not in _KEYS:
-            close = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
+            close = [known for known in _KEYS if known.startswith(key)]
+            close = close or difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
             raise UsageError(
                 f"the key {key!r} is unknown", f"did you mean {close[0]!r}?" if close else f"known: {', '.join(_KEYS)}"
             )

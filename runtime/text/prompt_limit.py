@@ -61,11 +61,11 @@ class PromptLimit:
 
 
 def longest_token_of(folder: Path) -> int:
-    """Bytes of the longest token that text can form, from a model folder's tokenizer.json.
+    """Bytes of the longest token, added ones included, from a model folder's tokenizer.json.
 
     Byte-level BPE writes each byte as one character. Raises OSError, ValueError, KeyError, TypeError.
     """
     raw = json.loads((folder / "tokenizer.json").read_bytes())
     vocabulary = max(map(len, raw["model"]["vocab"]))
-    added = (len(token["content"].encode()) for token in raw.get("added_tokens", []) if not token["special"])
+    added = (len(token["content"].encode()) for token in raw.get("added_tokens", []))
     return max(vocabulary, *added, 1)
