@@ -3,10 +3,13 @@
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event as Flag
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from torch import Tensor
 
@@ -15,7 +18,7 @@ from dslite.model.transformer import Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.engine.scheduler import Scheduler, cache_budget
+from dslite.runtime.engine.scheduler import BatchEvent, Scheduler, cache_budget
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import ContextFullError, DsliteError, OutOfMemoryError
 from dslite.runtime.events import Done, Prefilling, Token
@@ -289,3 +292,165 @@ def test_a_limit_of_the_user_bounds_the_batch(engine: Engine, monkeypatch: pytes
     assert cache_budget(engine, 4) == 2 * engine.context
     monkeypatch.setattr(engine, "memory_left", 0)
     assert cache_budget(engine, 4) == engine.context  # one answer always has its own
+
+
+def test_a_batch_reuses_what_a_conversation_computed_and_the_other_way_round(engine: Engine) -> None:
+    conversation = [3, 4] * 50
+    first = alone(engine, greedy(conversation, 8))
+    scheduler = Scheduler(engine)
+    scheduler.add("continues", greedy([*conversation, *first.token_ids, 9, 9], 4))
+    scheduler.add("other", greedy([8] * 60, 4))
+    together = answers(scheduler)
+    assert together["continues"].cached_tokens == 107  # the token that was drawn last has no entry
+    assert together["other"].cached_tokens == 0
+    assert alone(engine, greedy([8] * 60 + [1], 1)).cached_tokens == 60
+
+
+def test_answers_that_outgrow_the_budget_preempt_the_youngest_and_equal_those_made_alone(engine: Engine) -> None:
+    requests = [greedy([number + 1] * 400, 500) for number in range(3)]
+    small = load_engine_like(engine)
+    scheduler = Scheduler(small, max_tokens=1500)
+    for number, request in enumerate(requests):
+        scheduler.add(number, request)
+    most, preempted, ends = 0, False, {}
+    while len(scheduler):
+        running = scheduler.running
+        ends |= {key: event for key, event in scheduler.step() if isinstance(event, Done)}
+        preempted |= scheduler.running < running and len(scheduler) == 3
+        most = max(most, sum(len(cached.ids) for cached in scheduler._caches()))
+    assert preempted
+    assert most <= 1500
+    for number, request in enumerate(requests):
+        assert ends[number].token_ids == alone(load_engine_like(engine), request).token_ids
+        assert ends[number].completion_tokens == 500
+
+
+def load_engine_like(engine: Engine) -> Engine:
+    """Another engine over the same network, with nothing cached."""
+    return Engine(engine.model, engine.tokenizer, context=engine.context, eos_token_ids=[])
+
+
+def test_a_preempted_answer_keeps_its_seed_and_tells_no_token_twice(engine: Engine) -> None:
+    requests = [
+        Request([number + 1] * 500, SamplingParams(temperature=1.0, seed=number, max_tokens=400), logprobs=0)
+        for number in range(2)
+    ]
+    scheduler = Scheduler(load_engine_like(engine), max_tokens=1500)
+    for number, request in enumerate(requests):
+        scheduler.add(number, request)
+    told: dict[object, list[int | None]] = {0: [], 1: []}
+    for key, event in scheduler.run():
+        if isinstance(event, Token):
+            told[key].append(event.id)
+    for number, request in enumerate(requests):
+        assert told[number] == list(alone(load_engine_like(engine), request).token_ids)
+
+
+def test_an_answer_without_a_limit_does_not_reserve_a_whole_context(engine: Engine) -> None:
+    scheduler = Scheduler(engine, max_tokens=engine.context)
+    for number in range(4):
+        scheduler.add(number, Request([number + 1] * 20, SamplingParams(temperature=0)))
+    scheduler.step()
+    assert scheduler.running == 4
+
+
+def test_prefill_chunks_grow_again_after_a_shortage(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = engine.runner.prefill_chunk
+    with monkeypatch.context() as patch:
+        out_of_memory_at(engine, patch, lambda count, _: count > 60)
+        alone(engine, greedy([11, 12] * 100, 1))
+    assert engine.runner.prefill_chunk < planned
+    for number in range(400):
+        alone(engine, greedy([number % 190 + 1, number // 190 + 1, *([5] * 3)], 1))
+    assert engine.runner.prefill_chunk == planned
+
+
+def test_cancelling_one_of_several_ends_it_alone(engine: Engine) -> None:
+    cancel = Flag()
+    scheduler = Scheduler(engine)
+    scheduler.add("kept", greedy([5, 6, 7], 12))
+    scheduler.add("cancelled", greedy([8, 9, 10], 12), cancel)
+    made = [event for _ in range(4) for event in scheduler.step()]
+    cancel.set()
+    ends = {key: event for key, event in [*made, *scheduler.run()] if isinstance(event, Done)}
+    assert (ends["cancelled"].finish_reason, ends["kept"].finish_reason) == ("interrupted", "length")
+    assert ends["kept"].token_ids == alone(engine, greedy([5, 6, 7], 12)).token_ids
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_any_order_of_joining_and_leaving_leaves_each_answer_as_if_alone(folder: Path, data: st.DataObject) -> None:
+    check_orders(folder, data, steps=25)
+
+
+@pytest.mark.long
+@settings(max_examples=150)
+@given(st.data())
+def test_any_long_order_of_joining_and_leaving_leaves_each_answer_as_if_alone(
+    folder: Path, data: st.DataObject
+) -> None:
+    check_orders(folder, data, steps=80)
+
+
+def check_orders(folder: Path, data: st.DataObject, steps: int) -> None:
+    """Requests join, leave, fork from earlier answers and run out of memory, in any order; each answer is right."""
+    engine = load_engine(folder, context=300, eos_token_ids=[])
+    reference = load_engine_like(engine)
+    scheduler = Scheduler(engine, max_sequences=3, max_tokens=data.draw(st.sampled_from([300, 450, 900])), chunk=24)
+    asked: dict[int, Request] = {}
+    known = [[1, 2, 3]]
+    for number in range(steps):
+        action = data.draw(st.sampled_from(["add", "step", "step", "step", "remove", "evict", "short", "chat"]))
+        if action == "add":
+            prefix = data.draw(st.sampled_from(known))
+            cut = data.draw(st.integers(0, len(prefix)))
+            prompt = [*prefix[:cut], *data.draw(st.lists(st.integers(0, 190), min_size=1, max_size=60))][:200]
+            params = SamplingParams(
+                temperature=data.draw(st.sampled_from([0.0, 1.0])),
+                seed=number,
+                max_tokens=data.draw(st.integers(0, 40)),
+            )
+            asked[number] = Request(prompt, params)
+            scheduler.add(number, asked[number])
+        elif action == "remove" and asked:
+            key = data.draw(st.sampled_from(sorted(asked)))
+            del asked[key]
+            scheduler.remove(key)
+        elif action == "evict":
+            engine.prefix_cache.evict(drop=data.draw(st.booleans()))
+        elif action == "chat":
+            prompt = data.draw(st.sampled_from(known))
+            known.append([*prompt, *alone(engine, greedy(prompt, 5)).token_ids][:200])
+        else:
+            events = step_with_shortage(scheduler) if action == "short" else scheduler.step()
+            settle(events, asked, known, reference)
+    for event in scheduler.run():
+        settle([event], asked, known, reference)
+    assert not asked
+
+
+def step_with_shortage(scheduler: Scheduler) -> list[BatchEvent]:
+    """A step whose first pass runs out of memory; with several tokens or sequences in it nothing is lost."""
+    forward, failures = Transformer.forward, iter([True])
+
+    def fail(self: Transformer, ids: Tensor, *args: Any, **options: Any) -> Tensor:
+        if len(ids) > 1 and next(failures, False):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, ids, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transformer, "forward", fail)
+        return scheduler.step()
+
+
+def settle(events: list[BatchEvent], asked: dict[int, Request], known: list[list[int]], reference: Engine) -> None:
+    """Compare what ended with the same request alone, in an engine of its own."""
+    for key, event in events:
+        assert isinstance(key, int)
+        if isinstance(event, OutOfMemoryError):
+            del asked[key]  # the youngest of several, where nothing else could be freed
+        elif isinstance(event, Done):
+            request = asked.pop(key)
+            reference.prefix_cache.clear()
+            assert event.token_ids == alone(reference, request).token_ids
+            known.append([*request.prompt_ids, *event.token_ids][:200])
