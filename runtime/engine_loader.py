@@ -14,7 +14,7 @@ from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Loading
-from dslite.runtime.paths import latents_dir
+from dslite.runtime.paths import latents_dir, prompts_dir
 from dslite.runtime.planning.autotune import choose_products
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.planning.fit import fit
@@ -55,6 +55,9 @@ def open_engine(
         eos_token_ids=ends,
         prefill_chunk=plan.prefill_chunk,
         open_disk_cache=cache(lambda: LatentDiskCache(latents_dir(), fingerprint(checkpoint, dtype))),
+        prompt_cache=LatentDiskCache(prompts_dir(), fingerprint(checkpoint, dtype), most_bytes=options.disk_cache)
+        if options.disk_cache
+        else None,
         memory_left=_memory_left(options, plan),
     )
 

@@ -33,6 +33,7 @@ class EngineOptions:
     ram: int | None = None
     expert_slots: int | None = None
     miss: MissPolicy = "auto"
+    disk_cache: int = 0  # most bytes of latent entries on disk that belong to no saved conversation; 0: none
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -46,6 +47,7 @@ class EngineOptions:
         check_whole("--expert-slots", self.expert_slots)
         check_whole("--vram", self.vram, 1, MAX_SIZE)
         check_whole("--ram", self.ram, 1, MAX_SIZE)
+        check_whole("--disk-cache", self.disk_cache, 0, MAX_SIZE)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -34,6 +34,11 @@ def latents_dir() -> Path:
     return cache_dir() / "latents"
 
 
+def prompts_dir() -> Path:
+    """Latent entries of prompts that belong to no saved conversation (`serve --disk-cache`)."""
+    return cache_dir() / "prompts"
+
+
 def latents_file(conversation: str) -> Path:
     """The saved rows of one conversation: they go where it goes."""
     return latents_dir() / f"{conversation}.safetensors"

@@ -27,12 +27,17 @@ def doctor(
     *,
     refresh: Annotated[bool, flag("--refresh", help="Measure the bandwidths anew.")] = False,
     selftest: Annotated[bool, flag("--selftest", help="Run published prompts on the base weights.")] = False,
+    clear_cache: Annotated[
+        bool, flag("--clear-cache", help="Remove what was computed of conversations and prompts; it is computed again.")
+    ] = False,
     device: Device = "auto",
     listing: ListFlags,
 ) -> None:
     """Show what this machine can do, what is wrong, and the remedy; ends with 1 where something is wrong."""
     from dslite.runtime.diagnostics.doctor import examine
 
+    if clear_cache:
+        _clear_cache()
     if not listing.json and not console.settings.quiet and sys.stderr.isatty():
         print("looking; measuring bandwidths takes some seconds the first time", file=sys.stderr)
     seen = examine(refresh=refresh)
@@ -46,6 +51,15 @@ def doctor(
         _print_selftest(results)
     failed = seen.faults or not all(result.passed for result in results or ())
     raise typer.Exit(1 if failed else 0)
+
+
+def _clear_cache() -> None:
+    """Remove the latent entries on disk. Conversations themselves stay."""
+    from dslite.runtime.cache.disk_cache import clear_folder
+    from dslite.runtime.paths import latents_dir, prompts_dir
+
+    removed = sum(map(clear_folder, (latents_dir(), prompts_dir())))
+    print(f"removed {size_text(removed)} of computed conversations and prompts", file=sys.stderr)
 
 
 def _config_findings() -> "Iterator[Finding]":

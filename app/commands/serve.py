@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from dslite.app.settings.endpoint import key_from_environment
 from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef
 from dslite.runtime.engine_options import check_whole
 from dslite.runtime.errors import DsliteError, UsageError
+from dslite.runtime.units import parse_size
 
 ALIAS = "deepseek-chat"  # the name in the LangChain sample of the model's own README
 _MOST_SECONDS = 604_800  # a week
@@ -38,6 +40,9 @@ def serve(
     parallel: Annotated[int, flag("--parallel", help="Most answers computed together.")] = 8,
     queue: Annotated[int, flag("--queue", help="Most answers under way and waiting.")] = 256,
     timeout: Annotated[float, flag("--timeout", help="Most seconds for a request.")] = 3600,
+    disk_cache: Annotated[
+        str, flag("--disk-cache", metavar="SIZE", help="Most room on disk for what was computed of clients' prompts.")
+    ] = "0",
     engine: EngineFlags,
 ) -> None:
     """Serve the OpenAI-compatible API on this machine."""
@@ -46,7 +51,7 @@ def serve(
     check_whole("--queue", queue, 1, 65536)
     if not 1 <= timeout <= _MOST_SECONDS:
         raise UsageError(f"--timeout is {timeout}; it must be from 1 to {_MOST_SECONDS} seconds")
-    options = engine.options()
+    options = replace(engine.options(), disk_cache=0 if disk_cache.strip() == "0" else parse_size(disk_cache))
     hosts = tuple(map(parse_host, allow_host or ()))
     origins = tuple(map(parse_origin, allow_origin or ()))
     ref = ensure_model(engine.ref("chat"), offline=engine.offline)

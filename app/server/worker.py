@@ -178,8 +178,12 @@ class Worker:
         while True:
             try:
                 while not len(scheduler) or not self._commands.empty():
+                    while self._commands.empty() and self._engine.prefix_cache.write_prompt():
+                        pass  # while nothing runs: a request that comes waits for one entry at most
                     command = self._commands.get()
                     if command is None:
+                        while self._engine.prefix_cache.write_prompt():
+                            pass
                         return False
                     command(scheduler)
                 events = scheduler.step()

@@ -31,6 +31,7 @@ from dslite.runtime.weights.checkpoint import Checkpoint
 DEFAULT_MOST_BYTES = 4_000_000_000
 _FORMAT = "dslite-latents-1"
 _BLOCK = 1024
+_SEARCHED = 64  # first tokens of a prompt, by which its file is found
 _HASHERS = 2
 _ORPHAN_S = 600  # nobody writes one file for so long
 _NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
@@ -106,6 +107,24 @@ class LatentDiskCache:
         except _DAMAGE as error:
             log.warning("the saved rows of %s are not used: %s", key, error)
         return cache.length
+
+    def save_by_tokens(self, token_ids: Sequence[int], cache: LatentKVCache) -> None:
+        """Write latent entries that are found again by their tokens. Fewer than a search compares are not worth it."""
+        if len(token_ids) >= _SEARCHED:
+            self.save(f"{_digest(token_ids[:_SEARCHED])}-{_digest(token_ids)}", token_ids, cache)
+
+    def load_longest(self, token_ids: Sequence[int], cache: LatentKVCache) -> bool:
+        """Continue the cache with the longest prefix of the tokens that any file holds; False where none is longer."""
+        best, known = None, cache.length
+        for file in self._folder.glob(f"{_digest(token_ids[:_SEARCHED])}-*.safetensors"):
+            try:
+                shared = common_prefix(_Opened(file).tensor("token_ids").tolist(), token_ids)
+            except (OSError, *_DAMAGE) as error:
+                log.warning("the saved entries %s are not used: %s", file, error)
+                continue
+            if shared > known:
+                best, known = file, shared
+        return best is not None and self.load(best.stem, token_ids, cache) > 0
 
     def remove(self, key: str) -> None:
         """Forget a conversation."""
@@ -209,6 +228,20 @@ class _Opened:
         entry = self._entries[name]
         begin, end = (self._start + place for place in entry["data_offsets"])
         return self._bytes[begin:end].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+
+
+def clear_folder(folder: Path) -> int:
+    """Remove all files of a disk cache; returns their bytes. Raises OSError where one cannot be removed."""
+    removed = 0
+    for file in [*folder.glob("*.safetensors"), *folder.glob(".*.tmp")]:
+        removed += file.stat().st_size
+        file.unlink()
+    return removed
+
+
+def _digest(token_ids: Sequence[int]) -> str:
+    """A file name's part for tokens."""
+    return hashlib.sha256(",".join(map(str, token_ids)).encode()).hexdigest()[:24]
 
 
 def _header(layout: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -3,7 +3,8 @@
 Device: the latent caches of finished sequences. A sequence that begins like one takes it over without a copy.
 Host: the suffixes that were cut off when a cache was taken over at a shorter prefix, such as the inactive branches of a
 conversation (branch_cache.py).
-Disk: saved conversations (disk_cache.py), read into a device entry when one is resumed.
+Disk: saved conversations (disk_cache.py), read into a device entry when one is resumed; of a server that was given
+room for it also prompts, found by their tokens alone.
 The longest common prefix is searched over all of them. Losing an entry costs a prefill, never an answer.
 """
 
@@ -21,6 +22,7 @@ class CachedTokens:
 
     cache: LatentKVCache
     ids: list[int] = field(default_factory=list)
+    written: bool = False  # the disk holds it by its tokens
 
     def copy(self, other: "CachedTokens", count: int) -> None:
         """Begin anew with the first `count` tokens of another sequence."""
@@ -38,14 +40,19 @@ class PrefixCache:
         most_tokens: int,
         host_bytes: int,
         open_disk: Callable[[], LatentDiskCache] | None = None,
+        prompts: LatentDiskCache | None = None,
     ) -> None:
-        """`make_cache` gives an empty latent cache and raises OutOfMemoryError; `open_disk` opens the disk level."""
+        """`make_cache` gives an empty latent cache and raises OutOfMemoryError.
+
+        `open_disk` opens the saved conversations; `prompts` keeps entries by their tokens; None: they are not kept.
+        """
         self._make_cache = make_cache
         self._most_tokens = most_tokens
         self._finished: list[CachedTokens] = []
         self.newest: CachedTokens | None = None  # the entry that was acquired or released last
         self._host = BranchCache(host_bytes)
         self._open_disk = open_disk
+        self._prompts = prompts
         self._saved: tuple[str, tuple[int, ...]] | None = None  # a conversation and its tokens as the disk holds them
 
     @property
@@ -74,7 +81,10 @@ class PrefixCache:
             entry = best
         else:
             entry = CachedTokens(self._make_cache())
+        entry.written = False
         self.extend(entry, ids)
+        if self._prompts is not None and self._prompts.load_longest(ids, entry.cache):
+            entry.ids = list(ids[: entry.cache.length])
         self.newest = entry
         return entry
 
@@ -115,6 +125,15 @@ class PrefixCache:
         self._finished.clear()
         self._host.clear()
         self.newest = None
+
+    def write_prompt(self) -> bool:
+        """Write an entry of the device level that is not on disk yet; False where there is none. For idle times."""
+        entry = next((entry for entry in self._finished if not entry.written), None)
+        if self._prompts is None or entry is None:
+            return False
+        entry.written = True
+        self._prompts.save_by_tokens(entry.ids, entry.cache)
+        return True
 
     # ---- saved conversations ----
 

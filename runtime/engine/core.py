@@ -32,10 +32,12 @@ class EngineCore:
         eos_token_ids: abc.Sequence[int] | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         open_disk_cache: abc.Callable[[], LatentDiskCache] | None = None,
+        prompt_cache: LatentDiskCache | None = None,
         memory_left: int | None = None,
     ) -> None:
         """`context` is the most tokens of a prompt and its answer; `open_disk_cache` opens the saved conversations.
 
+        `prompt_cache` keeps on disk what belongs to no saved conversation; None: nothing is kept of it.
         `memory_left`: bytes that the user's limit leaves for more than one conversation; None: no limit.
         """
         self.model = model
@@ -51,6 +53,7 @@ class EngineCore:
             # Half a context, so that inactive branches never double the memory.
             host_bytes=context * kv_bytes_per_token(model.config, model.dtype) // 2,
             open_disk=open_disk_cache,
+            prompts=prompt_cache,
         )
 
     @property

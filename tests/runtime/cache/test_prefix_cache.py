@@ -139,13 +139,16 @@ def test_a_resumed_conversation_is_not_written_again(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+SMALL = 8 * TURN  # tokens of the device level in random orders, and of their longest path
+
+
 class Levels(RuleBasedStateMachine):
     """Sequences that begin, grow, fork, end, are saved and resumed, while memory is short now and then."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.cache = new_prefix_cache(most_tokens=8 * TURN, host_bytes=200_000, folder=Path(self.folder.name))
+        self.cache = new_prefix_cache(most_tokens=SMALL, host_bytes=200_000, folder=Path(self.folder.name))
         self.running: list[CachedTokens] = []
         self.saved: dict[str, list[int]] = {}
 
@@ -169,7 +172,7 @@ class Levels(RuleBasedStateMachine):
     @rule(data=st.data(), turns=st.lists(st.integers(0, 2), max_size=2))
     def grow(self, data: st.DataObject, turns: list[int]) -> None:
         entry = data.draw(st.sampled_from(self.running))
-        compute(entry, (entry.ids + path_of(turns))[:CONTEXT])
+        compute(entry, (entry.ids + path_of(turns))[:SMALL])
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -195,14 +198,14 @@ class Levels(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["one", "two"]), turns=st.lists(st.integers(0, 2), max_size=2))
     def resume(self, name: str, turns: list[int]) -> None:
-        path = (self.saved.get(name, []) + path_of(turns))[:CONTEXT]
+        path = (self.saved.get(name, []) + path_of(turns))[:SMALL]
         if path:
             assert self.cache.resume(name, path) >= len(self.saved.get(name, []))
 
     @rule()
     def restart(self) -> None:
         self.running.clear()
-        self.cache = new_prefix_cache(most_tokens=8 * TURN, host_bytes=200_000, folder=Path(self.folder.name))
+        self.cache = new_prefix_cache(most_tokens=SMALL, host_bytes=200_000, folder=Path(self.folder.name))
 
     @invariant()
     def entries_are_those_of_their_tokens(self) -> None:
@@ -230,3 +233,48 @@ def test_with_room_for_all_no_turn_is_computed_twice(walk: list[list[int]]) -> N
         new = [turns[: end + 1] for end in range(len(turns)) if tuple(turns[: end + 1]) not in seen]
         assert answered(cache, turns) == TURN * len(new)
         seen |= {tuple(part) for part in new}
+
+
+def with_prompts(folder: Path) -> PrefixCache:
+    prompts = LatentDiskCache(folder, "fingerprint")
+    return PrefixCache(make_cache, most_tokens=CONTEXT, host_bytes=0, prompts=prompts)
+
+
+def test_prompts_are_found_by_their_tokens_after_a_restart(tmp_path: Path) -> None:
+    before = with_prompts(tmp_path)
+    for turns in ([1, 2, 3, 4], [1, 2, 3, 5, 6], [9, 9]):
+        answered(before, turns)
+    while before.write_prompt():
+        pass
+    after = with_prompts(tmp_path)
+    entry = after.acquire(path_of([1, 2, 3, 5, 7]))
+    assert entry.ids == path_of([1, 2, 3, 5])
+    check(entry)
+    assert after.acquire(path_of([9, 9])).ids == [], "too short to be worth a file"
+
+
+def test_a_prompt_is_written_once_and_again_when_it_has_grown(tmp_path: Path) -> None:
+    cache = with_prompts(tmp_path)
+    answered(cache, [1, 2, 3, 4])
+    assert cache.write_prompt()
+    assert not cache.write_prompt()
+    answered(cache, [1, 2, 3, 4, 5])
+    assert cache.write_prompt()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_without_room_on_disk_no_prompt_is_written(tmp_path: Path) -> None:
+    cache = new_prefix_cache(folder=tmp_path)
+    answered(cache, [1, 2, 3, 4])
+    assert not cache.write_prompt()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_of_a_prompt_is_computed_again(tmp_path: Path) -> None:
+    before = with_prompts(tmp_path)
+    answered(before, [1, 2, 3, 4])
+    assert before.write_prompt()
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-5000])
+    after = with_prompts(tmp_path)
+    assert answered(after, [1, 2, 3, 4]) == 4 * TURN
