@@ -1,7 +1,7 @@
-"""What config.json says about a DeepSeek-V2 network.
+"""The configuration of a DeepSeek-V2 network, as config.json gives it.
 
-Hub parameter names are kept. A key whose meaning is not implemented is refused by name: ignoring one gives a model that
-answers, only wrongly.
+Hub parameter names are kept. A key that asks for something not implemented is refused by name: a model that ignored it
+would answer, but wrongly.
 """
 
 import math
@@ -18,7 +18,7 @@ _WITHOUT_EFFECT = frozenset(
     "attention_dropout aux_loss_alpha seq_aux pad_token_id ep_size output_attentions output_hidden_states "
     "return_dict pretraining_tp".split()
 )
-# Keys that are read only to be sure that they ask for what is implemented.
+# Keys with one implemented value: any other is refused.
 _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "model_type": ("deepseek_v2",),
     "hidden_act": ("silu",),

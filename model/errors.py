@@ -1,4 +1,4 @@
-"""The root of every error that a user can meet.
+"""The base of all errors that are shown to the user.
 
 An error states the fact and its cause in `message` and what to do in `remedy`. The command line prints both and exits
 with `exit_code`; the chat shows the same words.
@@ -6,7 +6,7 @@ with `exit_code`; the chat shows the same words.
 
 
 class DsliteError(Exception):
-    """A fault with a remedy. `exit_code` is the contract's."""
+    """An error with a remedy. `exit_code` is that of the command line."""
 
     exit_code = 1
 

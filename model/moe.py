@@ -1,4 +1,4 @@
-"""The mixture of experts: a gate that chooses, experts that compute (DeepSeek-V2 paper, section 2.2, eq. 20 to 22)."""
+"""The mixture of experts: router, routed and shared experts (DeepSeek-V2 paper, section 2.2, eq. 20 to 22)."""
 
 # T tokens  D hidden  E experts  K experts per token  G groups
 
@@ -41,15 +41,15 @@ class MLP:
         return self.reference(hidden) if out is None else out
 
     def reference(self, hidden: Tensor) -> Tensor:
-        """The same by torch's products: what the kernel must equal."""
+        """The same by torch's products: the reference of the kernel."""
         return F.linear(F.silu(F.linear(hidden, self.gate_proj)) * F.linear(hidden, self.up_proj), self.down_proj)
 
 
 class ExpertBank(Protocol):
-    """The routed experts of one layer, wherever they live."""
+    """The routed experts of one layer: resident, or in slots over a slower memory."""
 
     def expect(self, hidden: Tensor, expert_ids: Tensor) -> None:
-        """What the next call will ask for. The shared experts are computed in between: time to begin fetching."""
+        """Announce the next call. The shared experts are computed in between, while missing experts are fetched."""
         ...
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class ExpertBank(Protocol):
 
 @dataclass(frozen=True)
 class Gate:
-    """Chooses K experts for each token. Everything in float32: near ties decide which expert answers."""
+    """The router: K experts for each token. Everything in float32, because near ties decide which expert is used."""
 
     weight: Tensor
     config: ModelConfig
@@ -84,7 +84,7 @@ def _best_groups_only(scores: Tensor, n_group: int, topk_group: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ResidentExperts:
-    """All experts of a layer where the computing is done: the plain bank, and the reference of every other."""
+    """All experts of a layer on the compute device: the plain bank, and the reference of every other."""
 
     experts: Sequence[MLP]
 
@@ -94,14 +94,14 @@ class ResidentExperts:
 
     @cached_property
     def stacks(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Gate, up and down of all experts as views (E, …), where they lie so that there are such."""
+        """Gate, up and down of all experts as views (E, …); None where they are not evenly spaced in memory."""
         gate, up, down = (
             grouped.stack(matrices) for matrices in zip(*(one.matrices for one in self.experts), strict=True)
         )
         return None if gate is None or up is None or down is None else (gate, up, down)
 
     def expect(self, hidden: Tensor, expert_ids: Tensor) -> None:
-        """Everything is there."""
+        """Nothing to fetch."""
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         if grouped.usable(hidden) and self.stacks is not None:
@@ -110,7 +110,7 @@ class ResidentExperts:
         return self.reference(hidden, expert_ids, weights) if out is None else out
 
     def reference(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        """The same expert by expert: what the kernel must equal."""
+        """The same expert by expert: the reference of the kernel."""
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         for expert, rows, row_weights in by_expert(expert_ids, weights, len(self.experts)):
             out = self.experts[expert](hidden if hidden.shape[0] == 1 else hidden[rows])
@@ -119,7 +119,7 @@ class ResidentExperts:
 
 
 def by_expert(expert_ids: Tensor, weights: Tensor, n_experts: int) -> list[tuple[int, Tensor, Tensor]]:
-    """Group (T, K) choices: for each expert in use its number, the rows that chose it and their weights."""
+    """Group router choices (T, K): for each expert in use its number, the tokens that chose it, and their weights."""
     order = expert_ids.flatten().argsort(stable=True)
     rows = order // expert_ids.shape[1]
     sorted_weights = weights.flatten()[order]
@@ -138,8 +138,8 @@ class MoE:
 
     @cached_property
     def uses(self) -> Tensor:
-        """How often tokens chose each expert, (E,) int64. Counted where it costs nothing: on the CPU."""
-        with torch.inference_mode(False):  # else it could only be written in inference mode
+        """How often tokens chose each expert, (E,) int64; counted on the CPU only, where it costs nothing."""
+        with torch.inference_mode(False):  # a tensor made in inference mode could only be written there
             return torch.zeros(self.gate.config.n_routed_experts, dtype=torch.int64)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class MoE:
         return self.mix(hidden, expert_ids, weights)
 
     def mix(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        """The chosen and the shared experts of hidden (T, D)."""
+        """The sum of the routed and the shared experts of hidden (T, D): (T, D). Paper, eq. 20."""
         self.experts.expect(hidden, expert_ids)
         shared = None if self.shared_experts is None else self.shared_experts(hidden)
         routed: Tensor = self.experts(hidden, expert_ids, weights).to(hidden.dtype)

@@ -1,6 +1,6 @@
 """Names and shapes of every tensor of a checkpoint, from its config alone.
 
-This is the one list: checks, byte counts, placement and random weights all read it.
+The only such list: checks, byte counts, placement and random weights all use it.
 """
 
 from dslite.model.config import ModelConfig
@@ -9,7 +9,7 @@ Shape = tuple[int, ...]
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Hub name → shape of all parameters, in the order in which a token meets them."""
+    """Hub name → shape of all parameters, in the order of the forward pass."""
     vocab, hidden = config.vocab_size, config.hidden_size
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer in range(config.num_hidden_layers):

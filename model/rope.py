@@ -1,6 +1,6 @@
 """Rotary position embedding with YaRN frequencies (DeepSeek-V2 paper, section 2.1.3; YaRN, arXiv 2309.00071).
 
-The pairs that rotate together are neighbours, (2i, 2i+1), and stay where they are: cached keys keep the Hub's order.
+The pairs that rotate together are neighbours, (2i, 2i+1), as in the Hub's weights; cached keys keep that order.
 """
 
 # T tokens  R rotary width  P = R/2 pairs
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dslite.model.config import ModelConfig, YarnConfig
 
-ROPE_LAYOUT = "interleaved"  # recorded with saved caches: other programs de-interleave
+ROPE_LAYOUT = "interleaved"  # stored with saved caches: other programs de-interleave
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
@@ -28,7 +28,7 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def _ramp_bounds(config: ModelConfig, yarn: YarnConfig) -> tuple[float, float]:
-    """Pairs below the first turn as trained, pairs above the second are stretched by the factor: 10 and 23 for Lite."""
+    """Pairs below the first bound rotate as trained, those above the second slower by the factor: 10, 23 for Lite."""
 
     def pair_of(turns: float) -> float:
         """The pair that makes `turns` rotations over the original context."""
@@ -41,7 +41,7 @@ def _ramp_bounds(config: ModelConfig, yarn: YarnConfig) -> tuple[float, float]:
 
 
 def amplitude(config: ModelConfig) -> float:
-    """What cos and sin are multiplied by: m(mscale) / m(mscale_all_dim), 1 in every published model."""
+    """The factor of cos and sin: m(mscale) / m(mscale_all_dim), 1 in every published model."""
     yarn = config.rope_scaling
     if yarn is None:
         return 1.0
@@ -55,7 +55,7 @@ def rotation(positions: Tensor, frequencies: Tensor, amplitude: float) -> Tensor
 
 
 def rotate(x: Tensor, factors: Tensor) -> Tensor:
-    """Turn the pairs of x (T, ..., R) by factors (T, P), in float32. Paper, eq. 14 and 15."""
+    """Rotate the pairs of x (T, ..., R) by factors (T, P), in float32. Paper, eq. 14 and 15."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())  # (T, ..., P)
     factors = factors.view(factors.shape[0], *[1] * (x.dim() - 2), factors.shape[1])
     return torch.view_as_real(pairs * factors).flatten(-2).to(x.dtype)

@@ -1,12 +1,12 @@
-"""What can go wrong between a request and its answer, each with the contract's exit code.
+"""The errors of the runtime, each with the exit code of the command line.
 
 DsliteError (1)
-├── UsageError (2)             the request itself is wrong
-├── ModelUnavailableError (3)  the model or device cannot be had: absent, incomplete, damaged, not supported
-│   ├── CheckpointError        a file of the model at fault
-│   └── OutOfMemoryError       the weights, or the work, do not fit into memory
-├── ContextFullError (4)       the context cannot take the prompt
-└── NumericsError (1)          the network gave something that is not a number
+├── UsageError (2)             the request is wrong
+├── ModelUnavailableError (3)  the model or device is absent, incomplete, damaged or not supported
+│   ├── CheckpointError        a file of the model is at fault
+│   └── OutOfMemoryError       weights or intermediate values do not fit into memory
+├── ContextFullError (4)       the prompt does not fit into the context
+└── NumericsError (1)          the network computed NaN or infinity
 """
 
 from dslite.model.errors import ConfigError, DsliteError
@@ -24,13 +24,13 @@ __all__ = [
 
 
 class UsageError(DsliteError):
-    """The request itself is wrong."""
+    """The request is wrong."""
 
     exit_code = 2
 
 
 class ModelUnavailableError(DsliteError):
-    """The model or the device cannot be had."""
+    """The model or the device is not available."""
 
     exit_code = 3
 
@@ -40,7 +40,7 @@ class CheckpointError(ModelUnavailableError):
 
 
 class OutOfMemoryError(ModelUnavailableError):
-    """Memory ran out, and nothing was left to give back."""
+    """Memory ran out, and nothing more could be freed."""
 
     @classmethod
     def of(cls, error: BaseException, what: str) -> "OutOfMemoryError":

@@ -1,7 +1,8 @@
-"""Products by compiled kernels. Most functions answer None where none applies: the caller has the reference.
+"""Products by the fastest kernel for where tensors lie. Most functions return None where no kernel applies; the caller
+then computes the reference.
 
-A new token is a chain of matrix-vector products, and what torch has for them is made for many rows. Of a prompt an
-expert gets some fifty rows: too few for torch to hide what it does beside multiplying.
+Decoding a token is a chain of matrix-vector products, for which torch has only its kernels for many rows. In prefill an
+expert gets some fifty rows: too few to hide the overhead of torch's kernels.
 """
 
 # T tokens  S cached and new tokens  D hidden  E experts  K experts per token
@@ -31,7 +32,7 @@ def weighted_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, table:
     """hidden (T, D), ids (T, K), float32 weights (T, K): the weighted sum of the experts, (T, D) in float32."""
     products = native.products()
     tokens, chosen = expert_ids.shape
-    ours = tokens <= native.MOST_TOKENS or native.choice.ours(tokens * chosen / max(len(table.addresses), 1))
+    ours = tokens <= native.MOST_TOKENS or native.thresholds.ours(tokens * chosen / max(len(table.addresses), 1))
     if products is not None and ours and table.suits and hidden.is_contiguous() and native.suits_many_rows(hidden):
         return products.experts(hidden, expert_ids.contiguous(), weights.contiguous(), table)
     return None
@@ -48,7 +49,7 @@ def mlp(hidden: Tensor, table: ExpertTable) -> Tensor | None:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
-    """x (T, D), its rows as far apart as they are, normed and scaled by weight (D,): (T, D)."""
+    """x (T, D), rows of any stride, normed and scaled by weight (D,): (T, D)."""
     products = native.products()
     if products is None or not (x.dim() == 2 and native.suits_many_rows(x) and native.suits_weight(weight)):
         return None
@@ -56,17 +57,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (T, k), its rows as far apart as they are, times weight (n, k): (T, n)."""
+    """x (T, k), rows of any stride, times weight (n, k): (T, n)."""
     products = native.products()
-    suits = native.suits_weight(weight) and native.suits_many_rows(x) and native.choice.ours(x.shape[0])
+    suits = native.suits_weight(weight) and native.suits_many_rows(x) and native.thresholds.ours(x.shape[0])
     if products is not None and suits:
         return products.linear(x, weight)
     return F.linear(x, weight)
 
 
 def expanded_attention(queries: Tensor, rows: Tensor, kv_b: Tensor, scale: float) -> Tensor | None:
-    """Rotated queries (T, H, N+R) of the last T of S tokens over their cached rows (S, C+R), of which kv_b (H·(N+V), C)
-    makes keys and values: causal values (T, H, V).
+    """Rotated queries (T, H, N+R) of the last T of S tokens over their latent entries (S, C+R), expanded to keys and
+    values by kv_b (H·(N+V), C): causal values (T, H, V).
     """
     products = native.products()
     if products is None or not native.suits_prefill(queries, rows, kv_b):
@@ -75,7 +76,7 @@ def expanded_attention(queries: Tensor, rows: Tensor, kv_b: Tensor, scale: float
 
 
 def absorbed_attention(queries: Tensor, rows: Tensor, latent: int, scale: float) -> Tensor | None:
-    """Absorbed queries (T, H, C+R) of the last T of S tokens over their cached rows (S, C+R): latents (T, H, C)."""
+    """Absorbed queries (T, H, C+R) of the last T of S tokens over their latent entries (S, C+R): latents (T, H, C)."""
     products = native.products()
     if products is None or not native.suits_absorbed(queries, rows, latent):
         return None

@@ -1,4 +1,4 @@
-"""Routed experts of many tokens by torch's grouped product: three products for all experts, whoever was chosen.
+"""Routed experts of many tokens by torch's grouped product: three products for all experts.
 
 Expert by expert the host must know how many tokens chose each, and waits for that in every layer; then it launches some
 six hundred small kernels. The grouped product reads the counts on the device. Where torch has no kernel of its

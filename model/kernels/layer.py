@@ -1,7 +1,7 @@
 """Decoder layers for few tokens in one call of the compiled library.
 
-Between the big products of a token lie some eighty small operations. One by one they cost as much as a layer's products
-in ten: whatever they need was pushed out of the processor's caches by the weights in between.
+Between the large products of a token are some eighty small operations. Called one by one they take a tenth of the time
+of a layer, because the weights that are read in between evict their data from the processor's caches.
 """
 
 # T tokens  D hidden  K experts per token  S cached tokens  C latent  R rope
@@ -24,9 +24,9 @@ _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """What a layer computes with. Names are the Hub's; None where a model has no such tensor.
+    """The tensors of a layer. Names are the Hub's; None where a model has no such tensor.
 
-    `experts` None: the routed experts are computed by someone else. `shared`: shared experts, or a dense layer's MLP.
+    `experts` None: the routed experts are computed elsewhere. `shared`: shared experts, or a dense layer's MLP.
     `expert_counts` (experts,) int64 counts how often each was chosen.
     """
 
@@ -46,13 +46,13 @@ class LayerTensors:
 
     @property
     def whole(self) -> bool:
-        """Whether all that the layer computes is here."""
+        """Whether the kernel computes the whole layer, routed experts included."""
         return self.gate is None or self.experts is not None
 
 
 @dataclass(frozen=True)
 class RoutingResult:
-    """A layer up to its routed experts: hidden states behind attention (T, D), what the experts get, and the gate's."""
+    """A layer up to its routed experts: hidden states behind attention (T, D), the experts' input, the routing."""
 
     hidden: Tensor
     normed: Tensor
@@ -61,30 +61,30 @@ class RoutingResult:
 
 
 class TokenBatch:
-    """Where each token's sequence is kept in each layer. Sequences may share nothing but their layers."""
+    """The latent caches of a batch of tokens, which may belong to different sequences."""
 
     def __init__(self, spans: Sequence[tuple[Tensor, int]]) -> None:
-        """For each span of new tokens its rows in all layers (layers, S, C+R), the new ones last, and their count."""
-        self._kept = spans
+        """For each span of new tokens the entries of all layers (layers, S, C+R), new ones last, and their count."""
+        self._spans = spans
         self.tokens = sum(count for _, count in spans)
         self.lengths = (_SIZE * self.tokens)(
             *(rows.shape[1] - count + place + 1 for rows, count in spans for place in range(count))
         )
 
     def addresses(self, first: int, count: int) -> "ctypes.Array[ctypes.c_void_p]":
-        """For layers from `first` on, and in each for every token, the address of its sequence's first row."""
+        """For layers from `first` on, and in each for every token, the address of its sequence's first entry."""
         return (_POINTER * (count * self.tokens))(
             *(
                 rows.data_ptr() + layer * rows.stride(0) * rows.element_size()
                 for layer in range(first, first + count)
-                for rows, count_here in self._kept
+                for rows, count_here in self._spans
                 for _ in range(count_here)
             )
         )
 
 
 class LayerRun:
-    """Neighbouring layers for one call, their addresses gathered once."""
+    """Neighbouring layers that one call computes, their addresses collected once."""
 
     def __init__(self, config: ModelConfig, first: int, tensors: Sequence[LayerTensors], latent_eps: float) -> None:
         self.first, self.count = first, len(tensors)
@@ -98,7 +98,7 @@ class LayerRun:
 
     @classmethod
     def of(cls, config: ModelConfig, tensors: Sequence[LayerTensors], *, latent_eps: float) -> list["LayerRun"]:
-        """All layers, in runs as long as may be: a layer whose routed experts are not ours ends behind its choice."""
+        """All layers, in the longest runs: a layer whose routed experts are elsewhere ends a run behind its router."""
         runs: list[list[LayerTensors]] = []
         for before, some in zip([None, *tensors], tensors, strict=False):
             if before is not None and before.whole and some.whole:
@@ -112,7 +112,7 @@ class LayerRun:
         self, products: native.NativeProducts, hidden: Tensor, factors: Tensor, rows: TokenBatch
     ) -> Tensor | RoutingResult:
         """hidden (T, D) and rotation factors (T, R/2) complex64: the last layer's output (T, D), or a RoutingResult
-        where the routed experts are not ours. The tokens' own rows are written.
+        where the routed experts are elsewhere. The entries of the tokens are written.
         """
         out = torch.empty_like(hidden)
         addresses = rows.addresses(self.first, self.count)
@@ -177,7 +177,7 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _suits(config: ModelConfig, tensors: LayerTensors) -> bool:
-    """Whether the kernel reads all of a layer as it lies."""
+    """Whether the kernel can read all of a layer in place."""
     given = [value for name, value in vars(tensors).items() if isinstance(value, Tensor) and name != "expert_counts"]
     tables = [table for table in (tensors.experts, tensors.shared) if table is not None]
     return (

@@ -1,10 +1,8 @@
-"""The CPU's own products: a small C++ library (cpu/).
+"""Products on the CPU by our C++ library (cpu/): of few tokens, where reading the weights takes the time, and of many.
 
-Of few rows at a time, where reading the weights is the work, and of many, where multiplying is.
-
-It is built with the package where there is a C++ compiler; where there is none the torch products do the same, slower.
-Everything here takes BF16 on the CPU, adds in float32 and rounds once at the end. The library finds out by itself what
-the processor can do.
+The library is built with the package where there is a C++ compiler; without it torch computes the same, slower. All
+kernels take BF16 on the CPU, sum in float32 and round once at the end. The library detects the instruction sets of the
+processor.
 """
 
 # T tokens  D hidden  E experts  K experts per token  H heads  S cached tokens
@@ -39,20 +37,20 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 @dataclass
 class KernelThresholds:
-    """Whose products multiply many rows. Torch's can only win with matrix units, or over our plain C++."""
+    """Which GEMM is used for many rows. Torch's is only faster with matrix units (AMX), or than our portable C++."""
 
-    torch_from: int | None = None  # rows of a weight from which torch's are faster, as measured; None: from none on
+    torch_from: int | None = None  # rows from which torch's is faster, as measured; None: never
 
     def ours(self, rows: float) -> bool:
-        """Whether to take our own for a weight that meets so many rows."""
+        """Whether our own is used for so many rows."""
         return rows <= MOST_TOKENS or self.torch_from is None or rows < self.torch_from
 
 
-choice = KernelThresholds()
+thresholds = KernelThresholds()
 
 
 class NativeProducts:
-    """The library at one level of instructions. Callers see to it that shapes and types suit (`suits`)."""
+    """The library at one level of instructions. Callers must check shapes and types first (`suits_…`)."""
 
     def __init__(self, library: ctypes.CDLL, level: str) -> None:
         self.level = level
@@ -66,7 +64,7 @@ class NativeProducts:
         self._attention, self._norms = library.dslite_attention, library.dslite_norms
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x (T, k), its rows as far apart as they are, and weight (n, k): (T, n)."""
+        """x (T, k), rows of any stride, and weight (n, k): (T, n)."""
         tokens, width = x.shape
         rows = weight.shape[0]
         out = torch.empty(tokens, rows, dtype=torch.bfloat16)
@@ -101,7 +99,7 @@ class NativeProducts:
         return out
 
     def norms(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x (T, D), its rows as far apart as they are, normed by root mean square and scaled: (T, D)."""
+        """x (T, D), rows of any stride, divided by its root mean square and scaled: (T, D)."""
         tokens, width = x.shape
         out = torch.empty(tokens, width, dtype=torch.bfloat16)
         self._norms(
@@ -139,8 +137,8 @@ class NativeProducts:
     def prefill(self, queries: Tensor, rows: Tensor, kv_b: Tensor, scale: float) -> Tensor:
         """Causal attention of the last T of S tokens.
 
-        Rotated queries (T, H, N+R), cached rows (S, C+R), and kv_b (H·(N+V), C), which makes keys and values of them:
-        values (T, H, V).
+        Rotated queries (T, H, N+R), latent entries (S, C+R), and kv_b (H·(N+V), C), which expands them to keys and
+        values: values (T, H, V).
         """
         heads, latent = queries.shape[1], kv_b.shape[1]
         value = kv_b.shape[0] // heads - queries.shape[2] + rows.shape[1] - latent
@@ -196,13 +194,13 @@ class NativeProducts:
 
 
 class ExpertTable:
-    """Where the matrices of some experts lie: what the kernel needs to find those that a token chose."""
+    """The addresses of the matrices of some experts, from which the kernel picks those of a token."""
 
     def __init__(self, matrices: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         """gate, up (width, D) and down (D, width) of each expert."""
         self._matrices = list(matrices)  # an address does not keep its tensor alive
         self.suits = all(_suits_expert(*some) for some in matrices) and 0 < len(matrices) <= MOST_EXPERTS
-        # A tensor on another device, or one that only has a shape, is never asked for its address.
+        # Tensors on another device or on "meta" have no address to take.
         usable = matrices if self.suits else ()
         self.addresses = torch.tensor(
             [[*(tensor.data_ptr() for tensor in some), some[0].shape[0]] for some in usable], dtype=torch.int64
@@ -214,7 +212,7 @@ def _suits_expert(gate: Tensor, up: Tensor, down: Tensor) -> bool:
 
 
 def suits_weight(weight: Tensor) -> bool:
-    """Whether a matrix can be read as it lies."""
+    """Whether a matrix can be read in place."""
     return (
         weight.dtype is torch.bfloat16
         and weight.device.type == "cpu"
@@ -225,12 +223,12 @@ def suits_weight(weight: Tensor) -> bool:
 
 
 def suits_rows(x: Tensor) -> bool:
-    """Whether a batch is one of few rows that the kernels take."""
+    """Whether the kernels for few rows take a batch."""
     return x.shape[0] <= MOST_TOKENS and x.is_contiguous() and suits_many_rows(x)
 
 
 def suits_many_rows(x: Tensor) -> bool:
-    """Whether a batch of any number of rows, which may lie apart, can be read as it lies."""
+    """Whether a batch of any number of rows, of any stride, can be read in place."""
     return (
         x.dtype is torch.bfloat16
         and x.device.type == "cpu"
@@ -241,7 +239,7 @@ def suits_many_rows(x: Tensor) -> bool:
 
 
 def suits_prefill(queries: Tensor, rows: Tensor, kv_b: Tensor) -> bool:
-    """Whether attention over keys and values made by kv_b can read all of it as it lies."""
+    """Whether expanded attention can read all its inputs in place."""
     heads, latent = queries.shape[1], kv_b.shape[1]
     rope = rows.shape[1] - latent
     nope = queries.shape[2] - rope
@@ -259,7 +257,7 @@ def suits_prefill(queries: Tensor, rows: Tensor, kv_b: Tensor) -> bool:
 
 
 def suits_absorbed(queries: Tensor, rows: Tensor, latent: int) -> bool:
-    """Whether absorbed queries (T, H, C+R) can be put to cached rows (S, C+R) as they lie."""
+    """Whether absorbed attention can read queries (T, H, C+R) and entries (S, C+R) in place."""
     return (
         all(tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu" for tensor in (queries, rows))
         and queries.is_contiguous()
@@ -281,10 +279,10 @@ def products(level: str | None = None) -> NativeProducts | None:
 
 
 def describe() -> str:
-    """One line for `doctor`: whose products a CPU uses."""
+    """One line for `doctor`: which products the CPU uses."""
     if find_library() is None:
         return "torch's products (the compiled ones are not there: install dslite where a C++ compiler is)"
     if (native := products()) is None:
         return "torch's products (DSLITE_KERNELS=torch)"
-    later = "" if choice.torch_from is None else f"; torch's where a weight meets {choice.torch_from} rows or more"
+    later = "" if thresholds.torch_from is None else f"; torch's from {thresholds.torch_from} rows on"
     return f"compiled products ({native.level}){later}"

@@ -1,8 +1,8 @@
-"""A conversation's rows on disk, so that going on with it tomorrow costs a file read and not a prefill.
+"""Latent entries of conversations on disk, so that continuing one later costs a file read instead of a prefill.
 
-One safetensors file a conversation: `token_ids`, and the rows in blocks of 1,024 tokens. A fingerprint tells all that
-the rows depend on, and each block has a checksum over fingerprint, tokens up to there and bytes. Whatever does not
-match exactly is as if it were not there: a lost file costs time, never an answer.
+One safetensors file a conversation: `token_ids`, and the entries in blocks of 1,024 tokens. A fingerprint identifies
+all that the entries depend on, and each block has a checksum over fingerprint, tokens up to its end, and bytes. What
+does not match exactly is ignored: a lost file costs a prefill, never a wrong answer.
 """
 
 # L layers  T tokens of a block  C latent  R rope
@@ -33,7 +33,7 @@ _FORMAT = "dslite-latents-1"
 _BLOCK = 1024
 _SEARCHED = 64  # first tokens of a prompt, by which its file is found
 _HASHERS = 2
-_ORPHAN_S = 600  # nobody writes one file for so long
+_ORPHAN_S = 600  # no file takes so long to write
 _NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 def fingerprint(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
-    """Identifies what rows depend on: format, config, weights, tokenizer, rotation layout, dtype.
+    """Identifies what entries depend on: format, config, weights, tokenizer, rotation layout, dtype.
 
     Weights of the Hub's cache are known by their content hash; those of a plain folder by size, date and samples.
     """
@@ -79,7 +79,7 @@ class LatentDiskCache:
         self._most = most_bytes
 
     def save(self, key: str, token_ids: Sequence[int], cache: LatentKVCache) -> bool:
-        """Write the rows of a conversation. A folder that cannot take them is logged, and costs nothing else."""
+        """Write the entries of a conversation; False, and a line in the log, where the folder cannot take them."""
         count = min(len(token_ids), cache.length)
         ids = torch.tensor(token_ids[:count], dtype=torch.int32)
         rows = cache.rows(0, count)
@@ -92,12 +92,12 @@ class LatentDiskCache:
                 for part in self._parts(ids, rows):
                     stream.write(part)
         except OSError as error:
-            log.warning("the rows of %s were not saved: %s", key, error)
+            log.warning("the cache of %s was not saved: %s", key, error)
             return False
         return True
 
     def load(self, key: str, token_ids: Sequence[int], cache: LatentKVCache) -> int:
-        """Continue the cache with what is saved of the tokens, as far as it verifies; return the cache's new length."""
+        """Extend the cache by the saved entries of the tokens, as far as they verify; return its new length."""
         try:
             for rows in self._verified(self._file(key), token_ids, cache):
                 cache.put(rows)
@@ -105,7 +105,7 @@ class LatentDiskCache:
         except FileNotFoundError:
             pass
         except _DAMAGE as error:
-            log.warning("the saved rows of %s are not used: %s", key, error)
+            log.warning("the saved cache of %s is not used: %s", key, error)
         return cache.length
 
     def save_by_tokens(self, token_ids: Sequence[int], cache: LatentKVCache) -> None:
@@ -127,7 +127,7 @@ class LatentDiskCache:
         return best is not None and self.load(best.stem, token_ids, cache) > 0
 
     def remove(self, key: str) -> None:
-        """Forget a conversation."""
+        """Delete the file of a conversation."""
         _remove(self._file(key))
 
     @property
@@ -160,11 +160,11 @@ class LatentDiskCache:
         return digest.digest()
 
     def _verified(self, file: Path, token_ids: Sequence[int], cache: LatentKVCache) -> Iterator[Tensor]:
-        """Rows (L, T, C+R) of the tokens behind those of the cache, up to the first block that is not right."""
+        """Entries (L, T, C+R) of the tokens behind those of the cache, up to the first block that does not verify."""
         known, form = cache.length, cache.rows(0, 0)
         opened = _Opened(file)
         if opened.metadata.get("format") != _FORMAT or opened.metadata.get("fingerprint") != self._fingerprint:
-            raise ValueError("they belong to another model, or to another version")
+            raise ValueError("it belongs to another model, or to another version")
         ids, checksums = opened.tensor("token_ids"), opened.tensor("checksums").tolist()
         wanted = common_prefix(ids.tolist(), token_ids)
         numbers = range(known // _BLOCK, -(-wanted // _BLOCK))
@@ -177,7 +177,7 @@ class LatentDiskCache:
                 return None
             return rows if self._checksum(ids[:end], _bytes(rows)) == bytes(checksums[number]) else None
 
-        with ThreadPoolExecutor(_HASHERS) as pool:  # hashing lets go of the interpreter
+        with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the GIL
             for number, rows in zip(numbers, pool.map(verify, numbers), strict=True):
                 if rows is None:
                     log.warning("%s: block %d is damaged and will be computed again", file, number)
@@ -197,7 +197,7 @@ class LatentDiskCache:
         return sorted(found)
 
     def _make_room(self, incoming: Path, nbytes: int) -> None:
-        """Remove what a killed process left half-written, then what was not used for longest, until a file fits."""
+        """Remove unfinished files of killed processes, then the least recently used ones, until a file fits."""
         for orphan in self._folder.glob(".*.tmp"):
             with suppress(OSError):
                 if time.time() - orphan.stat().st_mtime > _ORPHAN_S:

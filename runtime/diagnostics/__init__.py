@@ -1,1 +1,1 @@
-"""What a user can ask about machine and model: doctor, self-test, benchmark, model facts."""
+"""Facts about machine and model: doctor, self-test, benchmark, model facts."""

@@ -1,4 +1,4 @@
-"""How fast a network reads prompts and makes tokens, by prompt length and depth: what `dslite bench` measures."""
+"""Prefill and decode speed of a network by prompt length and depth, for `dslite bench`."""
 
 # B sequences  T new tokens
 
@@ -56,7 +56,7 @@ class SpeedTest:
 
     @property
     def context(self) -> int:
-        """Tokens that one sequence needs room for."""
+        """Tokens of context that one sequence needs."""
         return max(self.depths) + max([*self.prompts, self.gen_tokens])
 
     def run(self, model: Transformer, chunk: int) -> Iterator[SpeedRow]:
@@ -97,7 +97,7 @@ class _Bench:
         return SpeedRow(test, depth, tuple(speeds), read, read_bandwidth(self._model.device))
 
     def warm_up(self) -> None:
-        """Touch every page of the weights, compile what is compiled at its first use."""
+        """Read every page of the weights, and compile kernels that are compiled at their first use."""
         self._fill(0)
         self.prefill(min(512, self._context))()
         self._fill(0)
@@ -154,7 +154,7 @@ def bytes_per_token(config: ModelConfig, dtype: torch.dtype, together: int) -> i
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes per second that the device's memory gives: measured now on the CPU, where other programs share it."""
+    """Read bandwidth of the device's memory, bytes per second; measured now on the CPU, which other programs share."""
     return measure_ram() if device.type == "cpu" else machine().gpu_bandwidth
 
 

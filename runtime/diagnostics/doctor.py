@@ -1,4 +1,4 @@
-"""A look at this machine and this installation: facts, and what is wrong with its remedy."""
+"""Facts about this machine and this installation, and its faults with their remedies."""
 
 import importlib.util
 import os
@@ -61,7 +61,7 @@ class Examination:
 
 
 def examine(*, refresh: bool = False) -> Examination:
-    """Look at everything; bandwidths are measured if they never were, or with `refresh`."""
+    """Collect facts and findings; bandwidths are measured where no figures are kept, or with `refresh`."""
     import torch
 
     from dslite.model.kernels import native

@@ -1,4 +1,4 @@
-"""What a model is, in bytes: by part, per token, on disk. Known before any of it is downloaded."""
+"""The size of a model by part, per token and on disk, known before any of it is downloaded."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _ITEM_BYTES = 2  # BF16, in which the published weights are stored
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model's figures. Bytes are of BF16 weights; `file_bytes` those of its weight files, None where nobody says."""
+    """A model's figures. Bytes are of BF16 weights; `file_bytes` those of its weight files, None if not known."""
 
     ref: ModelRef
     folder: Path | None
@@ -39,7 +39,7 @@ class ModelInfo:
 
 
 def describe(ref: ModelRef, *, offline: bool = False) -> ModelInfo:
-    """Put together what is known of a model: of its folder or the cache, else of the Hub.
+    """Collect the figures of a model from its folder or the cache, else from the Hub.
 
     Raises ModelUnavailableError where nobody knows its config, ConfigError naming the key at fault.
     """
@@ -73,7 +73,7 @@ def describe(ref: ModelRef, *, offline: bool = False) -> ModelInfo:
 
 
 def part_bytes(config: ModelConfig) -> dict[str, int]:
-    """Bytes of BF16 weights by the part they play; together they are all of them."""
+    """Bytes of BF16 weights by part, complete."""
     totals = dict.fromkeys(PARTS, 0)
     for name, shape in parameter_shapes(config).items():
         totals[_part(name)] += math.prod(shape) * _ITEM_BYTES

@@ -1,7 +1,7 @@
-"""Published greedy continuations of the base weights, put to a model: how many tokens agree, near ties told apart.
+"""Compares a model with published greedy continuations of the base weights; near ties are counted apart.
 
-Two correct programs part at near ties, and behind the first token that differs so does everything. Each published token
-is therefore judged behind the published ones before it: is it the likeliest here, or nearly, or not?
+Two correct programs diverge at near ties, and after the first token that differs everything does. So each published
+token is judged after the published ones before it: it is the likeliest here, nearly the likeliest, or wrong.
 """
 
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def read_published() -> dict[str, Any]:
 
 
 def run(engine: Answers, sets: list[dict[str, Any]]) -> Iterator[PromptResult]:
-    """Put every published prompt to an engine."""
+    """Run every published prompt."""
     for made in sets:
         for entry in made["entries"]:
             yield _judge(engine, entry, made["near_tie_nats"])

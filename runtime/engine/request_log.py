@@ -1,4 +1,4 @@
-"""One line in the log behind every answer: how fast it came, and what its experts saved and cost."""
+"""One line in the log for every answer: its speed, and the hits, misses and transfers of its experts."""
 
 import logging
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Totals:
-    """What ExpertStats had counted at some time."""
+    """The counters of ExpertStats at some time."""
 
     hits: int = 0
     misses: int = 0
@@ -25,7 +25,7 @@ class _Totals:
 
 
 class RequestLog:
-    """Writes the line. Experts are counted since the answer before: answers made together share theirs."""
+    """Writes the line. Experts are counted since the previous answer; answers of one batch share their counts."""
 
     def __init__(self, stats: ExpertStats | None) -> None:
         """`stats` None: all experts are resident."""
@@ -38,7 +38,7 @@ class RequestLog:
         timing = done.timing
         read = done.prompt_tokens - done.cached_tokens
         log.info(
-            "%s: read %d tokens in %.2f s (%d more were cached), made %d in %.2f s%s",
+            "%s: prefill of %d tokens in %.2f s (%d cached), decode of %d in %.2f s%s",
             done.finish_reason,
             read,
             timing.prefill_s,
@@ -59,5 +59,5 @@ class RequestLog:
             f"; experts: {stats.slots} slots a layer, {hits} hits, {misses} misses ({hits / max(1, hits + misses):.0%}"
             f" hit), {now.computed - before.computed} computed in host memory,"
             f" {(now.bytes_moved - before.bytes_moved) / 1e9:.2f} GB moved,"
-            f" {now.wait_s - before.wait_s:.2f} s waited for"
+            f" {now.wait_s - before.wait_s:.2f} s waiting"
         )

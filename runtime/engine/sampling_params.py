@@ -1,4 +1,4 @@
-"""How an answer is drawn and where it ends. No torch here: a wrong flag should not take its import to be told."""
+"""How an answer is drawn and where it ends. Imports no torch: a wrong flag is refused without that second."""
 
 from dataclasses import dataclass, fields
 

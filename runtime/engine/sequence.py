@@ -18,7 +18,10 @@ from dslite.runtime.text.tokenizer import StopTexts, StreamDecoder, Tokenizer
 
 @dataclass(frozen=True)
 class Request:
-    """What to answer. `logprobs` K: each token's log-probability and the K best; `echo`: the prompt's tokens too."""
+    """A prompt and how to answer it.
+
+    `logprobs` K: each token's log-probability and the K best; `echo`: the prompt's tokens too.
+    """
 
     prompt_ids: abc.Sequence[int]
     params: SamplingParams
@@ -63,12 +66,12 @@ class Sequence:
         return [self._scored(self._prompt_token(token_id), scores) for token_id, scores in scored]
 
     def begin(self) -> None:
-        """The prompt is read: the answer may begin, unless none was asked for or there is no room."""
+        """End the prefill: the answer begins, unless no token was asked for or the context is full."""
         self._prefilled = time.perf_counter()
         self._check_room()
 
     def push(self, logits: Tensor) -> list[Token]:
-        """Draw the next token from logits (vocabulary,). Nothing comes of an end token, which only ends the answer."""
+        """Draw the next token from logits (vocabulary,). An end token ends the answer and is not returned."""
         token_id = self._sampler.sample(self._without_early_end(logits))
         self.token_ids.append(token_id)
         self._first = self._first or time.perf_counter()
@@ -90,13 +93,13 @@ class Sequence:
         self.finish_reason = self.finish_reason or "interrupted"
 
     def done(self) -> Done:
-        """The end of the answer, with the text that had been held back."""
+        """The end of the answer, with the text that waited for a stop text."""
         assert self.finish_reason is not None
         now = time.perf_counter()
         ended = bool(self.token_ids) and self.token_ids[-1] in self._end_tokens
         delta = ""
         if self.finish_reason != "stop" or ended:
-            # What waited for a stop text, or for the rest of a character, comes after all.
+            # What waited for a stop text, or for the rest of a character, is text after all.
             delta, stopped = self._stops.push(self._decoder.flush())
             delta += "" if stopped else self._stops.flush()
             self._text.append(delta)

@@ -1,7 +1,7 @@
-"""Whose products a CPU multiplies many rows with, our own or torch's: measured the first time, and kept.
+"""Picks the GEMM for CPU prefill: our AVX kernels or oneDNN (torch).
 
-Where a weight meets few rows our own win, because torch reads and packs it before it multiplies; where it meets many,
-both come close to what vector units can do, but torch also knows units for whole matrices (AMX).
+Ours win for few tokens per weight (no repacking); oneDNN wins for many on CPUs with AMX. The crossover is measured once
+per machine (0.2 s) and kept in `products.json`.
 """
 
 import json
@@ -22,11 +22,11 @@ _NAME = "products.json"
 _ROWS = (32, 128, 256)
 _RUNS = 3
 _HIDDEN, _WIDTH, _EXPERTS = 2048, 1408, 4  # experts of Lite's size, more of them than a cache holds
-_WIN = 1.05  # a smaller gain may be chance
+_WIN = 1.05  # a smaller gain may be noise
 
 
 def choose_products(*, refresh: bool = False) -> None:
-    """Set native.choice to what was measured of this machine, or is now: in a fifth of a second."""
+    """Set native.thresholds to what was measured of this machine, or is now: in a fifth of a second."""
     if (products := native.products()) is None:
         return
     file = cache_dir() / _NAME
@@ -34,9 +34,9 @@ def choose_products(*, refresh: bool = False) -> None:
     kept = None if refresh else _read(file, machine)
     if kept is None:
         kept = native.KernelThresholds(torch_from(_measure(products)))
-        with suppress(OSError):  # where it cannot be kept it is measured each time
+        with suppress(OSError):  # without the file it is measured each time
             write_json(file, {"machine": machine, "torch_from": kept.torch_from})
-    native.choice.torch_from = kept.torch_from
+    native.thresholds.torch_from = kept.torch_from
 
 
 def _read(file: Path, machine: str) -> native.KernelThresholds | None:

@@ -1,4 +1,4 @@
-"""What is asked of the planner, and what it answers."""
+"""The request to the planner, and the plan that it returns."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,13 +8,13 @@ from dslite.runtime.planning.prediction import Prediction
 
 Miss = Literal["fetch", "compute"]
 # resident: every expert is on the compute device. host: in one arena of host memory. mapped: in the mapped files, of
-# which the system keeps pages in memory. disk: read from the files when wanted.
+# which the system keeps pages in memory. disk: read from the files on a miss.
 Source = Literal["resident", "host", "mapped", "disk"]
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What the user asks for. Bytes and tokens; None means: decide."""
+    """What the user asks for, in bytes and tokens; None leaves it to the planner."""
 
     dtype: Dtype = "bfloat16"
     context: int | None = None
@@ -26,10 +26,10 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Where everything lies, in bytes and experts per layer, and the speed to expect.
+    """The placement, in bytes and experts per layer, and the speed to expect.
 
-    `spare` are buffers of the arena besides the slots, through which experts pass. Where misses are computed on the
-    host, passes of `compute_below` tokens or more fetch them instead. Where `fits` is false, `reason` says
+    `spare` are buffers of the arena beside the slots, for experts that are being loaded. Where misses are computed
+    on the host, passes of `compute_below` tokens or more fetch them instead. Where `fits` is false, `reason` says
     what is missing, the figures are what was asked, and `nearest` is the nearest plan that fits, if any does.
     """
 

@@ -1,4 +1,4 @@
-"""The plan of this machine for a model that is about to be opened."""
+"""The plan of this machine for a model that is to be loaded."""
 
 from dataclasses import replace
 
@@ -10,10 +10,10 @@ from dslite.runtime.planning.placement import plan
 
 
 def fit(config: ModelConfig, device: str, request: PlanRequest) -> DevicePlan:
-    """Where everything goes. Without an asked context a shorter one is taken where the usual one does not fit.
+    """The placement. Where no context was asked for and the default one does not fit, a shorter one is used.
 
-    Raises UsageError, and ModelUnavailableError with what would fit. Bandwidths are measured, in seconds, only where
-    they decide: whether misses are fetched by a GPU.
+    Raises UsageError, and ModelUnavailableError with what would fit. Bandwidths are measured, which takes seconds,
+    only where they decide whether a GPU fetches misses.
     """
     here = replace(hardware.unmeasured(), device=device)
     made = plan(here, config, request)

@@ -1,4 +1,4 @@
-"""How many bytes a network needs, by the part they play. Arithmetic on its config alone: no torch, no file."""
+"""The bytes of a network by part: arithmetic on its config alone, without torch or files."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ LOGIT_ROWS = 64  # prompt positions scored at once: 64 × 102,400 × 4 bytes
 
 _EMBEDDING = "model.embed_tokens.weight"
 _ROUTED = ".mlp.experts."
-_EXTENTS = 3  # gate, up and down of an expert may lie in three places of a file
+_EXTENTS = 3  # gate, up and down of an expert may be in three places of a file
 _MASK_ROWS = 512  # query rows that attention masks at a time
 
 
@@ -67,7 +67,7 @@ class Footprint:
 
     @property
     def always(self) -> int:
-        """What every token reads whole: all but routed experts and embedding."""
+        """Weights that every token reads whole: all but routed experts and embedding."""
         return self.weights - self.routed - self.embedding
 
     @property

@@ -1,15 +1,16 @@
-"""How many kernels one token launches on a GPU, where all that it reads lies there. Tests hold the count to what runs.
+"""The kernels that one token launches on a GPU where all weights are resident. tests/gpu compares it with a profile.
 
-A layer: input norm with q_proj and kv_a_proj; rotation, absorbed query and cache row; attention's splits; their merging
-with W_UV; o_proj with the residual; post norm with the router; gate and up with the choice; down with the residual.
+A layer: input norm with q_proj and kv_a_proj; rotation, absorbed query and latent entry; attention's splits; their
+merging with W_UV; o_proj with the residual; post norm with the router; gate and up with the top-k; down with the
+residual.
 """
 
 from dslite.model.config import ModelConfig
 
 LAYER = 8
 _EMBEDDING = 6  # the token's row, and five of torch's for its rotation
-_END = 2  # hidden states handed out, norm with lm_head
-EAGER_LAYER = 60  # torch's kernels, one by one: about so many a layer
+_END = 2  # copy of the hidden state, norm with lm_head
+EAGER_LAYER = 60  # about so many of torch's kernels a layer
 
 
 def per_token(config: ModelConfig) -> int:

@@ -1,8 +1,8 @@
-"""What lives where: a pure function from a machine and a network to a plan.
+"""The placement of weights: a pure function from a machine and a network to a plan.
 
-One idea serves every machine: some routed experts of each layer lie in slots on the compute device, the others in a
-slower source. A plan says how many slots there are, which source is behind them and what happens on a miss. It counts
-every byte before anything is loaded, and never promises what does not fit.
+On every machine some routed experts of each layer are in slots on the compute device, the others in a slower source. A
+plan gives the number of slots, the source behind them and what happens on a miss. It counts every byte before anything
+is loaded, so that a plan that fits can be carried out.
 """
 
 from dataclasses import replace
@@ -15,8 +15,8 @@ from dslite.runtime.planning.hardware import MachineSpec
 from dslite.runtime.planning.prediction import Traffic, host_beats_pcie, predict
 
 DEFAULT_CONTEXT = 32_768  # what the paper says for Lite, though its config.json allows more
-PREFILL_CHUNKS = (2048, 1024, 512, 256)  # tokens; a shorter one only where nothing else fits
-MEMORY_SHARE = 0.93  # of a memory may be planned: the driver, other programs and fragmentation have the rest
+PREFILL_CHUNKS = (2048, 1024, 512, 256)  # tokens; shorter ones only where the longest does not fit
+MEMORY_SHARE = 0.93  # of a memory that a plan uses; the rest is for the driver, other programs and fragmentation
 CPU_PROCESS = 512 * 2**20  # Python, torch and their threads
 GPU_PROCESS = 1536 * 2**20  # the same with the driver's libraries
 CORE_FLOPS = 50e9  # of products of a few rows in BF16, per core, cautiously
@@ -82,7 +82,7 @@ def _place(machine: MachineSpec, config: ModelConfig, request: PlanRequest) -> D
 
 
 class _Placer:
-    """What both kinds of machine have in common."""
+    """The parts of a placement that CPU and GPU share."""
 
     def __init__(self, machine: MachineSpec, config: ModelConfig, request: PlanRequest, chunk: int) -> None:
         self.machine, self.config, self.request, self.chunk = machine, config, request, chunk
@@ -151,7 +151,7 @@ class _Placer:
 
 
 class _OnCpu(_Placer):
-    """Weights as mapped where memory holds them all; else slots in memory over the files."""
+    """All weights mapped where memory holds them; else slots in memory over the files."""
 
     def plan(self) -> DevicePlan:
         size, most = self.size, self.config.n_routed_experts
@@ -187,7 +187,7 @@ class _OnCpu(_Placer):
 
 
 class _OnGpu(_Placer):
-    """What every token reads on the GPU, and as many experts as its memory holds; the others in host memory."""
+    """On the GPU the weights that every token reads and as many experts as fit; the others in host memory."""
 
     def plan(self) -> DevicePlan:
         size, most = self.size, self.config.n_routed_experts
@@ -206,7 +206,7 @@ class _OnGpu(_Placer):
         workspace = self.activations + spare * size.expert
         needed = resident + self.kv + workspace
         in_ram = self._in_ram(slots, source)
-        # The arena holds every routed expert; of mapped files the system keeps the pages of those that find room.
+        # The arena holds every routed expert; of mapped files the system caches the pages of those that fit.
         held = self.config.n_routed_experts if source == "host" else in_ram if source == "mapped" else 0
         ram = GPU_PROCESS + (not embedded) * size.embedding + held * size.moe_layers * size.expert
         reason = None
@@ -230,7 +230,7 @@ class _OnGpu(_Placer):
         )
 
     def _in_ram(self, slots: int, source: Source) -> int:
-        """Experts per layer that miss the slots and find host memory."""
+        """Experts per layer that have no slot and fit into host memory."""
         others = self.config.n_routed_experts - slots
         if source != "mapped":
             return others
@@ -238,7 +238,7 @@ class _OnGpu(_Placer):
         return max(0, min(others, pages // (self.size.expert * self.size.moe_layers)))
 
     def _miss(self, source: Source) -> Miss:
-        """Where reading host memory is faster than moving it, an expert is computed where it lies."""
+        """Compute in host memory where reading it is faster than PCIe."""
         if self.request.miss != "auto":
             return self.request.miss
         if source == "resident" or self.machine.device != "cuda":

@@ -1,9 +1,9 @@
 """The speed to expect of a placement: predictions from bandwidths, not measurements.
 
-One token reads every weight that is not a routed expert, and K experts per layer. Each byte is read once, where it
-lies, at a share of that memory's bandwidth; the slowest part is the bound. Experts are taken as equally likely, which
-is the worst case for a cache: real text is kinder. On CUDA the kernels of one token are taken to run (model.one_token),
-which no GPU has shown yet: their share and what a launch costs are assumptions until one is measured.
+One token reads every weight that is not a routed expert, and K experts per layer. Each byte is read once from the
+memory that holds it, at a share of that memory's bandwidth; the slowest part is the bound. Experts are assumed to be
+equally likely, the worst case for a cache: real text reuses them more. On CUDA the kernels of one token
+(model/decode_cuda.py) are assumed; their share of the bandwidth and the cost of a launch have not been measured.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _EXPERT_LAUNCHES = 2  # of a layer's, where its routed experts are resident
 
 @dataclass(frozen=True)
 class Traffic:
-    """Experts per layer by where they lie: in slots, in host memory, on disk."""
+    """Experts per layer by memory: in slots, in host memory, on disk."""
 
     slots: int
     in_ram: int

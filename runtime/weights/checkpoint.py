@@ -1,7 +1,7 @@
 """A model folder in Hub layout: config.json and safetensors files, checked before a single weight is read.
 
-The headers are parsed here rather than by the safetensors package because we need what it does not tell: where in its
-file each tensor lies (expert offload reads there), and, of a damaged file, which tensor is short by how many bytes.
+The headers are parsed here because the safetensors package does not give what is needed: the offset of each tensor in
+its file (expert offload reads there), and, of a damaged file, which tensor is short by how many bytes.
 """
 
 import json
@@ -28,7 +28,7 @@ _REMEDY = "download the model again, or check the folder"
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies: `nbytes` bytes from byte `offset` of `file`."""
+    """A tensor of a file: `nbytes` bytes from byte `offset` on."""
 
     name: str
     file: Path
@@ -76,9 +76,9 @@ class Checkpoint:
         return ends
 
     def check(self) -> None:
-        """Raise CheckpointError if a mapped file is no longer what it was: what was computed with it is worth nothing.
+        """Raise CheckpointError if a mapped file has changed: what was computed from it would be wrong.
 
-        A pass asks before and behind: it costs a microsecond a file.
+        Called before and after each forward pass; it takes a microsecond a file.
         """
         for file in self._files.values():
             file.check()

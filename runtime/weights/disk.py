@@ -1,4 +1,4 @@
-"""Experts read from the safetensors files straight into slots: large parallel positional reads, past the page cache.
+"""Experts read from safetensors files into slots by large parallel positional reads that bypass the page cache.
 
 Page faults bring 4 KB at a time and keep a second copy in the page cache. Unbuffered reads (O_DIRECT) do neither, but
 begin and end on page boundaries of the file: a buffer holds the pages around an extent, and the matrices are views that
@@ -29,7 +29,7 @@ THREADS = 4  # reads in flight
 
 
 class WeightFile(WatchedFile):
-    """A file that is read past the page cache."""
+    """A file whose reads bypass the page cache."""
 
     def __init__(self, path: Path, size: int) -> None:
         """`size` is what the file's header says. Raises CheckpointError."""
@@ -42,7 +42,7 @@ class WeightFile(WatchedFile):
     def read(self, target: memoryview, start: int, least: int, *, from_cache: bool = False) -> None:
         """Read from byte `start`, a page's first, into whole pages; `least` bytes must come. Raises CheckpointError.
 
-        `from_cache`: what is wholly in the page cache is taken from there.
+        `from_cache`: a range that is wholly in the page cache is copied from there.
         """
         cached = self.page_cache if from_cache else None
         if cached is not None and not cached.holds(start, least):
@@ -79,7 +79,7 @@ class _PageRange:
 
 @dataclass(frozen=True)
 class Extents:
-    """Where some tensors lie in their files and, once read, in a buffer: `places` in the tensors' order."""
+    """The ranges of some tensors in their files, and their `places` in a buffer, in the order of the tensors."""
 
     runs: tuple[_PageRange, ...]
     places: tuple[int, ...]
@@ -91,7 +91,7 @@ class Extents:
 
     @classmethod
     def between(cls, file: WeightFile, start: int, end: int) -> "Extents":
-        """Bytes of a file that a buffer takes from its beginning, the pages around them included."""
+        """A range of a file, whole pages, for the beginning of a buffer."""
         return cls((_PageRange(file, start // PAGE * PAGE, end, 0),), ())
 
     @classmethod
@@ -114,14 +114,14 @@ class Extents:
 
 
 class Reader:
-    """Threads that read. The order of asking is the order of beginning."""
+    """A pool of reading threads; reads begin in the order of the calls."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.files = {path: WeightFile(path, size) for path, size in checkpoint.sizes.items()}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="dslite-read")
 
     def read(self, extents: Extents, buffer: Tensor, *, from_cache: bool = False) -> list["Future[None]"]:
-        """Begin to read into a buffer whose address is a page's."""
+        """Begin to read into a buffer that is aligned to pages."""
         view = memoryview(buffer.numpy())  # type: ignore[arg-type]  # numpy is generic about it
         return [
             self._threads.submit(
@@ -149,13 +149,13 @@ def _pieces(run: _PageRange) -> Iterable[tuple[int, int, int]]:
 
 @dataclass
 class Reading:
-    """Extents on their way into a buffer."""
+    """Reads of extents into a buffer. An error of a reading thread is raised by `wait`."""
 
     extents: Extents
     futures: list["Future[None]"]
 
     def wait(self) -> None:
-        wait(self.futures)  # all of them, also behind one that failed: the buffer is used again
+        wait(self.futures)  # all of them, even if one has failed: the buffer will be used again
         for future in self.futures:
             future.result()
         for run in self.extents.runs:

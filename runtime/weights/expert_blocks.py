@@ -1,4 +1,4 @@
-"""Memory for the routed experts of a layer in one piece, evenly spaced, so that one product may read them all."""
+"""The routed experts of a layer in one block of memory, evenly spaced, as one grouped product needs them."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,14 @@ _ALIGNMENT = 256  # bytes: kernels read sixteen at once
 
 
 class ExpertBlocks:
-    """Gives memory for parameters as they are taken, a layer's experts one behind the other."""
+    """Allocates parameters in the order in which they are taken, the experts of a layer in one block."""
 
     def __init__(self, config: ModelConfig, itemsize: int, allocate: Callable[[int], Tensor]) -> None:
         """`allocate` gives so many bytes."""
         matrix = config.hidden_size * config.moe_intermediate_size * itemsize
         self._bytes = 3 * config.n_routed_experts * _rounded(matrix)
         self._allocate = allocate
-        self._blocks: dict[str, tuple[Tensor, int]] = {}  # layer → its block, and how much of it is given away
+        self._blocks: dict[str, tuple[Tensor, int]] = {}  # layer → its block, and how much of it is used
 
     def allocate(self, name: str, nbytes: int) -> Tensor:
         """Bytes for the parameter of a Hub name."""

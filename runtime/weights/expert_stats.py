@@ -1,11 +1,11 @@
-"""What the slots saved and cost: for the JSON output, the log and the inspector."""
+"""Hits, misses and transfers of the expert slots, for the JSON output, the log and the inspector."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class LayerStats:
-    """One MoE layer. A use is an expert wanted by one pass, however many of its tokens chose it."""
+    """One MoE layer. A use is an expert that one pass needs, however many of its tokens chose it."""
 
     hits: int = 0
     misses: int = 0
@@ -31,13 +31,8 @@ class ExpertStats:
     def misses(self) -> int:
         return sum(layer.misses for layer in self.layers.values())
 
-    @property
-    def hit_rate(self) -> float:
-        uses = self.hits + self.misses
-        return self.hits / uses if uses else 0.0
-
     def count(self, layer: int, hits: list[int], misses: list[int]) -> None:
-        """A pass through a layer wanted these experts."""
+        """Count the experts that a pass through a layer needs."""
         stats = self.layers.setdefault(layer, LayerStats(uses=[0] * self.n_experts))
         stats.hits += len(hits)
         stats.misses += len(misses)

@@ -1,4 +1,4 @@
-"""From a checked folder to a network that runs, with progress."""
+"""Loads the network of a checked folder, with progress."""
 
 import math
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def load(
     report: Report = lambda _: None,
     backend: ComputeDevice | None = None,
 ) -> Transformer:
-    """Build the network of a checkpoint on a device, every weight where the plan wants it; by default all resident.
+    """Build the network of a checkpoint on a device, weights placed by the plan; by default all resident.
 
     On the CPU, in the checkpoint's own dtype, resident weights are used where they are mapped: nothing is read or
     copied here. Raises CheckpointError, and OutOfMemoryError where the weights, or the fewest slots, do not fit.
@@ -59,7 +59,7 @@ def _load_mapped(checkpoint: Checkpoint, device: ComputeDevice, dtype: torch.dty
 
 
 class _LoadProgress:
-    """Tells how many bytes are in place, not too often."""
+    """Reports the bytes that are loaded, every 64 MiB."""
 
     def __init__(self, total: int, report: Report) -> None:
         self._total, self._report = total, report
@@ -74,7 +74,7 @@ class _LoadProgress:
 
 
 class _CopyingLoader:
-    """The loading of a network whose weights do not stay where they are mapped: all of them, or the routed experts have
+    """Loads a network whose weights are copied from the files: all of them, or all but routed experts, which then have
     slots over a slower source. Everything is allocated before the first byte is read.
     """
 
@@ -130,7 +130,7 @@ class _CopyingLoader:
         return MLP(*(self._checkpoint.tensor(expert_name(layer, expert, matrix)) for matrix in MATRICES))
 
     def _take(self, name: str) -> Tensor:
-        """Memory for a tensor, of its own: mapped pages would be the first to go where memory is short."""
+        """Memory for a tensor, not mapped from its file: mapped pages are evicted first where memory is short."""
         entry = self._checkpoint.entries[name]
         stays = self._plan is not None and not self._plan.embedding_on_device and is_embedding(name)
         count = math.prod(entry.shape) * self._dtype.itemsize
@@ -143,7 +143,7 @@ class _CopyingLoader:
         return target
 
     def _make_cache(self, plan: DevicePlan, source: ExpertSource) -> ExpertCache:
-        """With the plan's slots, or as many as there turns out to be memory for."""
+        """The slots of the plan, or as many as can be allocated."""
         slots, fewest = plan.slots, self._checkpoint.config.num_experts_per_tok
         while True:
             try:
@@ -165,6 +165,6 @@ class _CopyingLoader:
 
 
 def expert_cache(model: Transformer) -> ExpertCache | None:
-    """The slots of a network; None where every expert is resident."""
+    """The expert cache of a network; None where every expert is resident."""
     banks = (getattr(getattr(layer, "mlp", None), "experts", None) for layer in model.layers)
     return next((bank.cache for bank in banks if isinstance(bank, SlotExperts)), None)

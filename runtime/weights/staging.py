@@ -1,7 +1,7 @@
-"""Weights from their files to where they stay: in the order of the files, through a small ring of staging buffers.
+"""Loads weights from their files to their final memory, in the order of the files, through a ring of staging buffers.
 
 While one buffer is copied to the device the next ones are read, so that loading takes as long as the slower of disk and
-PCIe, and host memory holds no more than the ring. What the system has in its page cache is copied from there.
+PCIe, and needs no more host memory than the ring. Ranges in the page cache are copied from there.
 """
 
 from collections import deque
@@ -21,8 +21,8 @@ BUFFERS = 4
 
 
 @dataclass
-class _Stretch:
-    """Neighbouring bytes of a file that fit into a buffer, and the tensors, or parts of such, that they are."""
+class _FileRange:
+    """Neighbouring bytes of a file that fit into a buffer, and the tensors or parts of tensors that they hold."""
 
     file: Path
     start: int  # byte of the file
@@ -34,7 +34,7 @@ class _Stretch:
         return self.start // PAGE * PAGE
 
     def copies(self, buffer: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Targets, and the views of a buffer that hold the stretch's whole pages."""
+        """Targets, and their views of a buffer that holds the whole pages of the range."""
         pairs = []
         for target, entry, place in self.parts:
             count = target.numel() * entry.dtype.itemsize
@@ -43,52 +43,52 @@ class _Stretch:
 
 
 class Staging:
-    """Collects tensors that are wanted somewhere, allocated already, and then brings them there."""
+    """Collects tensors and their allocated targets, then loads them all."""
 
     def __init__(self, reader: Reader, device: ComputeDevice, report: Callable[[int], None]) -> None:
-        """`report` is told of bytes that are on their way to their place."""
+        """`report` gets the bytes of each range whose copy has begun."""
         self._reader, self._device, self._report = reader, device, report
-        self._wanted: list[tuple[TensorEntry, Tensor]] = []
+        self._targets: list[tuple[TensorEntry, Tensor]] = []
 
     def add(self, entry: TensorEntry, target: Tensor) -> None:
-        """The tensor of an entry belongs into `target`: contiguous, of its shape, of any dtype, on host or device."""
-        self._wanted.append((entry, target.view(-1)))
+        """Load an entry into `target`: contiguous, of its shape, of any dtype, on host or device."""
+        self._targets.append((entry, target.view(-1)))
 
     def run(self) -> None:
-        """Bring all that is wanted. Raises CheckpointError."""
-        stretches = list(_stretches(self._wanted))
-        self._wanted = []
-        ring = [self._device.staging(BUFFER_BYTES) for _ in range(min(BUFFERS, len(stretches)))]
+        """Load everything. Raises CheckpointError."""
+        ranges = list(_ranges(self._targets))
+        self._targets = []
+        ring = [self._device.staging(BUFFER_BYTES) for _ in range(min(BUFFERS, len(ranges)))]
         copied: list[Event] = [None] * len(ring)
-        coming: deque[Reading] = deque()
-        before = self._device.mark()  # memory of the targets may have been another's, who is still computed
+        reading: deque[Reading] = deque()
+        before = self._device.mark()  # kernels may still read what the memory of the targets held before
         begun = 0
-        for number, stretch in enumerate(stretches):
-            while begun < min(number + len(ring), len(stretches)):
+        for number, piece in enumerate(ranges):
+            while begun < min(number + len(ring), len(ranges)):
                 self._device.reach(copied[begun % len(ring)])  # before its buffer is written again
-                coming.append(self._read(stretches[begun], ring[begun % len(ring)]))
+                reading.append(self._read(ranges[begun], ring[begun % len(ring)]))
                 begun += 1
-            coming.popleft().wait()
-            copied[number % len(ring)] = self._device.copy(stretch.copies(ring[number % len(ring)]), before)
-            self._report(stretch.end - stretch.start)
+            reading.popleft().wait()
+            copied[number % len(ring)] = self._device.copy(piece.copies(ring[number % len(ring)]), before)
+            self._report(piece.end - piece.start)
         for event in copied:
             self._device.reach(event)
 
-    def _read(self, stretch: _Stretch, buffer: Tensor) -> Reading:
-        extents = Extents.between(self._reader.files[stretch.file], stretch.start, stretch.end)
+    def _read(self, piece: _FileRange, buffer: Tensor) -> Reading:
+        extents = Extents.between(self._reader.files[piece.file], piece.start, piece.end)
         return Reading(extents, self._reader.read(extents, buffer, from_cache=True))
 
 
-def _stretches(wanted: list[tuple[TensorEntry, Tensor]]) -> Iterator[_Stretch]:
-    """What is wanted, in the order of the files, a tensor that does not fit into a buffer in parts."""
-    now: _Stretch | None = None
-    for entry, target in sorted(wanted, key=lambda pair: (str(pair[0].file), pair[0].offset)):
+def _ranges(targets: list[tuple[TensorEntry, Tensor]]) -> Iterator[_FileRange]:
+    """Ranges in the order of the files; a tensor that does not fit into a buffer comes in parts."""
+    now: _FileRange | None = None
+    for entry, target in sorted(targets, key=lambda pair: (str(pair[0].file), pair[0].offset)):
         place, end = entry.offset, entry.offset + entry.nbytes
         while place < end:
             if now is None or (now.file, now.end) != (entry.file, place) or place >= now.first_page + BUFFER_BYTES:
                 if now is not None:
                     yield now
-                now = _Stretch(entry.file, place, place)
+                now = _FileRange(entry.file, place, place)
             # A buffer ends with a page of the file, and no value of a tensor lies across that.
             now.end = min(end, now.first_page + BUFFER_BYTES)
             size = entry.dtype.itemsize

@@ -73,24 +73,24 @@ def renormalise_the_chosen_experts(patch: Patch) -> None:
 
 
 def norm_the_rotary_key_too(patch: Patch) -> None:
-    original = MultiHeadLatentAttention._rows
+    original = MultiHeadLatentAttention._entries
 
     def rows(attention: MultiHeadLatentAttention, hidden: Tensor, factors: Tensor) -> Tensor:
         config = attention.config
         latent, k_pe = original(attention, hidden, factors).split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
         return torch.cat([latent, rms_norm(k_pe, torch.ones(config.qk_rope_head_dim), 1e-6)], dim=-1)
 
-    patch.setattr(MultiHeadLatentAttention, "_rows", rows)
+    patch.setattr(MultiHeadLatentAttention, "_entries", rows)
 
 
 def drop_the_weight_of_the_latent_norm(patch: Patch) -> None:
-    original = MultiHeadLatentAttention._rows
+    original = MultiHeadLatentAttention._entries
 
     def rows(attention: MultiHeadLatentAttention, hidden: Tensor, factors: Tensor) -> Tensor:
         unscaled = replace(attention, kv_a_layernorm=torch.ones_like(attention.kv_a_layernorm))
         return original(unscaled, hidden, factors)
 
-    patch.setattr(MultiHeadLatentAttention, "_rows", rows)
+    patch.setattr(MultiHeadLatentAttention, "_entries", rows)
 
 
 def turn_queries_one_position_too_far(patch: Patch) -> None:

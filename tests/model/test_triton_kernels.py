@@ -142,7 +142,7 @@ def test_the_cache_gets_the_row_that_the_network_would_write_and_no_other() -> N
     attending = Attending(20, 2)
     before = attending.buffer.clone()
     attending.values()
-    row = attending.own._rows(attending.hidden, attending.factors)
+    row = attending.own._entries(attending.hidden, attending.factors)
     close(attending.buffer[1, 20:21], row)
     attending.buffer[1, 20] = before[1, 20]
     assert torch.equal(attending.buffer.nan_to_num(7.0), before.nan_to_num(7.0))

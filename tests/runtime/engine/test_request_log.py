@@ -22,8 +22,8 @@ from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load
 
 LINE = re.compile(
-    r"length: read (\d+) tokens in [\d.]+ s \((\d+) more were cached\), made (\d+) in [\d.]+ s; experts: 4 slots a "
-    r"layer, (\d+) hits, (\d+) misses \((\d+)% hit\), 0 computed in host memory, [\d.]+ GB moved, [\d.]+ s waited for"
+    r"length: prefill of (\d+) tokens in [\d.]+ s \((\d+) cached\), decode of (\d+) in [\d.]+ s; experts: 4 slots a "
+    r"layer, (\d+) hits, (\d+) misses \((\d+)% hit\), 0 computed in host memory, [\d.]+ GB moved, [\d.]+ s waiting"
 )
 
 
@@ -82,5 +82,5 @@ def test_a_resident_network_has_no_experts_to_tell_of(folder: Path, caplog: pyte
     with caplog.at_level(logging.INFO, logger="dslite.runtime"):
         list(running.generate(request(running, 9, 3)))
     message = caplog.records[-1].getMessage()
-    assert "made 3 in" in message
+    assert "decode of 3 in" in message
     assert "experts" not in message

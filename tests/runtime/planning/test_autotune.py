@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not native.levels(), reason="the compiled produc
 
 @pytest.fixture(autouse=True)
 def untouched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "choice", native.KernelThresholds())
+    monkeypatch.setattr(native, "thresholds", native.KernelThresholds())
     monkeypatch.setenv("DSLITE_CACHE_DIR", str(tmp_path))
 
 
@@ -46,9 +46,9 @@ def test_products_are_measured_once_for_a_machine(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(autotune, "_measure", measure)
     for turns in (1, 1):
-        native.choice.torch_from = None
+        native.thresholds.torch_from = None
         choose_products()
-        assert (len(measured), native.choice.torch_from) == (turns, 128)
+        assert (len(measured), native.thresholds.torch_from) == (turns, 128)
     choose_products(refresh=True)
     assert len(measured) == 2
     monkeypatch.setattr(autotune, "cpu_name", lambda: "another")
@@ -63,7 +63,7 @@ def test_what_was_kept_and_cannot_be_read_is_measured_anew(
     (tmp_path / "products.json").write_bytes(kept)
     monkeypatch.setattr(autotune, "_measure", lambda _: {32: (2.0, 1.0)})
     choose_products()
-    assert native.choice.torch_from == native.MOST_TOKENS + 1
+    assert native.thresholds.torch_from == native.MOST_TOKENS + 1
 
 
 def test_the_choice_is_followed_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_the_choice_is_followed_and_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
     weight = torch.ones(64, 64).bfloat16()
     table = ExpertTable([(weight, weight, weight)] * 4)
-    native.choice.torch_from = 40
+    native.thresholds.torch_from = 40
     assert "40 rows" in native.describe()
     monkeypatch.setattr(native.NativeProducts, "linear", refuse)
     kernels.linear(torch.ones(40, 64).bfloat16(), weight)
