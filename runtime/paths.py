@@ -1,8 +1,10 @@
 """Where dslite keeps its own files. The environment overrules the system's places."""
 
+import glob
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,18 @@ def prompts_dir() -> Path:
 def latents_file(conversation: str) -> Path:
     """The saved rows of one conversation: they go where it goes."""
     return latents_dir() / f"{conversation}.safetensors"
+
+
+def remove_saved_cache(conversation: str) -> None:
+    """Remove what the model computed of a conversation, half-written files included; leaves what cannot be removed."""
+    file = latents_file(conversation)
+    for found in (
+        file,
+        *file.parent.glob(f".{glob.escape(conversation)}.*"),
+        *file.parent.glob(f".{glob.escape(file.name)}.*"),
+    ):
+        with suppress(OSError):
+            found.unlink()
 
 
 def log_dir() -> Path:

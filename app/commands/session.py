@@ -1,14 +1,13 @@
 """`dslite session`: saved conversations."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dslite.app.commands import completion_values as complete
 from dslite.app.commands.command import command, flag
-from dslite.app.commands.flags import ExportFlags, ListFlags, read_text
+from dslite.app.commands.flags import ExportFlags, ListFlags
 from dslite.runtime.engine_options import check_whole
 from dslite.runtime.errors import UsageError
 
@@ -97,17 +96,31 @@ def rename(id: Id, title: Annotated[list[str], typer.Argument(metavar="TITLE", h
         store.rename(store.find(id).id, name)
 
 
-def import_file(file: Annotated[str, typer.Argument(metavar="FILE", help="The file; - is stdin.")]) -> None:
-    """Import conversations: an export of ours, or ChatGPT's conversations.json."""
-    from dslite.app.commands.prompt_input import read_stdin
-    from dslite.app.sessions.importer import import_text
+def import_files(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="The files; - is stdin.")],
+) -> None:
+    """Import conversations: an export of ours, or ChatGPT's, as its ZIP or as conversations.json.
+
+    What is not sound is named and left out; where nothing is left, that is an error.
+    """
+    from dslite.app.sessions.importer import import_file
     from dslite.app.sessions.store import SessionStore
+    from dslite.app.terminal import console, streams
     from dslite.app.terminal.tables import print_table
 
-    text = read_stdin() if file == "-" else read_text(Path(file), "the file")
+    rows: list[tuple[str, str]] = []
+    skipped = 0
     with SessionStore.open() as store:
-        talks = import_text(store, text)
-    print_table(("ID", "TITLE"), [(talk.id, talk.title) for talk in talks])
+        for file in files:
+            data = streams.read_stdin() if file == "-" else streams.read_file(file, "the file")
+            result = import_file(store, data, "stdin" if file == "-" else file)
+            rows += [(conversation.id, conversation.title) for conversation in result.imported]
+            skipped += len(result.skipped)
+            for fault in result.skipped:
+                console.warn(f"not imported: {fault}")
+    if skipped and not rows:
+        raise UsageError("nothing was imported", "import an export of dslite session export -o json, or ChatGPT's")
+    print_table(("ID", "TITLE"), rows)
 
 
 def remove(
@@ -144,5 +157,5 @@ app.command("search")(command(search))
 app.command("show")(command(show))
 app.command("rename")(command(rename))
 app.command("export")(command(export))
-app.command("import")(command(import_file))
+app.command("import")(command(import_files))
 app.command("rm")(command(remove))

@@ -4,16 +4,44 @@ Messages are a tree and rows are never replaced: another answer, or an edited qu
 index knows a message once it is whole; text that still grows is left out, as indexing it anew every second would cost.
 """
 
+import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from dslite.app.errors import SessionsError
 
 Migration = Sequence[str]
+
+# The index of the search. SQLite before 3.34 has no trigrams: then there is none, and texts are gone through.
+_SEARCH_INDEX: Migration = (
+    # Trigrams find words inside words, and Chinese, which has no spaces between them. Two spaces behind every text
+    # let its last two characters begin a trigram, too: so two characters can be found by the trigrams they begin.
+    "CREATE VIEW padded_messages AS SELECT id, content || '  ' AS content FROM messages",
+    """CREATE VIRTUAL TABLE message_search USING fts5 (
+        content, content = 'padded_messages', content_rowid = 'id', tokenize = 'trigram'
+    )""",
+    "CREATE VIRTUAL TABLE message_trigrams USING fts5vocab (message_search, row)",
+    """CREATE TRIGGER message_added AFTER INSERT ON messages WHEN NOT new.growing BEGIN
+        INSERT INTO message_search (rowid, content) VALUES (new.id, new.content || '  ');
+    END""",
+    """CREATE TRIGGER message_left AFTER UPDATE OF content, growing ON messages WHEN NOT old.growing BEGIN
+        INSERT INTO message_search (message_search, rowid, content)
+        VALUES ('delete', old.id, old.content || '  ');
+    END""",
+    """CREATE TRIGGER message_whole AFTER UPDATE OF content, growing ON messages WHEN NOT new.growing BEGIN
+        INSERT INTO message_search (rowid, content) VALUES (new.id, new.content || '  ');
+    END""",
+    """CREATE TRIGGER message_gone AFTER DELETE ON messages WHEN NOT old.growing BEGIN
+        INSERT INTO message_search (message_search, rowid, content)
+        VALUES ('delete', old.id, old.content || '  ');
+    END""",
+)
+_SEARCH_TRIGGERS = ("message_added", "message_left", "message_whole", "message_gone")
 
 # A database at version N has run the first N. Never change one that was released; append another.
 MIGRATIONS: tuple[Migration, ...] = (
@@ -49,31 +77,13 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX messages_under ON messages (parent)",
         "CREATE INDEX messages_growing ON messages (updated) WHERE growing",
         "CREATE INDEX messages_of_user ON messages (id) WHERE role = 'user'",
-        # Trigrams find words inside words, and Chinese, which has no spaces between them. Two spaces behind every text
-        # let its last two characters begin a trigram, too: so two characters can be found by the trigrams they begin.
-        "CREATE VIEW padded_messages AS SELECT id, content || '  ' AS content FROM messages",
-        """CREATE VIRTUAL TABLE message_search USING fts5 (
-            content, content = 'padded_messages', content_rowid = 'id', tokenize = 'trigram'
-        )""",
-        "CREATE VIRTUAL TABLE message_trigrams USING fts5vocab (message_search, row)",
-        """CREATE TRIGGER message_added AFTER INSERT ON messages WHEN NOT new.growing BEGIN
-            INSERT INTO message_search (rowid, content) VALUES (new.id, new.content || '  ');
-        END""",
-        """CREATE TRIGGER message_left AFTER UPDATE OF content, growing ON messages WHEN NOT old.growing BEGIN
-            INSERT INTO message_search (message_search, rowid, content)
-            VALUES ('delete', old.id, old.content || '  ');
-        END""",
-        """CREATE TRIGGER message_whole AFTER UPDATE OF content, growing ON messages WHEN NOT new.growing BEGIN
-            INSERT INTO message_search (rowid, content) VALUES (new.id, new.content || '  ');
-        END""",
-        """CREATE TRIGGER message_gone AFTER DELETE ON messages WHEN NOT old.growing BEGIN
-            INSERT INTO message_search (message_search, rowid, content)
-            VALUES ('delete', old.id, old.content || '  ');
-        END""",
     ),
 )
 VERSION = len(MIGRATIONS)
 _WAIT_S = 5.0  # for another dslite that is writing
+_VACUUM_SHARE = 4  # the file is written anew when a quarter of it is free
+
+log = logging.getLogger(__name__)
 
 
 def find_damage(path: Path) -> str | None:
@@ -91,44 +101,107 @@ def find_damage(path: Path) -> str | None:
 class Database:
     """One connection, for any thread, one at a time."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, indexed: bool) -> None:
         self.path = path
+        self.indexed = indexed  # whether messages are in the search index
         self._connection = connection
         self._lock = threading.RLock()
 
     @classmethod
-    def open(cls, path: Path) -> "Database":
-        """Open or create; bring an older schema up to date. Raises SessionsError, with a newer schema untouched."""
-        with _told(path):
+    def open(cls, path: Path, *, trigrams: bool | None = None) -> "Database":
+        """Open or create; bring an older schema up to date. Raises SessionsError, with a newer schema untouched.
+
+        `trigrams`: whether SQLite can index them; None asks it.
+        """
+        with _sessions_errors(path):
             connection = _connect(path)
             try:
                 connection.row_factory = sqlite3.Row
                 _check_version(path, connection)
                 connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
                 if _version(connection) < VERSION:
                     _migrate(path, connection)
+                indexed = _match_index(connection, has_trigrams() if trigrams is None else trigrams)
                 # With a write-ahead log, NORMAL loses nothing when the process is killed.
                 connection.execute("PRAGMA synchronous = NORMAL")
             except BaseException:
                 connection.close()
                 raise
-        return cls(path, connection)
+        return cls(path, connection, indexed=indexed)
 
     def close(self) -> None:
-        with self._lock, _told(self.path):
+        with self._lock, _sessions_errors(self.path):
             self._connection.close()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, for queries. Faults become SessionsError."""
-        with self._lock, _told(self.path):
+        with self._lock, _sessions_errors(self.path):
             yield self._connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """The connection in a transaction: all of it or nothing. Faults become SessionsError."""
-        with self._lock, _told(self.path), _transaction(self._connection):
+        with self._lock, _sessions_errors(self.path), _transaction(self._connection):
             yield self._connection
+
+    def forget_deleted(self) -> None:
+        """Make what was deleted unreadable in the file, in its log and in the search index. Faults: SessionsError."""
+        with self._lock, _sessions_errors(self.path):
+            if self.indexed:
+                # Removed entries stay in the index until its parts are merged.
+                self._connection.execute("INSERT INTO message_search (message_search) VALUES ('optimize')")
+            pages, free = (
+                int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
+                for name in ("page_count", "freelist_count")
+            )
+            if free * _VACUUM_SHARE > pages:
+                with suppress(sqlite3.OperationalError):  # another process uses the file: another time
+                    self._connection.execute("VACUUM")
+            # Not where another process reads; its own next checkpoint does it then.
+            self._connection.execute("PRAGMA wal_checkpoint (TRUNCATE)")
+
+
+@cache
+def has_trigrams() -> bool:
+    """Whether this SQLite has a full-text index of trigrams."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.execute("CREATE VIRTUAL TABLE probe USING fts5 (content, tokenize = 'trigram')")
+    except sqlite3.Error:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def _match_index(connection: sqlite3.Connection, trigrams: bool) -> bool:
+    """Build the search index where it is missing and possible; stop its upkeep where this SQLite cannot do it."""
+    query = "SELECT name FROM sqlite_master WHERE name IN ('message_added', 'message_search')"
+    names = {row[0] for row in connection.execute(query)}
+    kept_up = "message_added" in names
+    if kept_up == trigrams:
+        return trigrams
+    try:
+        with _transaction(connection):
+            if not trigrams:
+                for trigger in _SEARCH_TRIGGERS:
+                    connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
+                return False
+            for statement in _SEARCH_INDEX:
+                if "message_search" not in names or "TRIGGER" in statement:
+                    connection.execute(statement)
+            connection.execute("INSERT INTO message_search (message_search) VALUES ('rebuild')")
+            # The index holds whole messages only, as the triggers expect.
+            for row in connection.execute("SELECT id, content FROM messages WHERE growing").fetchall():
+                connection.execute(
+                    "INSERT INTO message_search (message_search, rowid, content) VALUES ('delete', ?, ?)",
+                    (row[0], row[1] + "  "),
+                )
+    except sqlite3.OperationalError:
+        return False  # a file that only reads is searched without an index
+    return True
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -172,13 +245,26 @@ def _check_version(path: Path, connection: sqlite3.Connection) -> None:
 
 
 def _migrate(path: Path, connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
+    choose_journal(connection)
     with _transaction(connection):
         _check_version(path, connection)  # another dslite may have been faster
         for migration in MIGRATIONS[_version(connection) :]:
             for statement in migration:
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def choose_journal(connection: sqlite3.Connection) -> None:
+    """A write-ahead log, or a rollback journal where the file system has no shared memory (network drives)."""
+    try:
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # uses it
+    except sqlite3.OperationalError as error:
+        log.warning("no write-ahead log: %s", error)
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # leaves the log without shared memory
+        mode = connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+        connection.execute("PRAGMA locking_mode = NORMAL")
+    log.info("journal mode %s", mode)
 
 
 @contextmanager
@@ -195,7 +281,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _sessions_errors(path: Path) -> Iterator[None]:
     """Turn what the database or the file system says into SessionsError; mistakes of our own stay what they are."""
     try:
         yield

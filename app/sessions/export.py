@@ -20,7 +20,7 @@ def to_markdown(conversation: Conversation, branch: Sequence[StoredMessage]) -> 
 
 
 def to_dict(conversation: Conversation, tree: Sequence[StoredMessage]) -> dict[str, Any]:
-    """All of a conversation, its branches and token ids included, as `import_text` takes it."""
+    """All of a conversation, its branches and token ids included, as `import_file` takes it."""
     return {
         "format": "dslite-session",
         "version": VERSION,

@@ -1,8 +1,17 @@
-"""Conversations from files: what `to_dict` wrote, and ChatGPT's conversations.json."""
+"""Conversations from files: what `to_dict` wrote, and ChatGPT's export, as conversations.json or as its ZIP.
 
+A file is foreign text: each conversation is imported whole or not at all, one that is not sound does not keep the
+others out, and sizes are bounded.
+"""
+
+import codecs
+import io
 import json
+import re
 import sqlite3
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +22,9 @@ from dslite.app.sessions.records import Conversation, pack, to_json
 from dslite.app.sessions.store import SessionStore
 from dslite.runtime.errors import UsageError
 
+MAX_BYTES = 2**30  # of the texts of an archive
 _ROLES = ("system", "user", "assistant")
+_CONVERSATIONS = re.compile(r"(^|/)conversations(-\d+)?\.json$")
 
 
 @dataclass
@@ -32,7 +43,7 @@ class _Node:
 
 
 @dataclass
-class _Talk:
+class _ImportedConversation:
     """A conversation to be imported."""
 
     id: str | None
@@ -46,31 +57,102 @@ class _Talk:
     nodes: list[_Node]
 
 
-def import_text(store: SessionStore, text: str) -> list[Conversation]:
-    """Add the conversations of a file: all of them or, when one is wrong, none. Raises UsageError, SessionsError."""
+@dataclass(frozen=True)
+class ImportResult:
+    """The conversations that were imported, and why the others were not: a line each, with the place in the file."""
+
+    imported: list[Conversation]
+    skipped: list[str]
+
+
+def import_file(store: SessionStore, data: bytes, name: str = "the file") -> ImportResult:
+    """Add the conversations of an export of ours or of ChatGPT, as JSON or as its ZIP; what is not sound is skipped.
+
+    Raises UsageError for what is no such file, SessionsError where nothing can be saved.
+    """
+    if data.startswith(b"PK"):
+        texts, skipped = _read_zip(data)
+    else:
+        try:
+            texts, skipped = {"": _decode(data)}, []
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{name} is not valid UTF-8: {error.reason} at byte {error.start}") from None
+    imported: list[str] = []
+    for member, text in texts.items():
+        prefix = f"{member}, " if member else ""
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            fault = f"{member or name} is not valid JSON: {error}"
+            if not member:
+                raise UsageError(fault) from None
+            skipped.append(fault)
+            continue
+        for place, item in enumerate(raw if isinstance(raw, list) else [raw], start=1):
+            try:
+                imported.append(_import_one(store, item, f"{prefix}conversation {place}"))
+            except UsageError as error:
+                skipped.append(error.message)
+    return ImportResult([store.get(identity) for identity in imported], skipped)
+
+
+def _import_one(store: SessionStore, raw: Any, where: str) -> str:
+    """Add one conversation; return its id. Raises UsageError for one that is not sound, of which nothing is kept."""
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the file is not valid JSON: {error}") from None
-    items = raw if isinstance(raw, list) else [raw]
-    talks = [_parse(item, f"conversation {place}") for place, item in enumerate(items, start=1)]
-    with store.database.writing() as db:
-        ids = [_insert(db, talk, f"conversation {place}") for place, talk in enumerate(talks, start=1)]
-    return [store.get(identity) for identity in ids]
+        conversation = _parse(raw, where)
+        with store.database.writing() as db:
+            return _insert(db, conversation, where)
+    except (RecursionError, OverflowError, TypeError, ValueError, sqlite3.IntegrityError) as error:
+        raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {error}") from None
 
 
-def _parse(raw: Any, where: str) -> _Talk:
+def _decode(data: bytes) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
+
+
+def _read_zip(data: bytes) -> tuple[dict[str, str], list[str]]:
+    """The texts of conversations.json, or conversations-000.json and so on, of an archive, within bounds."""
+    texts: dict[str, str] = {}
+    skipped: list[str] = []
+    left = MAX_BYTES
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = sorted(info.filename for info in archive.infolist() if _CONVERSATIONS.search(info.filename))
+            for name in names:
+                with archive.open(name) as stream:
+                    raw = stream.read(left + 1)  # a header may lie about the size
+                left -= len(raw)
+                if left < 0:
+                    skipped.append(f"{name} and what follows: more than {MAX_BYTES:,} bytes unpacked")
+                    break
+                try:
+                    texts[name] = _decode(raw)
+                except UnicodeDecodeError as error:
+                    skipped.append(f"{name} is not valid UTF-8: {error.reason}")
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise UsageError(f"the archive cannot be read: {error}", "download it again") from None
+    if not texts and not skipped:
+        raise UsageError("the archive has no conversations.json", "import the ZIP that ChatGPT's export gives")
+    return texts, skipped
+
+
+def _parse(raw: Any, where: str) -> _ImportedConversation:
     if isinstance(raw, dict) and isinstance(raw.get("messages"), list):
         return _parse_ours(raw, where)
     if isinstance(raw, dict) and isinstance(raw.get("mapping"), dict):
-        return _parse_chatgpt(raw)
+        conversation = _parse_chatgpt(raw)
+        if not conversation.nodes:
+            raise UsageError(f"{where} has no message of a person or an answer")
+        return conversation
     raise UsageError(
         f"{where} has neither messages nor a mapping",
         "import what dslite session export -o json wrote, or ChatGPT's conversations.json",
     )
 
 
-def _parse_ours(raw: dict[str, Any], where: str) -> _Talk:
+def _parse_ours(raw: dict[str, Any], where: str) -> _ImportedConversation:
     version = raw.get("version", VERSION)
     if not isinstance(version, int) or version > VERSION:
         raise UsageError(f"{where} has version {version!r}, and this dslite knows {VERSION}", "update dslite")
@@ -99,7 +181,7 @@ def _parse_ours(raw: dict[str, Any], where: str) -> _Talk:
             )
         )
     texts = {key: raw[key] if _is_text(raw, key) else None for key in ("id", "title", "model", "profile", "system")}
-    return _Talk(
+    return _ImportedConversation(
         texts["id"],
         texts["title"] or "",
         texts["model"] or "",
@@ -112,7 +194,7 @@ def _parse_ours(raw: dict[str, Any], where: str) -> _Talk:
     )
 
 
-def _parse_chatgpt(raw: dict[str, Any]) -> _Talk:
+def _parse_chatgpt(raw: dict[str, Any]) -> _ImportedConversation:
     """A conversation of ChatGPT's export: nodes without text of a person or an answer are left out of the tree."""
     now = time.time()
     mapping: dict[str, Any] = {key: node for key, node in raw["mapping"].items() if isinstance(node, dict)}
@@ -124,13 +206,13 @@ def _parse_chatgpt(raw: dict[str, Any]) -> _Talk:
         while isinstance(key, str) and key in mapping and key not in kept and key not in seen:
             seen.add(key)
             key = mapping[key].get("parent")
-        return key if key in kept else None
+        return key if isinstance(key, str) and key in kept else None
 
     nodes = [
         _Node(
             key,
             kept_from(mapping[key].get("parent")),
-            mapping[key]["message"]["author"]["role"],
+            _chatgpt_role(mapping[key]["message"]),
             text,
             created=_number(mapping[key]["message"].get("create_time"), now),
             updated=_number(mapping[key]["message"].get("create_time"), now),
@@ -141,31 +223,53 @@ def _parse_chatgpt(raw: dict[str, Any]) -> _Talk:
     created = _number(raw.get("create_time"), now)
     model = raw["default_model_slug"] if _is_text(raw, "default_model_slug") else "ChatGPT"
     leaf = kept_from(raw.get("current_node"))
-    return _Talk(None, title, model, None, None, leaf, created, _number(raw.get("update_time"), created), nodes)
+    return _ImportedConversation(
+        None, title, model, None, None, leaf, created, _number(raw.get("update_time"), created), nodes
+    )
 
 
 def _chatgpt_text(message: Any) -> str:
     """The text of a message that a person wrote or read; empty for all else."""
-    if not isinstance(message, dict) or (message.get("metadata") or {}).get("is_visually_hidden_from_conversation"):
+    if not isinstance(message, dict) or _table(message, "metadata").get("is_visually_hidden_from_conversation"):
         return ""
-    role = (message.get("author") or {}).get("role")
-    content = message.get("content") or {}
-    if role not in ("user", "assistant") or content.get("content_type") not in ("text", "multimodal_text"):
+    content = _table(message, "content")
+    if _chatgpt_role(message) not in ("user", "assistant"):
         return ""
-    return "\n\n".join(part for part in content.get("parts") or [] if isinstance(part, str) and part)
+    if content.get("content_type", "text") not in ("text", "multimodal_text"):
+        return ""
+    parts = content.get("parts")
+    return "\n\n".join(part for part in parts if isinstance(part, str) and part) if isinstance(parts, list) else ""
 
 
-def _insert(db: sqlite3.Connection, talk: _Talk, where: str) -> str:
+def _chatgpt_role(message: Mapping[str, Any]) -> Any:
+    author = message.get("author")
+    return author if isinstance(author, str) else _table(message, "author").get("role")
+
+
+def _table(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = raw.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _insert(db: sqlite3.Connection, imported: _ImportedConversation, where: str) -> str:
     """Write a conversation under its own id, or a new one where that is taken or missing."""
-    taken = db.execute("SELECT 1 FROM conversations WHERE id = ?", (talk.id,)).fetchone()
-    identity = new_id(talk.created) if taken or not _is_ulid(talk.id) else str(talk.id)
-    title = talk.title or next((title_of(node.content) for node in talk.nodes if node.role == "user"), "")
+    taken = db.execute("SELECT 1 FROM conversations WHERE id = ?", (imported.id,)).fetchone()
+    identity = new_id(imported.created) if taken or not _is_ulid(imported.id) else str(imported.id)
+    title = imported.title or next((title_of(node.content) for node in imported.nodes if node.role == "user"), "")
     conversation = db.execute(
         "INSERT INTO conversations (id, title, model, profile, system, created, updated) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (identity, clean(title), talk.model, talk.profile, talk.system, talk.created, talk.updated),
+        (
+            identity,
+            clean(title),
+            clean(imported.model),
+            _cleaned(imported.profile),
+            _cleaned(imported.system),
+            imported.created,
+            imported.updated,
+        ),
     ).lastrowid
     rows: dict[Any, int | None] = {None: None}
-    for node in _parents_first(talk.nodes, where):
+    for node in _parents_first(imported.nodes, where):
         rows[node.key] = db.execute(
             "INSERT INTO messages"
             " (conversation, parent, role, content, token_ids, finish_reason, info, created, updated)"
@@ -176,13 +280,13 @@ def _insert(db: sqlite3.Connection, talk: _Talk, where: str) -> str:
                 node.role,
                 clean(node.content),
                 pack(node.token_ids),
-                node.finish_reason,
-                to_json(node.info),
+                _cleaned(node.finish_reason),
+                clean(to_json(node.info)),
                 node.created,
                 node.updated,
             ),
         ).lastrowid
-    leaf = rows.get(talk.leaf if isinstance(talk.leaf, int | str) else None) or max(
+    leaf = rows.get(imported.leaf if isinstance(imported.leaf, int | str) else None) or max(
         (row for row in rows.values() if row), default=None
     )
     db.execute("UPDATE conversations SET leaf = ? WHERE key = ?", (leaf, conversation))
@@ -204,6 +308,10 @@ def _parents_first(nodes: Sequence[_Node], where: str) -> list[_Node]:
             f"{where}: its messages are no tree", "every parent must be the id of another message, or null"
         )
     return ordered
+
+
+def _cleaned(text: str | None) -> str | None:
+    return None if text is None else clean(text)
 
 
 def _is_ulid(text: str | None) -> bool:

@@ -26,13 +26,16 @@ class Hit:
     marks: tuple[tuple[int, int], ...] = ()
 
 
-def search(db: sqlite3.Connection, text: str, limit: int) -> list[Hit]:
-    """Conversations with a message or a title that holds every word of a text, the newest message first."""
+def search(db: sqlite3.Connection, text: str, limit: int, *, indexed: bool = True) -> list[Hit]:
+    """Conversations with a message or a title that holds every word of a text, the newest message first.
+
+    `indexed` False: without the index, which this SQLite cannot read.
+    """
     words = text.replace("\0", " ").split()
     if not words:
         return []
     hits: dict[str, Hit] = {}
-    for row in _by_message(db, words):
+    for row in _by_message(db, words, indexed):
         if row["id"] not in hits:
             hits[row["id"]] = Hit(
                 row["id"], row["title"], row["updated"], row["message"], *_snippet(row["content"], words)
@@ -52,21 +55,21 @@ def _by_title(db: sqlite3.Connection, words: list[str], limit: int) -> Iterator[
     )
 
 
-def _by_message(db: sqlite3.Connection, words: list[str]) -> Iterator[sqlite3.Row]:
+def _by_message(db: sqlite3.Connection, words: list[str], indexed: bool) -> Iterator[sqlite3.Row]:
     """Messages with all words, the newest first, each when it is asked for: more may match than anybody reads."""
-    queries = {word: _query(db, word) for word in words}
+    queries = {word: _query(db, word) if indexed else None for word in words}
     if "" in queries.values():
         return iter(())
-    indexed = " AND ".join(query for query in queries.values() if query)
+    match = " AND ".join(query for query in queries.values() if query)
     scanned = [_pattern(word) for word, query in queries.items() if query is None]
     columns = "SELECT c.id, c.title, c.updated, m.id AS message, m.content FROM"
     like = "".join([" AND m.content LIKE ? ESCAPE '\\'"] * len(scanned))
-    if indexed:
+    if match:
         return db.execute(
             f"{columns} message_search JOIN messages m ON m.id = message_search.rowid"
             " JOIN conversations c ON c.key = m.conversation"
             f" WHERE message_search MATCH ? AND c.deleted IS NULL{like} ORDER BY message_search.rowid DESC",
-            [indexed, *scanned],
+            [match, *scanned],
         )
     return db.execute(
         f"{columns} messages m JOIN conversations c ON c.key = m.conversation"

@@ -15,7 +15,6 @@ file or the disk is a SessionsError.
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from dslite.app.sessions.records import (
     to_json,
 )
 from dslite.app.sessions.search import Hit
-from dslite.runtime.paths import data_dir, latents_file
+from dslite.runtime.paths import data_dir, remove_saved_cache
 
 __all__ = ["Conversation", "Hit", "Role", "SessionStore", "SessionsError", "StoredMessage", "title_of"]
 
@@ -122,7 +121,7 @@ class SessionStore:
     def search(self, text: str, *, limit: int = 50) -> list[Hit]:
         """Conversations with a message or a title that holds every word of `text`, the newest message first."""
         with self.database.reading() as db:
-            return search.search(db, text, limit)
+            return search.search(db, text, limit, indexed=self.database.indexed)
 
     def rename(self, conversation_id: str, title: str) -> None:
         self._change(conversation_id, title=clean(title))
@@ -139,14 +138,20 @@ class SessionStore:
             gone = db.execute(
                 "DELETE FROM conversations WHERE deleted < ? RETURNING id", (now - _UNDO_DAYS * 86400,)
             ).fetchall()
-        for (identity,) in gone:
-            _forget_rows(identity)
+        self._forget([identity for (identity,) in gone])
 
     def purge(self, conversation_id: str) -> None:
         """Delete a conversation for good."""
         with self.database.writing() as db:
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
-        _forget_rows(conversation_id)
+        self._forget([conversation_id])
+
+    def _forget(self, conversation_ids: Sequence[str]) -> None:
+        """Remove the last traces of deleted conversations: in the file, and what the model computed of them."""
+        for identity in conversation_ids:
+            remove_saved_cache(identity)
+        if conversation_ids:
+            self.database.forget_deleted()
 
     def restore(self, conversation_id: str) -> None:
         """Undo a delete."""
@@ -320,9 +325,3 @@ class SessionStore:
         if row is None:
             raise NoConversationError(f"there is no message {message_id}")
         return stored_message(row)
-
-
-def _forget_rows(conversation_id: str) -> None:
-    """What the model had computed of a conversation goes with it."""
-    with suppress(OSError):
-        latents_file(conversation_id).unlink(missing_ok=True)

@@ -1,16 +1,29 @@
 """Conversations as files: what is exported comes back, and what is no conversation is refused whole."""
 
+import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from dslite.app.sessions import importer
 from dslite.app.sessions.export import to_dict, to_markdown
-from dslite.app.sessions.importer import import_text
+from dslite.app.sessions.importer import ImportResult, import_file
+from dslite.app.sessions.records import Conversation
 from dslite.app.sessions.store import SessionStore
 from dslite.runtime.errors import UsageError
+
+
+def import_text(store: SessionStore, text: str) -> list[Conversation]:
+    """The conversations of a text in which all are sound."""
+    result = import_file(store, text.encode("utf-8", "surrogatepass"))
+    assert result.skipped == []
+    return result.imported
 
 
 @pytest.fixture
@@ -126,6 +139,10 @@ def test_chatgpts_export_imports_with_its_branches(store: SessionStore) -> None:
     assert len(store.siblings(because.id)) == 2
 
 
+def chatgpt(nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"title": "Sky", "mapping": nodes, **more}
+
+
 GOOD = {"messages": [{"id": 1, "parent": None, "role": "user", "content": "fine"}]}
 
 
@@ -133,6 +150,12 @@ GOOD = {"messages": [{"id": 1, "parent": None, "role": "user", "content": "fine"
     ("raw", "fault"),
     [
         (3, "neither messages nor a mapping"),
+        (None, "neither messages nor a mapping"),
+        ([], "neither messages nor a mapping"),
+        ({"mapping": {}}, "no message"),
+        ({"mapping": {"a": {"message": {"author": {"role": "user"}, "content": {"parts": 5}}}}}, "no message"),
+        ({"mapping": {"a": None, "b": 3, "c": {"message": None}}}, "no message"),
+        (chatgpt({"a": node("a", "b", text="x"), "b": node("b", "a", text="y")}), "no tree"),
         ({"messages": 3}, "neither"),
         ({"messages": [3]}, "message 1"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
@@ -146,16 +169,19 @@ GOOD = {"messages": [{"id": 1, "parent": None, "role": "user", "content": "fine"
         ({"version": 2, "messages": []}, "version 2"),
     ],
 )
-def test_a_file_with_one_wrong_conversation_adds_none(store: SessionStore, raw: Any, fault: str) -> None:
-    with pytest.raises(UsageError, match=fault):
-        import_text(store, json.dumps([GOOD, raw]))
-    assert store.conversations() == []
+def test_a_wrong_conversation_is_named_and_the_sound_ones_are_added(store: SessionStore, raw: Any, fault: str) -> None:
+    result = import_file(store, json.dumps([GOOD, raw, GOOD]).encode())
+    (named,) = result.skipped
+    assert fault in named
+    assert "conversation 2" in named
+    assert [conversation.title for conversation in store.conversations()] == ["fine", "fine"]
+    assert len(result.imported) == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
 def test_what_is_no_json_is_refused(store: SessionStore, text: str) -> None:
     with pytest.raises(UsageError, match="not valid JSON"):
-        import_text(store, text)
+        import_file(store, text.encode())
 
 
 def test_odd_values_of_a_file_do_not_break_the_import(store: SessionStore) -> None:
@@ -163,3 +189,103 @@ def test_odd_values_of_a_file_do_not_break_the_import(store: SessionStore) -> No
     (talk,) = import_text(store, json.dumps(odd))
     assert (talk.title, talk.model, len(talk.id)) == ("fine", "", 26)
     assert [message.content for message in store.path(talk.leaf)] == ["fine"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        node("q", None, text="Why?", author="user"),
+        node("q", None, text="Why?", metadata=[1], create_time=float("inf")),
+        node("q", None, text="Why?", content={"parts": ["Why?", 5, None, {"x": 1}]}),
+    ],
+)
+def test_odd_fields_of_chatgpts_messages_keep_no_text_out(store: SessionStore, odd: dict[str, Any]) -> None:
+    raw = chatgpt({"q": odd, "x": None}, current_node=[1], title=4, default_model_slug="\ud800", create_time=1e99)
+    (conversation,) = import_text(store, json.dumps(raw))
+    assert [message.content for message in store.path(conversation.leaf)] == ["Why?"]
+    assert conversation.model == "\ufffd"
+
+
+SURROGATE = {
+    "messages": [{"role": "user", "content": "a\ud800", "finish_reason": "\udfff", "info": {"k": "\ud800"}}],
+    "title": "\ud800",
+    "model": "\ud800",
+    "profile": "\ud800",
+    "system": "\ud800",
+}
+
+
+def test_a_lone_surrogate_in_any_field_is_replaced(store: SessionStore) -> None:
+    (conversation,) = import_text(store, json.dumps(SURROGATE))
+    assert (conversation.title, conversation.profile, conversation.system) == ("\ufffd",) * 3
+    assert store.path(conversation.leaf)[0].content == "a\ufffd"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_with_a_mark_of_byte_order_are_read(store: SessionStore, encoding: str) -> None:
+    result = import_file(store, json.dumps(GOOD).encode(encoding))
+    assert [conversation.title for conversation in result.imported] == ["fine"]
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def of_zip(store: SessionStore, members: dict[str, bytes]) -> ImportResult:
+    return import_file(store, zipped(members))
+
+
+def titled(*titles: str) -> bytes:
+    return json.dumps([chatgpt({"q": node("q", None, text="x")}, title=title) for title in titles]).encode()
+
+
+def test_every_file_of_chatgpts_archive_is_imported_and_a_damaged_one_is_named(store: SessionStore) -> None:
+    members = {
+        "user.json": b"{}",
+        "conversations-000.json": titled("a", "b"),
+        "conversations-001.json": b"{",
+        "export/conversations-002.json": titled("c"),
+        "my-conversations.json.txt": b"x",
+    }
+    result = of_zip(store, members)
+    assert [conversation.title for conversation in result.imported] == ["a", "b", "c"]
+    (fault,) = result.skipped
+    assert fault.startswith("conversations-001.json is not valid JSON")
+
+
+def test_an_archive_that_unpacks_to_too_much_is_cut(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importer, "MAX_BYTES", 5000)
+    result = of_zip(store, {"conversations-0.json": titled("a"), "conversations-1.json": b" " * 10_000_000})
+    assert [conversation.title for conversation in result.imported] == ["a"]
+    assert "more than 5,000 bytes" in result.skipped[0]
+
+
+@pytest.mark.parametrize("data", [b"PK", zipped({"x.json": b""}), zipped({"conversations.json": b"[]" * 999})[:60]])
+def test_what_is_no_archive_of_conversations_is_refused(store: SessionStore, data: bytes) -> None:
+    with pytest.raises(UsageError, match="archive"):
+        import_file(store, data)
+
+
+FIELDS = st.sampled_from(
+    "messages mapping role content id parent token_ids info title created leaf author parts message metadata "
+    "create_time current_node version".split()
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["user", "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=6),
+    max_leaves=25,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(items=st.lists(JSON, max_size=3))
+def test_any_json_is_imported_or_named(store: SessionStore, items: list[Any]) -> None:
+    result = import_file(store, json.dumps([*items, GOOD]).encode())
+    assert len(result.imported) + len(result.skipped) == len(items) + 1
+    assert result.imported[-1].title == "fine"
+    for conversation in result.imported:
+        store.path(conversation.leaf)

@@ -5,6 +5,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +163,26 @@ def test_another_process_that_never_ends_its_writing_is_a_sessions_error(
         blocking.execute("ROLLBACK")
         store.create(model="chat")
     blocking.close()
+
+
+class WithoutSharedMemory(sqlite3.Connection):
+    """A connection on a file system that has no shared memory for a write-ahead log."""
+
+    def execute(self, sql: str, *more: Any) -> sqlite3.Cursor:
+        if "WAL" in sql:
+            raise sqlite3.OperationalError("locking protocol")
+        return super().execute(sql, *more)
+
+
+def test_where_a_write_ahead_log_fails_a_rollback_journal_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    with sqlite3.connect(path, factory=WithoutSharedMemory) as connection:
+        database.choose_journal(connection)
+        assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
+        assert connection.execute("PRAGMA locking_mode").fetchone()[0] == "normal"
+    connection.close()
+    with SessionStore.open(path) as store:
+        assert store.conversations() == []
 
 
 def test_only_the_user_may_read_the_conversations(path: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from dslite.app.errors import NoConversationError
+from dslite.app.sessions.database import Database
 from dslite.app.sessions.store import SessionStore, StoredMessage, title_of
+from dslite.runtime.paths import latents_file
 
 
 @pytest.fixture
@@ -309,3 +311,75 @@ def test_saving_survives_text_that_utf8_cannot_carry(store: SessionStore) -> Non
     assert question.content == "broken \ufffd text \U0001f600"
     store.rename(talk, "\udc80")
     json.dumps(store.get(talk).title).encode("utf-8")
+
+
+SECRET = "the owl of Minerva 猫頭鷹 flies at dusk"
+
+
+def traces(folder: Path) -> list[str]:
+    """The files of a folder in which a secret can be read, as text or as the words of it."""
+    words = [word.encode() for word in (SECRET, "Minerva", "猫頭鷹", "inerv")]
+    return [file.name for file in folder.rglob("*") if file.is_file() and any(w in file.read_bytes() for w in words)]
+
+
+@pytest.mark.parametrize("reader", [False, True])
+def test_a_removed_conversation_is_in_no_file_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: bool
+) -> None:
+    monkeypatch.setenv("DSLITE_CACHE_DIR", str(tmp_path / "cache"))
+    folder = tmp_path / "data"
+    with SessionStore.open(folder / "sessions.db") as store:
+        for number in range(50):
+            talk_with(store, f"question {number} " + "word " * 200, "answer " * 300)
+        secret, (_, answer) = talk_with(store, SECRET, f"{SECRET} " * 500)
+        store.update_answer(answer.id, f"{SECRET} again")
+        store.finish_answer(answer.id, SECRET, None, "stop")
+        store.rename(secret, SECRET)
+        latents = latents_file(secret)
+        latents.parent.mkdir(parents=True)
+        for name in (latents.name, f".{secret}.17.tmp", "another.safetensors"):
+            (latents.parent / name).write_text(SECRET if "another" not in name else "x")
+        assert traces(tmp_path)
+        if reader:
+            with SessionStore.open(folder / "sessions.db") as other:
+                assert len(other.conversations(limit=None)) == 51
+        store.purge(secret)
+        assert traces(tmp_path) == []
+        assert store.search("Minerva") == []
+        assert len(store.search("question")) == 50
+    assert traces(tmp_path) == []
+    assert [file.name for file in latents.parent.iterdir()] == ["another.safetensors"]
+
+
+def test_the_file_shrinks_when_much_of_it_was_removed(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    with SessionStore.open(path) as store:
+        large, _ = talk_with(store, "q", "answer " * 100_000)
+        talk_with(store, "another")
+        size = path.stat().st_size + path.with_name("sessions.db-wal").stat().st_size
+        store.purge(large)
+        assert path.stat().st_size < size / 10
+        assert len(store.conversations()) == 1
+
+
+def test_without_an_index_of_trigrams_texts_are_gone_through_and_later_indexed(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    with SessionStore(Database.open(path, trigrams=False)) as store:
+        talk, (_, answer) = talk_with(store, "Why is 天 blue?", "Because")
+        growing = store.append(talk, "assistant", "half of a sentence", parent=None, growing=True)
+        assert [hit.id for hit in store.search("blue")] == [talk]
+        assert [hit.id for hit in store.search("天")] == [talk]
+        assert store.search("green") == store.search("sentence") == []
+        store.purge(talk_with(store, "gone")[0])
+    with SessionStore(Database.open(path, trigrams=True)) as store:
+        assert [hit.message for hit in store.search("Because")] == [answer.id]
+        assert store.search("sentence") == store.search("gone") == []
+        store.finish_answer(growing.id, "half of a sentence", None, "stop")
+        assert [hit.message for hit in store.search("sentence")] == [growing.id]
+    with SessionStore(Database.open(path, trigrams=False)) as store:
+        another, _ = talk_with(store, "a green one")
+        assert [hit.id for hit in store.search("green")] == [another]
+    with SessionStore(Database.open(path)) as store:
+        assert [hit.id for hit in store.search("green")] == [another]
+        with store.database.writing() as db:
+            db.execute("INSERT INTO message_search (message_search, rank) VALUES ('integrity-check', 1)")
