@@ -127,7 +127,7 @@ class LocalCompletion:
         spacings = {key: self._spacing(request) for key, request in pending.items()}
         scheduler = Scheduler(self._engine)
         for number, request in pending.items():
-            scheduler.add(number, request)
+            scheduler.add(number, request, cancel)
         while len(scheduler):
             try:
                 events = scheduler.interrupt() if cancel.is_set() else scheduler.step()

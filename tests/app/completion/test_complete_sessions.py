@@ -90,7 +90,7 @@ def test_an_echoed_prompt_is_not_saved_as_the_answer(dslite: Dslite, greeter: Pa
     assert (question.content, answer.content) == ("hello", "hi")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_answer_and_what_came_is_printed_and_saved(
     dslite: Dslite, babbler: Path, number: signal.Signals, code: int
 ) -> None:
