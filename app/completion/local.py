@@ -12,11 +12,11 @@ from dslite.app.completion.protocol import (
     Answer,
     CompletionOptions,
     messages_of,
-    prefill_status,
     unexpected,
 )
 from dslite.app.settings.sampling import check_types, model_defaults
 from dslite.app.terminal.console import TerminalStatus
+from dslite.app.terminal.progress_text import loading_text, reading_text
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
 from dslite.runtime.engine.engine import Engine, Request
@@ -25,7 +25,7 @@ from dslite.runtime.engine.scheduler import Scheduler
 from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import UsageError
-from dslite.runtime.events import Done, Loading, Prefilling, Token
+from dslite.runtime.events import Done, Prefilling, Token
 from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
 from dslite.runtime.text.prompt_limit import PromptLimit
 
@@ -55,7 +55,7 @@ class LocalCompletion:
         status = TerminalStatus()
         folder = locate(ref)
         try:
-            engine = open_engine(folder, engine_options, lambda event: status.show(_load_status(event)))
+            engine = open_engine(folder, engine_options, lambda event: status.show(loading_text(event)))
         finally:
             status.clear()
         return cls(ref, folder, options, engine, load_s=time.perf_counter() - started)
@@ -103,9 +103,9 @@ class LocalCompletion:
         """The tokens of an answer and its end; prefill shows on the status line."""
         status, spacing = TerminalStatus(), self._spacing(request)
         try:
-            for event in self._engine.generate(request, cancel, lambda event: status.show(prefill_status(event))):
+            for event in self._engine.generate(request, cancel, lambda event: status.show(reading_text(event))):
                 if isinstance(event, Prefilling):
-                    status.show(prefill_status(event))
+                    status.show(reading_text(event))
                     continue
                 status.clear()
                 yield spacing.strip(event)
@@ -168,8 +168,3 @@ class LocalCompletion:
 
     def _spacing(self, request: Request) -> AnswerSpacing:
         return AnswerSpacing(int(self._template is not None and not request.echo))
-
-
-def _load_status(event: Loading) -> str:
-    percent = 100 * event.done_bytes // max(event.total_bytes, 1)
-    return f"loading weights {percent} % · {event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from dslite.model.errors import DsliteError
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.events import Done, Prefilling, Token
+from dslite.runtime.events import Done, Token
 from dslite.runtime.text.chat_template import Message
 
 RAW_MAX_TOKENS = 256
@@ -110,12 +110,6 @@ class CompletionBackend(Protocol[RequestT]):
     def experts(self) -> Mapping[str, int | None]:
         """Slots and what they saved and cost; None where they are unknown."""
         ...
-
-
-def prefill_status(event: Prefilling) -> str:
-    """Progress of a prefill, for the status line."""
-    speed = (event.done - event.cached) / event.elapsed_s if event.elapsed_s > 0 else 0.0
-    return f"reading {event.done:,.0f} of {event.total:,} · {speed:,.0f} tok/s"
 
 
 def messages_of(prompt: str | Sequence[Message], system: str | None) -> list[Message]:

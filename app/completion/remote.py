@@ -12,13 +12,13 @@ from dslite.app.completion.protocol import (
     Answer,
     CompletionOptions,
     messages_of,
-    prefill_status,
     unexpected,
 )
 from dslite.app.settings.endpoint import RemoteModelRef
 from dslite.app.settings.sampling import check_types
 from dslite.app.terminal import console
 from dslite.app.terminal.console import TerminalStatus
+from dslite.app.terminal.progress_text import reading_text
 from dslite.model.errors import DsliteError
 from dslite.runtime.chat.remote import RemoteModel, RemoteRequest
 from dslite.runtime.engine.sampling_params import SamplingParams
@@ -163,7 +163,7 @@ class RemoteCompletion:
 def _progress(event: ChatEvent) -> str:
     """An event before the answer, for the status line."""
     if isinstance(event, Prefilling):
-        return prefill_status(event)
+        return reading_text(event)
     if isinstance(event, Thinking):
         return f"thinking · {event.tokens:,} tokens"
     return event.reason if isinstance(event, Waiting) else ""

@@ -16,6 +16,7 @@ from dslite.app.chat.slash_commands import parse
 from dslite.app.plain.commands import PlainCommands
 from dslite.app.plain.context_overflow import ContextOverflow, NewChatWanted
 from dslite.app.terminal import console
+from dslite.app.terminal.progress_text import loading_text, reading_text
 from dslite.app.terminal.signals import Interruption
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
@@ -141,7 +142,7 @@ class PlainChat:
         status = console.TerminalStatus()
 
         def report(event: Loading) -> None:
-            status.show(f"loading weights {100 * event.done_bytes // max(event.total_bytes, 1)} %")
+            status.show(loading_text(event))
 
         self.opened = None
         try:
@@ -218,7 +219,7 @@ class PlainChat:
         before, ids = node.token_ids, list(node.token_ids or ())
         for event in events:
             if isinstance(event, Prefilling):
-                status.show(f"reading {event.done:,.0f} of {event.total:,}")
+                status.show(reading_text(event))
                 continue
             if isinstance(event, Thinking):
                 status.show(f"thinking · {event.tokens:,} tokens")

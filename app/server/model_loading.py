@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dslite.app.server.requests import ServedModel
 from dslite.app.settings.sampling import model_defaults
 from dslite.app.terminal.console import TerminalStatus
+from dslite.app.terminal.progress_text import loading_text
 from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import CheckpointError
-from dslite.runtime.events import Loading
 from dslite.runtime.text.chat_template import ChatTemplate
 
 
@@ -18,7 +18,7 @@ def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> 
     status = TerminalStatus()
     folder = locate(ref)
     try:
-        engine = open_engine(folder, options, lambda event: status.show(_loading(event)))
+        engine = open_engine(folder, options, lambda event: status.show(loading_text(event)))
     finally:
         status.clear()
     try:
@@ -26,7 +26,3 @@ def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> 
     except CheckpointError:
         template = None  # a base model: it completes text
     return ServedModel(engine, tuple(names), model_defaults(folder), template)
-
-
-def _loading(event: Loading) -> str:
-    return f"loading weights: {event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"

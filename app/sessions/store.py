@@ -228,11 +228,6 @@ class SessionStore:
             )
             return self._message(db, message_id)
 
-    def message(self, message_id: int) -> StoredMessage:
-        """Raises NoConversationError."""
-        with self.database.reading() as db:
-            return self._message(db, message_id)
-
     def path(self, leaf: int | None) -> list[StoredMessage]:
         """The branch that ends in `leaf`, its first message first; None is an empty one."""
         with self.database.reading() as db:
@@ -244,44 +239,6 @@ class SessionStore:
         with self.database.reading() as db:
             rows = db.execute(f"{MESSAGES} WHERE c.id = ? ORDER BY m.id", (conversation_id,)).fetchall()
         return [stored_message(row) for row in rows]
-
-    def siblings(self, message_id: int) -> list[int]:
-        """Ids of the branches at a message, itself among them, the oldest first."""
-        with self.database.reading() as db:
-            rows = db.execute(
-                "SELECT m.id FROM messages m JOIN messages own ON m.conversation = own.conversation"
-                " AND m.parent IS own.parent WHERE own.id = ? ORDER BY m.id",
-                (message_id,),
-            ).fetchall()
-        return [row["id"] for row in rows]
-
-    def branches(self, leaf: int | None) -> dict[int, list[int]]:
-        """`siblings` of every message of the branch that ends in `leaf`, in one query."""
-        with self.database.reading() as db:
-            rows = db.execute(
-                f"{UPWARD} SELECT own.id AS id, m.id AS sibling FROM up JOIN messages own ON own.id = up.id"
-                " JOIN messages m ON m.conversation = own.conversation AND m.parent IS own.parent"
-                " ORDER BY own.id, m.id",
-                (leaf,),
-            ).fetchall()
-        found: dict[int, list[int]] = {}
-        for row in rows:
-            found.setdefault(row["id"], []).append(row["sibling"])
-        return found
-
-    def activate(self, message_id: int) -> int:
-        """Make the newest branch through a message the active one; return its leaf."""
-        with self.database.writing() as db:
-            leaf = db.execute(
-                "WITH RECURSIVE down (id) AS (VALUES (?) UNION ALL"
-                " SELECT m.id FROM messages m JOIN down ON m.parent = down.id) SELECT max(id) FROM down",
-                (message_id,),
-            ).fetchone()[0]
-            db.execute(
-                "UPDATE conversations SET leaf = ? WHERE key = (SELECT conversation FROM messages WHERE id = ?)",
-                (leaf, message_id),
-            )
-        return int(leaf)
 
     def set_leaf(self, conversation_id: str, leaf: int | None) -> None:
         """End the active branch at a message."""

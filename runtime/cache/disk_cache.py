@@ -126,10 +126,6 @@ class LatentDiskCache:
                 best, known = file, shared
         return best is not None and self.load(best.stem, token_ids, cache) > 0
 
-    def remove(self, key: str) -> None:
-        """Delete the file of a conversation."""
-        _remove(self._file(key))
-
     @property
     def nbytes(self) -> int:
         """Bytes of all files."""

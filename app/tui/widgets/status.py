@@ -10,6 +10,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
+from dslite.app.terminal.progress_text import loading_text, reading_text
 from dslite.app.tui.style.palette import Palette
 from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.events import Loading, Prefilling
@@ -51,15 +52,10 @@ def activity(status: Status) -> str:
             event = status.loading
             if event is None or not event.total_bytes:
                 return "starting the engine"
-            percent = 100 * event.done_bytes // event.total_bytes
-            size = f"{event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"
-            return f"loading weights {percent} % · {size}"
+            return loading_text(event)
         case "reading":
             read = status.reading
-            if read is None:
-                return "reading"
-            speed = (read.done - read.cached) / read.elapsed_s if read.elapsed_s > 0 else 0.0
-            return f"reading {read.done:,.0f} of {read.total:,} · {speed:,.0f} tok/s"
+            return "reading" if read is None else reading_text(read)
         case "writing":
             return f"{status.rate:,.0f} tok/s" if status.rate >= 10 else f"{status.rate:,.1f} tok/s"
         case "stopping":

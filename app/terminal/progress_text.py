@@ -1,0 +1,15 @@
+"""What status lines say while a model is loaded and a prompt is read: the same words in every front end."""
+
+from dslite.runtime.events import Loading, Prefilling
+
+
+def loading_text(event: Loading) -> str:
+    """loading weights 37 % · 11.6 of 31.4 GB"""
+    percent = 100 * event.done_bytes // max(event.total_bytes, 1)
+    return f"loading weights {percent} % · {event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"
+
+
+def reading_text(event: Prefilling) -> str:
+    """reading 1,536 of 4,112 · 2,900 tok/s"""
+    speed = (event.done - event.cached) / event.elapsed_s if event.elapsed_s > 0 else 0.0
+    return f"reading {event.done:,.0f} of {event.total:,} · {speed:,.0f} tok/s"
