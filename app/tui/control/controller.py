@@ -72,7 +72,7 @@ class ChatController:
 
     def show(self) -> None:
         """Draw the branch anew."""
-        self.screen.transcript.show(items_of(self.dialogue, self.model_name) or [greeting(self)])
+        self.screen.transcript.show(items_of(self.dialogue, self.model_name) or [self._greeting()])
         self.screen.refresh_lines()
 
     def say(self, text: str, *, warning: bool = False, above: bool = False) -> None:
@@ -117,10 +117,13 @@ class ChatController:
             self.screen.transcript.add(item_of(self.dialogue, question, self.model_name))
         self.ask(question)
 
+    def _greeting(self) -> TranscriptItem:
+        return greeting(self.model_name, self.status.facts, self.settings, demo=self.ref.name == "demo")
+
     def renew_greeting(self) -> None:
         """Model or profile have changed: an empty chat says so."""
         if (entry := self.screen.transcript.item(GREETING)) is not None:
-            entry.text = greeting(self).text
+            entry.text = self._greeting().text
             self.screen.transcript.redraw_item(entry)
 
     def _drop_greeting(self) -> None:

@@ -70,6 +70,10 @@ class Palette:
             "Literal.Number": self.number,
             "Operator.Word": self.keyword,
             "Comment": self.muted,
+            "Generic.Deleted": self.error,  # of a diff
+            "Generic.Inserted": self.string,
+            "Generic.Heading": self.muted,
+            "Generic.Subheading": self.number,
         }
 
 

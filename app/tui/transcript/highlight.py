@@ -12,13 +12,16 @@ from dslite.app.tui.style.palette import Palette
 MOST_CHARACTERS = 200_000  # beyond that, colours are not worth the wait
 
 
+_ALIASES = {"patch": "diff", "udiff": "diff"}
+
+
 @lru_cache(maxsize=32)
 def _lexer(language: str) -> Any:
     from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
     from pygments.util import ClassNotFound  # type: ignore[import-untyped]
 
     try:
-        return get_lexer_by_name(language, stripnl=False, ensurenl=False)
+        return get_lexer_by_name(_ALIASES.get(language, language), stripnl=False, ensurenl=False)
     except ClassNotFound:
         return None
 
@@ -29,14 +32,14 @@ def highlight(code: str, language: str, palette: Palette) -> list[Text]:
     if lexer is None:
         return [Text(line, end="") for line in code.split("\n")]
     lines = [Text(end="")]
-    for kind, value in _tokens(lexer, code):
+    for kind, value in _tokens(lexer, f"{code}\n"):  # rules of some lexers, as of diffs, want the line end
         style = _style(kind, palette)
         first, *others = value.split("\n")
         lines[-1].append(first, style)
         for other in others:
             lines.append(Text(end=""))
             lines[-1].append(other, style)
-    return lines
+    return lines[: code.count("\n") + 1]
 
 
 def _tokens(lexer: Any, code: str) -> Iterator[tuple[Any, str]]:

@@ -1,16 +1,13 @@
 """Messages of a dialogue as what the transcript shows."""
 
-from typing import TYPE_CHECKING
-
 from dslite.app.chat.message_tree import MessageTree, Node
+from dslite.app.chat.settings import ChatSettings
 from dslite.app.tui.transcript.blocks import TranscriptItem
 from dslite.app.tui.transcript.sanitize import one_line
 from dslite.app.tui.widgets.status import where
+from dslite.runtime.chat.protocol import ModelStats
 
-if TYPE_CHECKING:
-    from dslite.app.tui.control.controller import ChatController
-
-GREETING = 0  # key of the entry that a message makes superfluous
+GREETING = 0  # key of the item that goes with the first message
 
 _NOTES = {
     "interrupted": "stopped here · /continue goes on",
@@ -58,14 +55,12 @@ def items_of(dialogue: MessageTree, model: str) -> list[TranscriptItem]:
     return items
 
 
-def greeting(conductor: "ChatController") -> TranscriptItem:
-    """What an empty chat says: the model, where it lives, three things to try."""
-    facts = conductor.status.facts
-    lines = [short_name(conductor.model_name)]
-    if facts:
-        lines[0] += f" · {where(facts)}" + (f" · {facts.context:,} tokens of context" if facts.context else "")
-    if conductor.settings.system_message:
-        lines.append(f"profile {conductor.settings.profile.name}: {one_line(conductor.settings.system_message, 120)}")
-    demo = conductor.ref.name == "demo"
+def greeting(model: str, stats: ModelStats | None, settings: ChatSettings, *, demo: bool) -> TranscriptItem:
+    """What an empty chat shows: the model, where it lives, the system message, three things to try."""
+    lines = [short_name(model)]
+    if stats:
+        lines[0] += f" · {where(stats)}" + (f" · {stats.context:,} tokens of context" if stats.context else "")
+    if settings.system_message:
+        lines.append(f"profile {settings.profile.name}: {one_line(settings.system_message, 120)}")
     lines += ["", "Try:", *(f"  {thing}" for thing in (_DEMO_THINGS_TO_TRY if demo else _THINGS_TO_TRY))]
     return TranscriptItem(GREETING, "notice", "", "\n".join(lines))

@@ -190,6 +190,8 @@ class Transcript(VirtualListView, can_focus=True):
             block, _ = self.virtual_list.at(line)
             if block.item.speaker in ("user", "assistant"):
                 self.choose(block.item, scroll=False)
+        if self.text_selection is None and event.chain > 1:
+            self.select_around(event.x, line, whole_line=event.chain > 2)
 
 
 def _lines(blocks: Iterable[RenderBlock]) -> list[Strip]:

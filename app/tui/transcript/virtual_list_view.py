@@ -4,8 +4,11 @@ It holds no widget for a message: lines are asked for one at a time (Textual's l
 in its place while heights turn out to be other than estimated, and while the text below still grows.
 """
 
+import re
+
+from rich.cells import cell_len
 from rich.segment import Segment
-from textual.geometry import Region, Size
+from textual.geometry import Offset, Region, Size
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
@@ -193,6 +196,21 @@ class VirtualListView(ScrollView):
             last = block.item, end_offset(renderer, block, line, max(selection.end.x - self._text_left, 0))
         items = list(dict.fromkeys(block.item for block in blocks))
         return source_between(items, first, last), "\n"
+
+    def text_select_all(self) -> None:
+        """Nothing: Textual calls it for a double click, and for a second drag soon after the first."""
+
+    def select_around(self, x: int, line: int, *, whole_line: bool) -> None:
+        """Select the word under the mouse, as a double click does, or its line."""
+        text = self.line_text(line)
+        cells = x - self._text_left
+        place = next((place for place in range(len(text)) if cell_len(text[: place + 1]) > cells), None)
+        pattern = r".+" if whole_line else r"\w+|[^\w\s]+"
+        words = (match.span() for match in re.finditer(pattern, text))
+        span = next((span for span in words if place is not None and span[0] <= place < span[1]), None)
+        if span is not None:
+            ends = (Offset(self._text_left + column, line) for column in span)
+            self.screen.selections = {self: Selection(*ends)}
 
     def selection_updated(self, selection: Selection | None) -> None:
         self.refresh()

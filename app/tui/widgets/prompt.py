@@ -12,6 +12,7 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from dslite.app.terminal.console import printable
+from dslite.app.terminal.graphemes import grapheme_after, grapheme_before
 from dslite.app.tui.textual_fixes.key_order import run_own_binding
 
 BLOCK = '"""'
@@ -136,6 +137,17 @@ class Prompt(TextArea):
     def action_cursor_down(self, select: bool = False) -> None:
         if select or not self.cursor_at_last_line or not self._recall(-1):
             super().action_cursor_down(select)
+
+    def get_cursor_left_location(self) -> tuple[int, int]:
+        """Left of the grapheme cluster before the caret, which Left and Backspace take as one character."""
+        row, column = self.cursor_location
+        return (row, grapheme_before(self.document[row], column)) if column else super().get_cursor_left_location()
+
+    def get_cursor_right_location(self) -> tuple[int, int]:
+        """Right of the cluster behind the caret, for Right and Delete."""
+        row, column = self.cursor_location
+        line = self.document[row]
+        return (row, grapheme_after(line, column)) if column < len(line) else super().get_cursor_right_location()
 
     def _recall(self, direction: int) -> bool:
         text = self.earlier.step(direction, self.text)

@@ -1,11 +1,18 @@
 """On a real pseudo-terminal: the colours of a selection, pastes, and the job control of a shell."""
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
 
+import pytest
+from rich.color import Color as RichColor
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from support.terminal import Terminal
+from textual.color import Color
+
+from dslite.app.tui.style.themes import THEMES
 
 ROOT = Path(__file__).parents[3]
 TEXT = "Some *words* of an answer.\n\n```python\ndef two():\n    return 'two', 2  # words\n```\n"
@@ -22,6 +29,55 @@ def command(home: Path, text: str = TEXT) -> tuple[list[str], dict[str, str]]:
 def fake(home: Path, text: str = TEXT) -> Terminal:
     words, environment = command(home, text)
     return Terminal(words, environment=environment)
+
+
+def color_of(name: str, *, foreground: bool) -> Color:
+    """A colour as pyte names it; the sixteen of the terminal are those of xterm."""
+    if re.fullmatch("[0-9a-f]{6}", name):
+        return Color.parse(f"#{name}")
+    names = {"brown": "yellow", "brightbrown": "bright_yellow"}
+    parsed = RichColor.parse(names.get(name, name.replace("bright", "bright_")))
+    return Color(*parsed.get_truecolor(DEFAULT_TERMINAL_THEME, foreground=foreground))
+
+
+def contrast(one: Color, other: Color) -> float:
+    """The contrast ratio of WCAG 2.2."""
+
+    def luminance(color: Color) -> float:
+        parts = [part / 255 for part in color.rgb]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def is_marked(terminal: Terminal, line: int, column: int) -> bool:
+    """Whether a word that begins at a column has another background than the letter before it."""
+    cells = terminal.screen.buffer[line]
+    return bool(cells[column].bg != cells[column - 2].bg)
+
+
+@pytest.mark.parametrize("theme", [theme.name for theme in THEMES])
+def test_what_is_dragged_over_is_written_in_colours_that_contrast(home: Path, theme: str) -> None:
+    with fake(home) as terminal:
+        terminal.wait("ready")
+        terminal.type(f"/theme {theme}\r")
+        terminal.wait(lambda: f"theme {theme}" in terminal.text and "/theme" not in terminal.text)
+        terminal.type("go\r")
+        terminal.wait(lambda: "# words" in terminal.text and "tok/s last" in terminal.text)
+        lines = terminal.screen.display
+        first = next(number for number, line in enumerate(lines) if "Some words" in line)
+        last = next(number for number, line in enumerate(lines) if "# words" in line)
+        column = lines[first].index("words")
+        terminal.type(f"\x1b[<0;{column + 1};{first + 1}M\x1b[<32;30;{last + 1}M\x1b[<0;30;{last + 1}m")
+        terminal.wait(lambda: is_marked(terminal, first, column))
+        cells = [terminal.screen.buffer[first][column + place] for place in range(20)]
+        cells += [terminal.screen.buffer[last][place] for place in range(7, 28)]
+        for cell in cells:
+            colours = color_of(cell.fg, foreground=True), color_of(cell.bg, foreground=False)
+            assert contrast(*colours) >= 4.5, cell
+            assert not cell.reverse
 
 
 def test_a_paste_with_escapes_is_text_in_the_input_and_sends_nothing(home: Path) -> None:

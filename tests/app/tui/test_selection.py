@@ -133,6 +133,33 @@ async def test_a_click_in_a_tall_answer_chooses_it_and_scrolls_nothing(home: Pat
         assert chat.transcript.chosen is chat.transcript.items[-1]
 
 
+@drive
+async def test_a_double_click_selects_a_word_and_a_second_drag_is_no_double_click(home: Path) -> None:
+    async with open_chat(home, FakeResponder(ANSWER), size=(110, 60)) as chat:
+        await chat.ask("go")
+        place = place_of(chat, "star") - Offset(0, round(chat.transcript.scroll_offset.y))
+        await chat.pilot.click(chat.transcript, offset=place + Offset(1, 0), times=2)
+        await chat.pilot.pause()
+        assert chat.app.screen.get_selected_text() == "star"
+        for _ in range(2):
+            await chat.pilot.mouse_down(chat.transcript, offset=place)
+            await chat.pilot.hover(chat.transcript, offset=place + Offset(2, 0))
+            await chat.pilot.mouse_up(chat.transcript, offset=place + Offset(2, 0))
+            await chat.pilot.pause()
+            assert chat.app.screen.get_selected_text() == "sta"
+
+
+@pytest.mark.parametrize("cluster", ["👩‍👩‍👧", "🇩🇪", "👍🏽", "❤️", "e\u0301", "a"])
+@drive
+async def test_backspace_and_delete_take_a_whole_cluster_of_the_input(home: Path, cluster: str) -> None:
+    async with open_chat(home) as chat:
+        chat.prompt.put(f"x{cluster}{cluster}")
+        await chat.press("backspace")
+        assert chat.prompt.text == f"x{cluster}"
+        await chat.press("left", "delete")
+        assert chat.prompt.text == "x"
+
+
 @pytest.mark.parametrize("narrower", [(50, 24), (80, 12), (40, 10), (120, 40)])
 @drive
 async def test_a_resize_keeps_the_line_that_is_being_read(home: Path, narrower: tuple[int, int]) -> None:
