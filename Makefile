@@ -16,6 +16,12 @@ test: .venv/.tests ## the tests (minutes)
 
 test-long: .venv/.tests ## what takes longer: thousands of fuzz cases, fake systems
 	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile -m "long and not weights and not gpu"
+	for system in macos windows; do \
+		FAKE_SYSTEM=$$system $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile $(FAKED) || exit 1; \
+	done
+
+# The suites that run under the fakes of macOS and Windows; docs/platforms.md says what these cannot show.
+FAKED := $(addprefix tests/app/,chat commands completion plain server sessions settings) tests/runtime
 
 lint: .venv/.dev build/typing/dslite ## ruff and mypy
 	$(BIN)/ruff check .
