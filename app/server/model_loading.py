@@ -1,4 +1,4 @@
-"""Opening the model that is served."""
+"""Loads the model that is served."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from dslite.runtime.text.chat_template import ChatTemplate
 
 
 def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> ServedModel:
-    """Find and load the model, telling how far on the status line. Raises DsliteError."""
+    """Find and load the model, with progress on the status line. Raises DsliteError."""
     status = TerminalStatus()
     folder = locate(ref)
     try:
@@ -24,5 +24,5 @@ def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> 
     try:
         template = ChatTemplate(engine.tokenizer)
     except CheckpointError:
-        template = None  # a base model: it completes text
+        template = None  # a base model, which serves /v1/completions alone
     return ServedModel(engine, tuple(names), model_defaults(folder), template)

@@ -76,7 +76,6 @@ _MESSAGE = Table.of(
 
 def _answers(limits: Limits) -> list[Field]:
     """Fields that both routes honour."""
-    end = "its own text is no part of the answer"
     return [
         honoured("model", Text(), _MODEL, no_op=("",), default="the model that is served"),
         honoured("max_tokens", Integer(-1), "most tokens of an answer; -1: what the context leaves"),
@@ -94,9 +93,13 @@ def _answers(limits: Limits) -> list[Field]:
         ),
         honoured("seed", AnyInteger(), "taken modulo 2^63; -1 draws a new one", no_op=(-1,), default="a new one"),
         honoured("n", Integer(1, limits.choices), "answers to each prompt, drawn apart", default="1"),
-        honoured("stop", TextList(limits.stops, limits.stop_length), f"texts that end the answer; {end}"),
         honoured(
-            "stop_token_ids", IntegerList(_MOST_STOP_TOKENS), f"tokens that end the answer, like the model's own; {end}"
+            "stop", TextList(limits.stops, limits.stop_length), "texts that end the answer, and are no part of it"
+        ),
+        honoured(
+            "stop_token_ids",
+            IntegerList(_MOST_STOP_TOKENS),
+            "tokens that end the answer, as the model's own end tokens do",
         ),
         honoured("min_tokens", Integer(), "tokens before which no end token is drawn", default="0"),
         honoured("ignore_eos", Boolean(), "the model's own end tokens end nothing", default="false"),
@@ -107,7 +110,9 @@ def _answers(limits: Limits) -> list[Field]:
 
 _CHANGES_NOTHING = [
     *harmless("nothing is stored, and there is one service", "store", "metadata", "service_tier", "user"),
-    *harmless("there is one user's cache, found by the prompt itself", "prompt_cache_key", "prompt_cache_retention"),
+    *harmless(
+        "one prefix cache serves all requests, found by the prompt itself", "prompt_cache_key", "prompt_cache_retention"
+    ),
     *harmless("the prefix cache is always on", "prompt_cache_options", "cache_prompt", "id_slot", "n_keep"),
     *harmless("nothing is moderated", "safety_identifier", "moderation"),
     *harmless("a hint for speed", "prediction", "priority"),

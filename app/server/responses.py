@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes, whole and in chunks."""
+"""Responses in OpenAI's shapes, whole and in chunks of a stream."""
 
 import time
 import uuid
@@ -25,7 +25,7 @@ def token_string(tokenizer: Tokenizer, token_id: int) -> str:
 
 @dataclass
 class ChoiceState:
-    """One answer as it grows. `offset` is where in the text the next token begins."""
+    """One choice while its events come. `offset`: characters of the text in front of the next token."""
 
     spacing: AnswerSpacing
     text: str = ""
@@ -47,49 +47,49 @@ class ChoiceState:
 
 
 class ResponseFormatter:
-    """How one endpoint writes. A subclass says what a choice is, whole and as a piece."""
+    """Builds the responses of one route. A subclass defines a choice, whole and in a chunk."""
 
-    whole = ""
-    chunk = ""
-    prefix = ""
+    whole_object = ""
+    chunk_object = ""
+    id_prefix = ""
 
     def __init__(self, parsed: ParsedRequest, tokenizer: Tokenizer) -> None:
         self.parsed = parsed
         self.choices = [ChoiceState(AnswerSpacing(parsed.spaces)) for _ in parsed.requests]
         self._tokenizer = tokenizer
-        self._head = {"id": self.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": parsed.model}
+        self._head = {"id": self.id_prefix + uuid.uuid4().hex, "created": int(time.time()), "model": parsed.model}
 
     def take(self, number: int, event: Event) -> list[dict[str, Any]]:
-        """Add an event to its choice; return the chunks that it makes."""
+        """Add an event to its choice; return the chunks for it."""
         if isinstance(event, Prefilling):
             return []
         choice = self.choices[number]
-        tokens = _scored(event)
+        tokens = _scored_tokens(event)
         delta = choice.take(event)
         logprobs = self.logprobs(choice, tokens) if tokens else None
         choice.tokens += tokens
-        chunks = [self._piece(number, self.piece(delta, logprobs))] if delta or logprobs else []
+        chunks = [self._chunk(number, self.chunk_choice(delta, logprobs))] if delta or logprobs else []
         if choice.done is not None:
-            chunks.append(self._piece(number, {**self.piece("", None), "finish_reason": choice.finish_reason}))
+            chunks.append(self._chunk(number, {**self.chunk_choice("", None), "finish_reason": choice.finish_reason}))
         return chunks
 
     def opening(self) -> list[dict[str, Any]]:
-        """Chunks in front of the first token."""
+        """Chunks before the first token."""
         return []
 
     def closing(self) -> list[dict[str, Any]]:
-        """Chunks behind the last one: the usage, where it was asked for."""
+        """Chunks after the last token: the usage, if the request has include_usage."""
         if not self.parsed.include_usage:
             return []
-        return [{**self._head, "object": self.chunk, "choices": [], "usage": self.usage()}]
+        return [{**self._head, "object": self.chunk_object, "choices": [], "usage": self.usage()}]
 
     def answer(self) -> dict[str, Any]:
-        """The whole answer."""
+        """The whole response."""
         choices = [
-            {"index": number, "finish_reason": choice.finish_reason, **self.content(choice)}
+            {"index": number, "finish_reason": choice.finish_reason, **self.whole_choice(choice)}
             for number, choice in enumerate(self.choices)
         ]
-        return {**self._head, "object": self.whole, "choices": choices, "usage": self.usage()}
+        return {**self._head, "object": self.whole_object, "choices": choices, "usage": self.usage()}
 
     def usage(self) -> dict[str, Any]:
         """Tokens of all choices; a prompt counts once, however many choices it has."""
@@ -104,20 +104,20 @@ class ResponseFormatter:
             "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in first)},
         }
 
-    def content(self, choice: ChoiceState) -> dict[str, Any]:
-        """What is in a whole choice."""
+    def whole_choice(self, choice: ChoiceState) -> dict[str, Any]:
+        """The fields of a choice in a whole response, beside index and finish_reason."""
         raise NotImplementedError
 
-    def piece(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-        """What is in a chunk's choice."""
+    def chunk_choice(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        """The fields of a choice in a chunk, beside index and finish_reason."""
         raise NotImplementedError
 
     def logprobs(self, choice: ChoiceState, tokens: Sequence[Token]) -> dict[str, Any]:
-        """Log-probabilities of tokens that come behind those of a choice."""
+        """Log-probabilities of tokens that follow those of a choice."""
         raise NotImplementedError
 
-    def _piece(self, number: int, content: dict[str, Any]) -> dict[str, Any]:
-        chunk: dict[str, Any] = {**self._head, "object": self.chunk}
+    def _chunk(self, number: int, content: dict[str, Any]) -> dict[str, Any]:
+        chunk: dict[str, Any] = {**self._head, "object": self.chunk_object}
         if self.parsed.include_usage:
             chunk["usage"] = None
         return {**chunk, "choices": [{"index": number, "finish_reason": None, **content}]}
@@ -127,12 +127,12 @@ class ResponseFormatter:
 
 
 def _id(token: Token | Candidate) -> int:
-    assert token.id is not None  # our own engine always tells it
+    assert token.id is not None  # the engine of this process always sets it
     return token.id
 
 
-def _scored(event: Token | Done) -> list[Token]:
-    """The tokens of an event that have log-probabilities, the end token among them."""
+def _scored_tokens(event: Token | Done) -> list[Token]:
+    """The tokens of an event that have log-probabilities, including the end token."""
     token = event if isinstance(event, Token) else event.end
     return [token] if token is not None and token.top is not None else []
 
@@ -140,33 +140,36 @@ def _scored(event: Token | Done) -> list[Token]:
 class ChatResponse(ResponseFormatter):
     """/v1/chat/completions."""
 
-    whole = "chat.completion"
-    chunk = "chat.completion.chunk"
-    prefix = "chatcmpl-"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+    id_prefix = "chatcmpl-"
 
     def opening(self) -> list[dict[str, Any]]:
         return [
-            self._piece(number, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
+            self._chunk(number, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
             for number in range(len(self.choices))
         ]
 
-    def content(self, choice: ChoiceState) -> dict[str, Any]:
+    def whole_choice(self, choice: ChoiceState) -> dict[str, Any]:
         asked = self.parsed.requests[0].logprobs is not None
         return {
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
             "logprobs": self.logprobs(choice, choice.tokens) if asked else None,
         }
 
-    def piece(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    def chunk_choice(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {"delta": {"content": delta} if delta or logprobs else {}, "logprobs": logprobs}
 
     def logprobs(self, choice: ChoiceState, tokens: Sequence[Token]) -> dict[str, Any]:
         return {"content": [self._entry(token) for token in tokens], "refusal": None}
 
     def _entry(self, token: Token) -> dict[str, Any]:
-        return {**self._own(token), "top_logprobs": [self._own(candidate) for candidate in token.top or ()]}
+        return {
+            **self._scored_token(token),
+            "top_logprobs": [self._scored_token(candidate) for candidate in token.top or ()],
+        }
 
-    def _own(self, token: Token | Candidate) -> dict[str, Any]:
+    def _scored_token(self, token: Token | Candidate) -> dict[str, Any]:
         data = self._tokenizer.token_bytes(_id(token))
         return {"token": self.string(token), "logprob": token.logprob, "bytes": list(data) if data else None}
 
@@ -174,17 +177,17 @@ class ChatResponse(ResponseFormatter):
 class CompletionResponse(ResponseFormatter):
     """/v1/completions."""
 
-    whole = "text_completion"
-    chunk = "text_completion"
-    prefix = "cmpl-"
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+    id_prefix = "cmpl-"
 
-    def content(self, choice: ChoiceState) -> dict[str, Any]:
+    def whole_choice(self, choice: ChoiceState) -> dict[str, Any]:
         if self.parsed.requests[0].logprobs is None:
             return {"text": choice.text, "logprobs": None}
         choice.offset = 0
         return {"text": choice.text, "logprobs": self.logprobs(choice, choice.tokens)}
 
-    def piece(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    def chunk_choice(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {"text": delta, "logprobs": logprobs}
 
     def logprobs(self, choice: ChoiceState, tokens: Sequence[Token]) -> dict[str, Any]:
@@ -200,7 +203,7 @@ class CompletionResponse(ResponseFormatter):
         }
 
     def _top(self, token: Token) -> dict[str, float] | None:
-        """The best tokens by their text, and this one; None for the first of all, which nothing predicts."""
+        """The best tokens and this one, by their text; None for the first of a prompt, which has no probability."""
         if token.logprob is None:
             return None
         top: dict[str, float] = {}

@@ -12,6 +12,7 @@ import itertools
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from dslite.runtime.events import Done, Event
 _log = logging.getLogger("dslite.server")
 
 Key = tuple[int, int]  # the stream's number, and the choice in it
-Command = Callable[[Scheduler], None]
+Command = tuple[int, Callable[[Scheduler], None]]  # of a stream with this number
 T = TypeVar("T")
 
 
@@ -127,7 +128,7 @@ class Worker:
         stream = GenerationStream(self, next(self._numbers), len(requests), self._limits.buffered)
         self._open[stream.number] = stream
         for choice, request in enumerate(requests):
-            self._commands.put(self._join((stream.number, choice), request))
+            self._commands.put((stream.number, self._add((stream.number, choice), request)))
         return stream
 
     def cancel(self, stream: GenerationStream) -> None:
@@ -135,7 +136,7 @@ class Worker:
         if self._open.pop(stream.number, None) is None:
             return
         for choice in sorted(stream.running):
-            self._commands.put(self._leave((stream.number, choice)))
+            self._commands.put((stream.number, partial(Scheduler.remove, key=(stream.number, choice))))
         stream.running.clear()
 
     def close(self, error: ApiError) -> None:
@@ -147,34 +148,38 @@ class Worker:
         self.close(error)
         self._fail_open(error)
 
-    def _fail_open(self, error: ApiError) -> None:
+    def _fail_open(self, error: ApiError, last: int | None = None) -> None:
+        """End the open streams, or those with a number up to `last`, with an error."""
         for stream in list(self._open.values()):
-            stream.fail(error)
+            if last is None or stream.number <= last:
+                stream.fail(error)
 
-    def _join(self, key: Key, request: Request) -> Command:
-        def join(scheduler: Scheduler) -> None:
+    def _add(self, key: Key, request: Request) -> Callable[[Scheduler], None]:
+        def add(scheduler: Scheduler) -> None:
             try:
                 scheduler.add(key, request)
             except DsliteError as error:
                 self._send([(key, error)])
 
-        return join
-
-    @staticmethod
-    def _leave(key: Key) -> Command:
-        return lambda scheduler: scheduler.remove(key)
+        return add
 
     def _run(self) -> None:
         """The thread. A failure that leaves no scheduler to go on with ends it; requests then fail at once."""
+        failed: int | None = 0
         try:
-            while self._drive(Scheduler(self._engine, max_sequences=self._limits.parallel)):
-                pass
+            while failed is not None:
+                failed = self._drive(Scheduler(self._engine, max_sequences=self._limits.parallel), failed)
         except BaseException:
             _log.exception("the engine cannot go on: all further requests fail until the server is started again")
             self._call(self.end_all, ApiError(500, "the engine has failed; start the server again", code="engine_dead"))
 
-    def _drive(self, scheduler: Scheduler) -> bool:
-        """Run commands and steps until told to end (False), or until one of them fails (True)."""
+    def _drive(self, scheduler: Scheduler, failed: int) -> int | None:
+        """Run commands and steps until the worker is stopped (None), or until one of them raises.
+
+        A failure ends the streams seen so far; returns the number of the last one. Streams up to `failed` have been
+        ended by the failure before, and their commands that still wait are skipped.
+        """
+        last = failed
         while True:
             try:
                 while not len(scheduler) or not self._commands.empty():
@@ -184,13 +189,16 @@ class Worker:
                     if command is None:
                         while self._engine.prefix_cache.write_prompt():
                             pass
-                        return False
-                    command(scheduler)
+                        return None
+                    number, run = command
+                    last = max(last, number)
+                    if number > failed:
+                        run(scheduler)
                 events = scheduler.step()
             except BaseException:
                 _log.exception("a step of the network failed")
-                self._call(self._fail_open, internal())
-                return True
+                self._call(partial(self._fail_open, last=last), internal())
+                return last
             self._send(events)
 
     def _send(self, events: list[BatchEvent]) -> None:

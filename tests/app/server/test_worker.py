@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,6 +108,29 @@ def test_a_worker_outlives_its_event_loop(engine: Engine) -> None:
         worker.submit([Request([5, 6, 7], SamplingParams(max_tokens=100))])
 
     asyncio.run(begin())
+    assert worker.stop(60)
+
+
+def test_a_worker_in_a_long_step_is_not_waited_for(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, computing, forward = threading.Event(), threading.Event(), Transformer.forward
+
+    def wait(*arguments: Any, **options: Any) -> Any:
+        computing.set()
+        go.wait()
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(Transformer, "forward", wait)
+    worker = Worker(engine, Limits())
+
+    async def begin() -> None:
+        worker.start()
+        worker.submit([Request([5, 6, 7], SamplingParams(max_tokens=1))])
+        await asyncio.to_thread(computing.wait)
+        assert not await asyncio.to_thread(worker.stop, 0.05)
+
+    asyncio.run(begin())
+    assert worker.alive
+    go.set()
     assert worker.stop(60)
 
 
