@@ -48,7 +48,7 @@ class CpuDecode:
             else:
                 mlp = self._layers[run.first].mlp
                 assert isinstance(mlp, MoE)
-                hidden = out.hidden + mlp.mix(out.normed, out.expert_ids, out.weights)
+                hidden = out.hidden + mlp.combine(out.normed, out.expert_ids, out.weights)
             on_layer(run.first + run.count)
         return hidden
 
@@ -73,5 +73,5 @@ def layer_tensors(layer: DecoderLayer) -> LayerTensors:
         gate=None if moe is None else moe.gate.weight,
         experts=moe.experts.table if moe is not None and isinstance(moe.experts, ResidentExperts) else None,
         shared=None if shared is None else shared.table,
-        expert_counts=None if moe is None else moe.uses,
+        expert_counts=None if moe is None else moe.expert_counts,
     )

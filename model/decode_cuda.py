@@ -1,15 +1,14 @@
-"""The layers for one token on a GPU: few launches over buffers that stay where they are, recorded once and replayed.
+"""Decode of one token on a GPU: eight launches a layer over fixed buffers, recorded once as a CUDA graph and replayed.
 
-A launch costs as much as reading five megabytes, so that torch's sixty a layer take longer than the weights. Here a
-layer is eight, and a recording of them (a CUDA graph) needs nothing from Python. It serves every position of every
-cache: what changes from token to token is four numbers on the device, the cache's address among them. Another
-conversation, a branch or a bigger buffer is another address and never another recording, and no recording keeps a cache
-alive.
+A launch costs as much as reading five megabytes, so that torch's sixty a layer take longer than the weights. A replay
+needs nothing from Python. One recording serves every position of every cache: what changes from token to token is four
+numbers on the device, among them the address of the cache. Another conversation, a branch or a larger buffer is another
+address and never another recording, and no recording keeps a cache alive.
 
-Where routed experts lie elsewhere, their numbers must come to the host before it can fetch or compute them. A recording
-then ends behind the router and the next begins with the next layer's attention, as many recordings as such layers: the
-attention's launches are recorded too, and the bank is asked in between, as for torch's layers. One recording
-with a table of slots on the device would have to stop at a miss, and a third of all tokens' layers have one.
+Where routed experts are in slots, their ids must come to the host before it can fetch or compute them. Then a segment
+ends behind attention, the host computes the layer's MoE with torch, and the next segment begins with the next layer's
+attention: one recording for each such layer. One recording with a table of slots on the device would have to
+stop at a miss, which a third of all layers of all tokens have.
 """
 
 # D hidden  E experts  K experts per token  M experts computed  H heads  C latent  R rope  P splits
@@ -39,21 +38,21 @@ class GraphRecorder(Protocol):
     """What a device does for recorded launches."""
 
     def put(self, target: Tensor, values: Tensor) -> None:
-        """Copy something small from the host for the next launches. Does not wait."""
+        """Copy small values from the host for the next launches, without waiting."""
         ...
 
     def record(self, launch: Launch) -> Launch:
-        """Run `launch`, and return what runs it again: the same kernels on the same memory."""
+        """Run `launch`; return a function that segments the same kernels on the same memory again."""
         ...
 
 
 @dataclass
 class LayerSegment:
-    """Neighbouring layers of one recording. The last one's routed experts lie elsewhere, unless it is `whole`."""
+    """Neighbouring layers of one recording. Unless `all_resident`, the host computes the MoE of the last one."""
 
     first: int
     count: int
-    whole: bool
+    all_resident: bool
     replay: Launch | None = None
 
 
@@ -62,7 +61,7 @@ class CudaDecode:
 
     def __init__(self, network: Network, recorder: GraphRecorder) -> None:
         self._network, self._recorder = network, recorder
-        self._fixed: DecodeBuffers | None = None
+        self._buffers: DecodeBuffers | None = None
 
     def suits(self, token_ids: Tensor, spans: Sequence[Span], form: Form) -> bool:
         """Whether these tokens can take this way."""
@@ -85,37 +84,37 @@ class CudaDecode:
 
     def run(self, token_ids: Tensor, span: Span, on_layer: Callable[[int], None]) -> Tensor:
         """Hidden state (1, D) of one token id (1,). The span's cache has the new entry, not committed."""
-        fixed = self._fixed = self._fixed or DecodeBuffers(self._network)
-        self._begin(fixed, token_ids, span.cache.length, span.cache.reserve(1))
-        for run in fixed.runs:
-            if run.replay is None:
-                run.replay = self._recorder.record(lambda run=run: fixed.launch(run))  # type: ignore[misc]
+        buffers = self._buffers = self._buffers or DecodeBuffers(self._network)
+        self._begin(buffers, token_ids, span.cache.length, span.cache.reserve(1))
+        for segment in buffers.segments:
+            if segment.replay is None:
+                segment.replay = self._recorder.record(lambda segment=segment: buffers.launch(segment))  # type: ignore[misc]
             else:
-                run.replay()
-            if not run.whole:
-                self._mix(fixed, run.first + run.count - 1)
-            on_layer(run.first + run.count)
-        return fixed.hidden.clone()[None]
+                segment.replay()
+            if not segment.all_resident:
+                self._combine(buffers, segment.first + segment.count - 1)
+            on_layer(segment.first + segment.count)
+        return buffers.hidden.clone()[None]
 
-    def _begin(self, fixed: "DecodeBuffers", token_ids: Tensor, position: int, rows: Tensor) -> None:
+    def _begin(self, buffers: "DecodeBuffers", token_ids: Tensor, position: int, rows: Tensor) -> None:
         """Tell the device what changes. rows (layers, S, C+R)"""
         known = token_ids.device.type == "cpu"
         embedding = self._network.embed_tokens
         token = 0
-        if fixed.row is not None:  # the embedding lies in host memory: its row comes along
-            self._recorder.put(fixed.row, F.embedding(token_ids.to(embedding.device), embedding))
+        if buffers.row is not None:  # the embedding is in host memory: copy the token's row
+            self._recorder.put(buffers.row, F.embedding(token_ids.to(embedding.device), embedding))
         elif known:
             token = int(token_ids)
         numbers = [token, position, address(rows), rows.stride(0)]
-        self._recorder.put(fixed.state, torch.tensor(numbers, dtype=torch.int64))
-        if fixed.row is None and not known:
-            fixed.state[:1].copy_(token_ids)
+        self._recorder.put(buffers.state, torch.tensor(numbers, dtype=torch.int64))
+        if buffers.row is None and not known:
+            buffers.state[:1].copy_(token_ids)
 
-    def _mix(self, fixed: "DecodeBuffers", index: int) -> None:
-        """The experts of a layer whose bank is asked from the host."""
+    def _combine(self, buffers: "DecodeBuffers", index: int) -> None:
+        """The MoE of a layer whose experts are in slots."""
         layer = self._network.layers[index]
-        hidden = fixed.middle[None]
-        fixed.hidden.copy_((hidden + layer.mlp(rms_norm(hidden, layer.post_attention_layernorm, layer.eps)))[0])
+        hidden = buffers.attention_out[None]
+        buffers.hidden.copy_((hidden + layer.mlp(rms_norm(hidden, layer.post_attention_layernorm, layer.eps)))[0])
 
 
 class DecodeBuffers:
@@ -126,7 +125,7 @@ class DecodeBuffers:
 
         self._attention, self._experts, self._products = triton_attention, triton_experts, triton_products
         self._network, config = network, network.config
-        self.runs = _runs(network.layers)
+        self.segments = _segments(network.layers)
         heads, latent, splits = config.num_attention_heads, config.kv_lora_rank, triton_attention.SPLITS
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -137,7 +136,7 @@ class DecodeBuffers:
         elsewhere = network.embed_tokens.device != network.device
         self.row = buffer(1, config.hidden_size, dtype=dtype) if elsewhere else None
         self.hidden = buffer(config.hidden_size, dtype=dtype)  # at the beginning of a layer
-        self.middle = buffer(config.hidden_size, dtype=dtype)  # behind its attention
+        self.attention_out = buffer(config.hidden_size, dtype=dtype)  # attention output plus residual: input of the MLP
         self._factors = buffer(config.qk_rope_head_dim // 2, 2)
         q_width = config.q_lora_rank or heads * config.qk_head_dim
         projected = buffer(q_width + config.latent_width, dtype=dtype)
@@ -148,21 +147,21 @@ class DecodeBuffers:
         self._sums, self._logs = buffer(heads, splits, latent), buffer(heads, splits)
         self._values = buffer(heads, config.v_head_dim, dtype=dtype)
         self._scores = buffer(config.n_routed_experts)
-        self._tables = {layer.index: _table(layer) for layer in network.layers if _whole(layer)}
+        self._tables = {layer.index: _table(layer) for layer in network.layers if _all_resident(layer)}
         entries = config.num_experts_per_tok + config.n_shared_experts
         self._chosen = buffer(entries, config.moe_intermediate_size)
         self._dense = buffer(1, config.intermediate_size)
         self._ids, self._weights = buffer(entries, dtype=torch.int64), buffer(entries)
 
-    def launch(self, run: LayerSegment) -> None:
-        """All launches of a run, which begins with `hidden`, the first one with the token."""
-        if run.first == 0:
+    def launch(self, segment: LayerSegment) -> None:
+        """All launches of a segment, which begins with `hidden`, the first one with the token."""
+        if segment.first == 0:
             self._embed()
-        for index in range(run.first, run.first + run.count):
+        for index in range(segment.first, segment.first + segment.count):
             layer = self._network.layers[index]
             self._attend(layer)
             if index in self._tables:
-                self._mix(layer)
+                self._combine(layer)
 
     def _embed(self) -> None:
         network = self._network
@@ -171,7 +170,7 @@ class DecodeBuffers:
         self._factors.copy_(torch.view_as_real(rotation(self.state[1:2], network.frequencies, network.amplitude))[0])
 
     def _attend(self, layer: DecoderLayer) -> None:
-        """hidden to middle, by five launches, six where queries are compressed."""
+        """hidden to attention_out: five launches, six where queries are compressed."""
         config, own, nope = self._network.config, layer.self_attn, self._network.config.qk_nope_head_dim
         q_first = own.q_proj if own.q_proj is not None else own.q_a_proj
         assert q_first is not None
@@ -187,21 +186,23 @@ class DecodeBuffers:
         )
         kernels.launch_attend_splits(state, index, self._queries, self._sums, self._logs, config.softmax_scale)
         kernels.launch_merge_values(self._sums, self._logs, kv_b, self._values, nope)
-        self._products.launch_add_product(self._values.view(-1), own.o_proj, self.hidden, self.middle)
+        self._products.launch_add_product(self._values.view(-1), own.o_proj, self.hidden, self.attention_out)
 
-    def _mix(self, layer: DecoderLayer) -> None:
-        """middle to hidden, by two launches, three with a router."""
+    def _combine(self, layer: DecoderLayer) -> None:
+        """attention_out to hidden: two launches, three with a router."""
         config, kernels, table = self._network.config, self._experts, self._tables[layer.index]
         norm, products, chosen = layer.post_attention_layernorm, self._dense, 0
         if isinstance(layer.mlp, MoE):
             products, chosen = self._chosen, config.num_experts_per_tok
-            self._products.launch_norm_product(self.middle, norm, layer.mlp.gate.weight, None, self._scores, layer.eps)
+            self._products.launch_norm_product(
+                self.attention_out, norm, layer.mlp.gate.weight, None, self._scores, layer.eps
+            )
         ids, weights = self._ids[: len(products)], self._weights[: len(products)]
         scaling = config.routed_scaling_factor
         kernels.launch_gate_up(
-            self.middle, norm, self._scores, table, products, ids, weights, chosen, scaling, layer.eps
+            self.attention_out, norm, self._scores, table, products, ids, weights, chosen, scaling, layer.eps
         )
-        kernels.launch_down_combine(products, table, ids, weights, self.middle, self.hidden)
+        kernels.launch_down_combine(products, table, ids, weights, self.attention_out, self.hidden)
 
 
 def address(tensor: Tensor) -> int:
@@ -221,18 +222,18 @@ def _table(layer: DecoderLayer) -> Tensor:
     return address_table([expert.matrices for expert in mlp.experts.experts], shared)
 
 
-def _whole(layer: DecoderLayer) -> bool:
-    """Whether all that a layer computes with lies on the device."""
+def _all_resident(layer: DecoderLayer) -> bool:
+    """Whether all weights of a layer are on the device."""
     return isinstance(layer.mlp, MLP) or isinstance(layer.mlp.experts, ResidentExperts)
 
 
-def _runs(layers: Sequence[DecoderLayer]) -> list[LayerSegment]:
-    """All layers, in runs as long as may be: a layer whose routed experts lie elsewhere ends one."""
-    runs: list[LayerSegment] = []
+def _segments(layers: Sequence[DecoderLayer]) -> list[LayerSegment]:
+    """All layers, in the longest segments: a layer whose routed experts are in slots ends one."""
+    segments: list[LayerSegment] = []
     for layer in layers:
-        if runs and runs[-1].whole:
-            runs[-1].count += 1
-            runs[-1].whole = _whole(layer)
+        if segments and segments[-1].all_resident:
+            segments[-1].count += 1
+            segments[-1].all_resident = _all_resident(layer)
         else:
-            runs.append(LayerSegment(layer.index, 1, _whole(layer)))
-    return runs
+            segments.append(LayerSegment(layer.index, 1, _all_resident(layer)))
+    return segments

@@ -137,7 +137,7 @@ class MoE:
     shared_experts: MLP | None
 
     @cached_property
-    def uses(self) -> Tensor:
+    def expert_counts(self) -> Tensor:
         """How often tokens chose each expert, (E,) int64; counted on the CPU only, where it costs nothing."""
         with torch.inference_mode(False):  # a tensor made in inference mode could only be written there
             return torch.zeros(self.gate.config.n_routed_experts, dtype=torch.int64)
@@ -145,10 +145,10 @@ class MoE:
     def __call__(self, hidden: Tensor) -> Tensor:
         expert_ids, weights = self.gate(hidden)
         if expert_ids.device.type == "cpu":
-            self.uses.add_(torch.bincount(expert_ids.flatten(), minlength=len(self.uses)))
-        return self.mix(hidden, expert_ids, weights)
+            self.expert_counts.add_(torch.bincount(expert_ids.flatten(), minlength=len(self.expert_counts)))
+        return self.combine(hidden, expert_ids, weights)
 
-    def mix(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+    def combine(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """The sum of the routed and the shared experts of hidden (T, D): (T, D). Paper, eq. 20."""
         self.experts.expect(hidden, expert_ids)
         shared = None if self.shared_experts is None else self.shared_experts(hidden)

@@ -83,9 +83,9 @@ class Engine(EngineCore):
         """How often tokens chose each expert of each MoE layer since `reset_expert_counts`; None on a GPU."""
         if self.model.device.type != "cpu":
             return None
-        return [layer.mlp.uses.tolist() for layer in self.model.layers if isinstance(layer.mlp, MoE)]
+        return [layer.mlp.expert_counts.tolist() for layer in self.model.layers if isinstance(layer.mlp, MoE)]
 
     def reset_expert_counts(self) -> None:
         for layer in self.model.layers:
             if isinstance(layer.mlp, MoE):
-                layer.mlp.uses.zero_()
+                layer.mlp.expert_counts.zero_()

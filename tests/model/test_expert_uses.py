@@ -60,7 +60,7 @@ def run(model: Transformer, tokens: int, form: Any) -> list[Tensor]:
     ids = torch.randint(0, 320, (tokens,), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         model.forward(ids, [Span(cache, tokens)], form)
-    return [layer.mlp.uses for layer in model.layers if isinstance(layer.mlp, MoE)]
+    return [layer.mlp.expert_counts for layer in model.layers if isinstance(layer.mlp, MoE)]
 
 
 def split(taken: dict[str, Tensor]) -> tuple[Transformer, Callable[[], list[Tensor]]]:
@@ -96,5 +96,5 @@ def test_counts_go_on_in_and_out_of_inference_mode() -> None:
     run(model, 3, "expanded")
     cache = LatentKVCache(CONFIG, 2, dtype=torch.bfloat16)
     model.forward(torch.tensor([5, 6]), [Span(cache, 2)], "expanded")
-    uses = [layer.mlp.uses for layer in model.layers if isinstance(layer.mlp, MoE)]
+    uses = [layer.mlp.expert_counts for layer in model.layers if isinstance(layer.mlp, MoE)]
     assert [int(each.sum()) for each in uses] == [5 * CONFIG.num_experts_per_tok] * len(uses)

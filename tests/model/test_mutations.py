@@ -16,6 +16,7 @@ from support.oracle import Oracle
 from support.tokenizers import BOS_ID, CHAT_TEMPLATE
 from torch import Tensor
 
+from dslite.model import attention as attention_module
 from dslite.model.attention import MultiHeadLatentAttention, rms_norm
 from dslite.model.config import ModelConfig
 from dslite.model.moe import Gate
@@ -50,7 +51,7 @@ def rotate_halves_instead_of_neighbours(patch: Patch) -> None:
         turned = torch.complex(real, imaginary) * factors
         return torch.cat([turned.real, turned.imag], dim=-1).to(x.dtype)
 
-    patch.setattr("dslite.model.attention.rotate", rotate)
+    patch.setattr(attention_module, "rotate", rotate)
 
 
 def gate_in_bfloat16(patch: Patch) -> None:

@@ -46,7 +46,7 @@ def request(engine: Engine, count: int, made: int) -> Request:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, ...]]:
-    found = [LINE.fullmatch(record.getMessage()) for record in caplog.records if "made" in record.getMessage()]
+    found = [LINE.fullmatch(record.getMessage()) for record in caplog.records if "decode of" in record.getMessage()]
     assert all(found)
     return [tuple(map(int, match.groups())) for match in found if match is not None]
 
