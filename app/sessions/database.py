@@ -1,4 +1,4 @@
-"""The database of conversations: opening it, its schema, its migrations, and its faults in our words.
+"""The database of conversations: its schema, its migrations, its search index, and its faults as SessionsError.
 
 Messages are a tree and rows are never replaced: another answer, or an edited question, is one more child. The search
 index knows a message once it is whole; text that still grows is left out, as indexing it anew every second would cost.

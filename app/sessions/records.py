@@ -1,4 +1,4 @@
-"""Conversations and messages as the database holds them, and as everybody else meets them."""
+"""Conversations and messages: the rows of the database, and the dataclasses that callers get."""
 
 import json
 import sqlite3

@@ -1,9 +1,9 @@
 """Saved conversations.
 
     with SessionStore.open() as store:
-        talk = store.create(model="chat")
-        question = store.append(talk.id, "user", "Why is the sky blue?", parent=None)
-        answer = store.append(talk.id, "assistant", "", parent=question.id, growing=True)
+        conversation = store.create(model="chat")
+        question = store.append(conversation.id, "user", "Why is the sky blue?", parent=None)
+        answer = store.append(conversation.id, "assistant", "", parent=question.id, growing=True)
         store.update_answer(answer.id, "Because", [13, 7])          # at most once or twice a second
         store.finish_answer(answer.id, "Because of …", [13, 7, 9], "stop")
 

@@ -1,4 +1,4 @@
-"""With what an answer is made: flags, then the profile, then [defaults] of config.toml.
+"""The settings of an answer: flags, then the profile, then [defaults] of config.toml.
 
 What none of them says comes from the model's generation_config.json, and after that from SamplingParams.
 """
