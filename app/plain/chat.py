@@ -198,8 +198,8 @@ class PlainChat:
             except DsliteError:
                 self._keep_broken(node)
                 raise
-        if interruption.exit_code == 143:
-            self.leaving = 143
+        if interruption.exit_code not in (None, 130):  # SIGTERM, SIGHUP
+            self.leaving = interruption.exit_code
 
     def _keep_broken(self, node: Node) -> None:
         """What came of an answer that broke off stays, and /continue goes on from it."""

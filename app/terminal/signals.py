@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+from dslite.runtime.system.signals import stop_signals
 
 cleanups: list[Callable[[], object]] = []  # what to undo where a signal ends the process: files, a status line
 
@@ -28,7 +28,7 @@ def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Handle the signals that stop a command. In a thread other than the main one Python allows no handler."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in STOP_SIGNALS:
+        for number in stop_signals():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, handler)
     try:
