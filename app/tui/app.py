@@ -27,7 +27,7 @@ from dslite.app.tui.style import keys
 from dslite.app.tui.style.no_color import NoColorFilter
 from dslite.app.tui.style.themes import DEFAULT, THEMES
 from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER, RedrawThrottle
-from dslite.app.tui.textual_fixes.memory import let_go
+from dslite.app.tui.textual_fixes.memory import free_closed_widgets
 from dslite.app.tui.widgets.inspector import Inspector
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
@@ -52,7 +52,7 @@ class ChatApp(App[int]):
 
     def __init__(self, start: ChatLaunch, *, driver_class: type[Driver] | None = None) -> None:
         super().__init__(driver_class=driver_class)
-        let_go()
+        free_closed_widgets()
         self.no_color = bool(os.environ.get("NO_COLOR"))  # Textual takes an empty one for a wish
         self._colourless = NoColorFilter()
         self.start = start

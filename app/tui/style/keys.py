@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Key:
-    """`name` is what config.toml calls it. `everywhere`: it works wherever the caret is."""
+    """`name` is its name in config.toml. `everywhere`: it works wherever the focus is."""
 
     name: str
     keys: str
@@ -63,7 +63,7 @@ def bindings() -> "list[Binding]":
 
 
 def label(keys: str) -> str:
-    """A key as people write it."""
+    """A key as it is shown: `Ctrl+Z`."""
     first = keys.split(",")[0]
     return "+".join(part.capitalize() if len(part) > 1 else part.upper() for part in first.split("+")).replace(
         "Escape", "Esc"

@@ -1,4 +1,4 @@
-"""NO_COLOR: what colours say is said by reverse and dim, and no colour reaches the terminal.
+"""NO_COLOR: reverse and dim in place of colours; no colour reaches the terminal.
 
 Textual's own way with NO_COLOR turns colours into greys and paints the whole screen in them.
 """

@@ -1,4 +1,4 @@
-"""How often growing text is drawn."""
+"""Limits the share of a core that drawing growing text takes."""
 
 import time
 
@@ -10,8 +10,9 @@ BESIDE_ANOTHER = 0.2
 class RedrawThrottle:
     """Text is drawn with every tick, unless drawing would take more than its share of a core.
 
-    Where the CPU computes the model, its threads wait for each other: what the screen takes of one core, all of them
-    lose. Elsewhere the share keeps time for keys. StatsUpdated is all that the screen's thread did since it last drew.
+    Where the CPU computes the model, its threads wait for each other: the time that the screen takes on one core is
+    lost on all of them. Elsewhere the limit leaves time for keys. The measure is the CPU time of the screen's thread
+    since it last drew.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Keys that arrive together are done in their order."""
+"""Runs the bindings of keys that arrive together in the order of the keys."""
 
 from textual import events
 from textual.widget import Widget
@@ -7,8 +7,8 @@ from textual.widget import Widget
 async def run_own_binding(widget: Widget, event: events.Key) -> None:
     """Run the binding of a key that has just come to the widget it belongs to, for its `_on_key`.
 
-    Textual runs a binding only when its key has risen to the application; characters behind it, which the widget takes
-    itself, overtake it. So of Backspace and a letter in one piece, as a slow line delivers them, the letter was lost.
+    Textual runs a binding only after its key has bubbled to the application; characters behind it, which the widget
+    handles itself, overtake it: of Backspace and a letter in one read, as over a slow line, the letter was lost.
     """
     if event.is_printable:
         return

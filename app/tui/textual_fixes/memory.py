@@ -1,7 +1,7 @@
-"""What Textual 8.2.8 keeps of widgets that are gone, let go.
+"""Frees what Textual 8.2.8 keeps of closed widgets.
 
 StylesCache.get_inner_outer has an lru_cache on a method: its 1,024 entries hold their `self`, and with it every line
-that a closed panel had drawn, some 50 KB a widget. It does not look at `self`: one cache by colours serves them all.
+that a closed panel had drawn, some 50 KB a widget. The method does not use `self`: one cache by colours is enough.
 """
 
 from functools import lru_cache
@@ -21,6 +21,6 @@ def _of_any_cache(_: Any, base_background: Color, background: Color) -> tuple[St
     return _inner_outer(base_background, background)
 
 
-def let_go() -> None:
-    """Make Textual forget closed widgets from now on."""
+def free_closed_widgets() -> None:
+    """Replace the cache, for all widgets from now on."""
     StylesCache.get_inner_outer = _of_any_cache  # type: ignore[method-assign,assignment]

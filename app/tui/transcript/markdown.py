@@ -41,8 +41,10 @@ def _leaf_lines(block: Block, width: int, palette: Palette) -> list[DrawnLine]:
         return [line for number in range(len(block.lines)) for line in code_lines(block, number, None, width, palette)]
     if block.kind == "rule":
         return [DrawnLine([Segment("─" * width, palette.muted)], [NO_SOURCE] * width)]
+    if block.kind == "table" and not block.closed:
+        return open_table_lines(block, width)
     if block.kind == "table":
-        texts = (table_lines if block.closed else open_table_lines)(block, width, palette)
+        texts = table_lines(block, width, palette)
     elif block.kind in ("math", "html"):
         lines = zip(block.lines, block.offsets, strict=True)
         texts = [part for line, start in lines for part in wrap(SourceText.of_line(line, start), width)]

@@ -6,13 +6,14 @@ from functools import lru_cache
 from typing import Literal
 
 from rich.cells import cell_len
+from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
 from dslite.app.chat.markdown_blocks import Block
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.transcript.inline import inline_text
-from dslite.app.tui.transcript.source_text import NO_SOURCE, SourceText
+from dslite.app.tui.transcript.source_text import NO_SOURCE, DrawnLine, SourceText
 from dslite.app.tui.transcript.wrapping import longest_word, wrap
 
 Alignment = Literal["left", "centre", "right"]
@@ -72,10 +73,18 @@ def table_lines(block: Block, width: int, palette: Palette) -> list[SourceText]:
     return drawn + [line for row in rows[1:] for line in _row_lines(row, widths, sides)]
 
 
-def open_table_lines(block: Block, width: int, _: Palette) -> list[SourceText]:
-    """A table that still grows: rows as they are written, for the widths of its columns are not known yet."""
-    rows = zip(block.lines, block.offsets, strict=True)
-    return [part for line, offset in rows for part in wrap(SourceText.of_line(line, offset), width)]
+def open_table_lines(block: Block, width: int) -> list[DrawnLine]:
+    """A table that still grows: rows as they are written, for the widths of its columns are not known yet.
+
+    All rows are drawn with each piece of text, so those that need no work get none.
+    """
+    lines: list[DrawnLine] = []
+    for row, start in zip(block.lines, block.offsets, strict=True):
+        if len(row) <= width and row.isascii() and row.isprintable():
+            lines.append(DrawnLine([Segment(row)], list(range(start, start + len(row)))))
+        else:
+            lines += (part.drawn() for part in wrap(SourceText.of_line(row, start), width))
+    return lines
 
 
 def _alignment(mark: str) -> Alignment:
