@@ -217,12 +217,3 @@ def pin(memory: Tensor) -> bool:
         return int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0
     except (RuntimeError, AssertionError):
         return False
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, on the device or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == 12  # ENOMEM, from mmap
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dslite.runtime.device import is_out_of_memory
+from dslite.runtime.memory import is_out_of_memory
 
 _WORTH_KEEPING = 16  # tokens; fewer are computed again in no time
 

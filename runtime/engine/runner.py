@@ -12,9 +12,8 @@ from dslite.model.attention import Span, last_of_each
 from dslite.model.transformer import OnLayer, Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.cache.prefix_cache import PrefixCache
-from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.errors import OutOfMemoryError
-from dslite.runtime.weights.experts import with_room
+from dslite.runtime.memory import is_out_of_memory, with_room
 from dslite.runtime.weights.loader import expert_cache
 
 log = logging.getLogger("dslite.engine")

@@ -21,14 +21,13 @@ from dslite.model.attention import Span
 from dslite.runtime.cache.branch_cache import common_prefix
 from dslite.runtime.cache.latent_cache import kv_bytes_per_token
 from dslite.runtime.cache.prefix_cache import CachedTokens
-from dslite.runtime.device import is_out_of_memory
 from dslite.runtime.engine.core import EngineCore
 from dslite.runtime.engine.sampling import check_finite
 from dslite.runtime.engine.sequence import Request, Sequence
 from dslite.runtime.errors import DsliteError, NumericsError, OutOfMemoryError
 from dslite.runtime.events import Event, Prefilling
+from dslite.runtime.memory import is_out_of_memory, with_room
 from dslite.runtime.planning.hardware import free_memory
-from dslite.runtime.weights.experts import with_room
 
 DEFAULT_SEQUENCES = 16  # as many rows as the compiled kernels of a CPU take in one product
 SHARED_CHUNK = 512  # prompt tokens of a pass beside other sequences: what these wait for

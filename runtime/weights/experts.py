@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
@@ -21,8 +21,7 @@ from typing import TypeVar
 from dslite.model.config import ModelConfig
 from dslite.model.errors import DsliteError
 from dslite.model.moe import MLP
-from dslite.runtime.device import ComputeDevice, Event, is_out_of_memory
-from dslite.runtime.errors import OutOfMemoryError
+from dslite.runtime.device import ComputeDevice, Event
 from dslite.runtime.weights.arena import Arena
 from dslite.runtime.weights.expert_stats import ExpertStats
 from dslite.runtime.weights.sources import ExpertSource, Fetch
@@ -254,19 +253,6 @@ class ExpertCache:
         self.device.settle()
         log.warning("memory is short: %d expert slots per layer are left", self.slots)
         return True
-
-
-def with_room(make: Callable[[], Made], cache: ExpertCache | None, what: str) -> Made:
-    """The result of `make`, tried again with fewer expert slots as long as memory is short. Raises OutOfMemoryError."""
-    while True:
-        try:
-            return make()
-        except (RuntimeError, MemoryError, OSError) as error:
-            if not is_out_of_memory(error):
-                raise
-            told = OutOfMemoryError.of(error, what)
-        if cache is None or not cache.give_back():
-            raise told
 
 
 def _lru(resident: dict[int, ResidentExpert]) -> int:

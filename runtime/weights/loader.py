@@ -9,15 +9,16 @@ from torch import Tensor
 
 from dslite.model.moe import MLP
 from dslite.model.transformer import Transformer
-from dslite.runtime.device import ComputeDevice, anonymous_memory, compute_device, is_out_of_memory
+from dslite.runtime.device import ComputeDevice, anonymous_memory, compute_device
 from dslite.runtime.errors import OutOfMemoryError
 from dslite.runtime.events import Loading
+from dslite.runtime.memory import is_out_of_memory, with_room
 from dslite.runtime.planning.device_plan import DevicePlan, Source
 from dslite.runtime.planning.footprint import is_embedding, is_routed
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.disk import DiskSource, Reader
 from dslite.runtime.weights.expert_blocks import ExpertBlocks
-from dslite.runtime.weights.experts import ExpertCache, with_room
+from dslite.runtime.weights.experts import ExpertCache
 from dslite.runtime.weights.slot_bank import SlotExperts
 from dslite.runtime.weights.sources import MATRICES, ExpertSource, HostArena, HostSource, expert_name
 from dslite.runtime.weights.staging import Staging
