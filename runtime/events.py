@@ -1,4 +1,4 @@
-"""What the runtime tells while it works. Everything that a screen shows comes as one of these."""
+"""The events of the runtime: everything that a screen shows of its work comes as one of these."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ Stage = Literal["waiting", "fetching", "retrying", "checking", "done"]
 
 @dataclass(frozen=True)
 class Found:
-    """What the Hub has of a model, told before any of its files is fetched. Sizes in bytes."""
+    """The files of a model on the Hub, before any of them is fetched. Sizes in bytes."""
 
     repo_id: str
     commit: str
@@ -28,7 +28,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Downloading:
-    """Where one file of several stands: waiting for another process, fetching, retrying, checking its hash, or done.
+    """The progress of one file: waiting for another process, fetching, retrying, checking its hash, or done.
 
     `all_*` count every file of the model. `note` says why it waits or tries again.
     """
@@ -50,7 +50,7 @@ class Downloading:
 
 @dataclass(frozen=True)
 class Present:
-    """Every file is there and has the hash that the Hub gives. `older` are commits of the same model still on disk."""
+    """All files are present with the Hub's hashes. `older` are commits of the same model that are still on disk."""
 
     folder: Path
     commit: str
@@ -59,7 +59,7 @@ class Present:
 
 @dataclass(frozen=True)
 class Loading:
-    """Bytes of the weights that are in place."""
+    """Bytes of the weights that are loaded."""
 
     done_bytes: int
     total_bytes: int
@@ -67,7 +67,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Prefilling:
-    """Prompt tokens read so far, the cached ones among them. `done` is a fraction of a token between layers."""
+    """Prefilled prompt tokens, cached ones included. Between two layers `done` is not a whole number."""
 
     done: float
     total: int
@@ -77,7 +77,7 @@ class Prefilling:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that might have come, with its log-probability. `id` None: a server did not tell it."""
+    """A candidate for a token, with its log-probability. `id` is None where a server did not send it."""
 
     id: int | None
     text: str
@@ -86,9 +86,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Token:
-    """One token. `text` is what became printable with it; `delta` what may be shown now: a possible stop text waits.
+    """One token. `text` is what became printable with it; `delta` what may be shown: a possible stop text waits.
 
-    `id` is None where a server did not tell it; such a "token" may be any piece of text.
+    `id` is None where a server did not send it; such a "token" may be any piece of text.
     """
 
     id: int | None
@@ -110,9 +110,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of an answer. `text` is all of it; `delta` what had been held back; `end` the end token, if one came.
+    """The end of an answer. `text` is all of it; `delta` the text that had waited; `end` the end token, if one came.
 
-    `counted` is a server's own count of the tokens that it made, whose ids it does not tell.
+    `counted` is a server's own count of the tokens that it made, whose ids it did not send.
     """
 
     finish_reason: FinishReason
@@ -127,7 +127,7 @@ class Done:
 
     @property
     def completion_tokens(self) -> int:
-        """How many tokens were made, the end token among them."""
+        """The number of generated tokens, the end token included."""
         return len(self.token_ids) if self.counted is None else self.counted
 
 
