@@ -24,3 +24,11 @@ class NotFoundError(DsliteError):
 
 class NoConversationError(NotFoundError, SessionsError):
     """No conversation has that id, or more than one begins so."""
+
+
+def unexpected_error(error: Exception) -> DsliteError:
+    """An error that no code expected, as one that can be shown; its traceback goes to the log."""
+    from dslite.app.terminal.log_file import log_error
+
+    log_error(error)
+    return DsliteError(f"unexpected {type(error).__name__}: {error}", "the log has the details: dslite.log")

@@ -1,7 +1,8 @@
-"""ConversationSaver a conversation beside the chat: a thread that waits for the disk, so that no screen does.
+"""Saves a conversation while it is held: one thread writes to the database, so that no front end waits for the disk.
 
-A fault of the database never ends a chat. It is told once; what could not be saved is tried again with the next
-message.
+Jobs hold immutable snapshots of the conversation; ids that the database gives are kept here by the keys of tree and
+messages, and reported as events. A fault of the database never ends a chat: it is reported once, and what could not be
+saved is written with the next message.
 """
 
 import queue
@@ -9,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from dslite.app.chat.message_tree import MessageTree, Node
-from dslite.app.errors import SessionsError
+from dslite.app.chat.message_tree import ConversationSnapshot, MessageTree, Node
+from dslite.app.errors import SessionsError, unexpected_error
 from dslite.model.errors import DsliteError
 
 if TYPE_CHECKING:
@@ -22,135 +24,181 @@ T = TypeVar("T")
 _UPDATE_EVERY_S = 0.5
 
 
+@dataclass(frozen=True)
+class ConversationStored:
+    """A conversation has its id in the database. `key` is the tree's."""
+
+    key: int
+    id: str
+
+
+@dataclass(frozen=True)
+class SavingFailed:
+    """The first fault; later ones are not reported until saving works again."""
+
+    error: DsliteError
+
+
+@dataclass(frozen=True)
+class SavingResumed:
+    """Saving works again, and everything is saved."""
+
+
+WriterEvent = ConversationStored | SavingFailed | SavingResumed
+
+
 class ConversationWriter:
     """Writes messages in the order in which they were made. With `saving` off it only answers questions."""
 
-    def __init__(
-        self,
-        open_store: Callable[[], "SessionStore"],
-        *,
-        saving: bool = True,
-    ) -> None:
-        """`told` hears of the first fault, and None once saving works again; the thread calls it."""
+    def __init__(self, open_store: Callable[[], "SessionStore"], *, saving: bool = True) -> None:
         self.saving = saving
-        self.told: Callable[[DsliteError | None], None] = lambda _: None
         self._open_store = open_store
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[WriterEvent] = queue.SimpleQueue()
+        self._updated = 0.0
+        # Of the thread:
         self._store: SessionStore | None = None
         self._fault: DsliteError | None = None
-        self._updated = 0.0
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="dslite-recorder", daemon=True)
+        self._conversations: dict[int, str] = {}  # key of a tree → id
+        self._messages: dict[int, int] = {}  # key of a node → id
+        self._thread = threading.Thread(target=self._run, name="dslite-writer", daemon=True)
         self._thread.start()
+
+    def drain(self) -> list[WriterEvent]:
+        """Events since the last call."""
+        events: list[WriterEvent] = []
+        while not self._events.empty():
+            events.append(self._events.get())
+        return events
 
     # Writing.
 
-    def append(self, dialogue: MessageTree, node: Node) -> None:
+    def append(self, tree: MessageTree, node: Node) -> None:
         """Save a new message, and those before it that could not be saved."""
-        self._write(lambda store: self._save_path(store, dialogue, node))
+        conversation = tree.snapshot(node)
+        self._write(lambda store: self._save(store, conversation))
 
-    def update(self, dialogue: MessageTree, node: Node, ids: Sequence[int] | None) -> None:
-        """Save an answer as far as it is: its text, and the tokens that it was made of."""
+    def update(self, tree: MessageTree, node: Node, ids: Sequence[int] | None) -> None:
+        """Save an answer as far as it is: its text and the tokens that it was made of."""
+        conversation = tree.snapshot(node)
         content = node.content
 
         def save(store: "SessionStore") -> None:
-            self._save_path(store, dialogue, node)
-            if node.stored is not None:
-                store.update_answer(node.stored, content, ids)
+            self._save(store, conversation)
+            store.update_answer(self._messages[conversation.path[-1].key], content, ids)
 
         self._write(save)
 
-    def update_now_and_then(self, dialogue: MessageTree, node: Node, ids: Sequence[int]) -> None:
+    def update_now_and_then(self, tree: MessageTree, node: Node, ids: Sequence[int]) -> None:
         """`update`, at most twice a second: a crash then costs less than a second of text."""
         now = time.monotonic()
         if node.content and now - self._updated > _UPDATE_EVERY_S:
             self._updated = now
-            self.update(dialogue, node, tuple(ids) or None)
+            self.update(tree, node, tuple(ids) or None)
 
-    def finish(self, dialogue: MessageTree, node: Node) -> None:
+    def finish(self, tree: MessageTree, node: Node) -> None:
         """Save a whole answer."""
-        content, ids, reason, info = node.content, node.token_ids, node.finish_reason or "stop", dict(node.info)
+        conversation = tree.snapshot(node)
+        answer = conversation.path[-1]
 
         def save(store: "SessionStore") -> None:
-            self._save_path(store, dialogue, node)
-            if node.stored is not None:
-                store.finish_answer(node.stored, content, ids, reason, info)
+            self._save(store, conversation)
+            stored, reason = self._messages[answer.key], answer.finish_reason or "stop"
+            store.finish_answer(stored, answer.content, answer.token_ids, reason, dict(answer.info))
 
         self._write(save)
 
-    def rename(self, dialogue: MessageTree, title: str) -> None:
-        self._write(lambda store: store.rename(dialogue.id, title) if dialogue.id else None)
+    def rename(self, tree: MessageTree, title: str) -> None:
+        self._write_if_saved(tree, lambda store, identity: store.rename(identity, title))
 
-    def configure(self, dialogue: MessageTree) -> None:
-        """Save with what later answers are to be made."""
-        model, profile, system = dialogue.model, dialogue.profile, dialogue.system
-        self._write(
-            lambda store: (
-                store.configure(dialogue.id, model=model, profile=profile, system=system) if dialogue.id else None
-            )
+    def configure(self, tree: MessageTree) -> None:
+        """Save the model, profile and system message of later answers."""
+        model, profile, system = tree.model, tree.profile, tree.system
+        self._write_if_saved(
+            tree, lambda store, identity: store.configure(identity, model=model, profile=profile, system=system)
         )
 
-    def set_leaf(self, dialogue: MessageTree) -> None:
-        """Save which branch is on screen."""
-        leaf = dialogue.leaf
-        self._write(
-            lambda store: (
-                store.set_leaf(dialogue.id, leaf.stored) if dialogue.id and leaf and leaf.stored is not None else None
-            )
-        )
+    def set_leaf(self, tree: MessageTree) -> None:
+        """Save which branch is the active one."""
+        if tree.leaf is None:
+            return
+        key, stored = tree.leaf.key, tree.leaf.stored
 
-    def _save_path(self, store: "SessionStore", dialogue: MessageTree, node: Node) -> None:
-        if dialogue.id is None:
-            talk = store.create(
-                model=dialogue.model, profile=dialogue.profile, system=dialogue.system, title=dialogue.title
-            )
-            dialogue.id = talk.id
-        for message in dialogue.path(node):
-            if message.stored is None:
-                saved = store.append(
-                    dialogue.id,
-                    message.role,
-                    message.content,
-                    parent=message.parent.stored if message.parent else None,
-                    token_ids=message.token_ids,
-                    finish_reason=message.finish_reason,
-                    info=message.info,
-                    growing=message.growing,
-                )
-                message.stored = saved.id
-                if not dialogue.title:
-                    dialogue.title = store.get(dialogue.id).title
+        def save(store: "SessionStore", identity: str) -> None:
+            if (leaf := self._messages.get(key, stored)) is not None:
+                store.set_leaf(identity, leaf)
 
-    # The thread.
+        self._write_if_saved(tree, save)
 
     def ask(self, question: Callable[["SessionStore"], T]) -> "Future[T]":
-        """Put a question to the store; the answer comes behind everything that was written before."""
+        """Put a question to the store; it is answered after everything that was written before."""
         future: Future[T] = Future()
 
         def job() -> None:
             try:
                 future.set_result(question(self._opened()))
-            except Exception as error:  # whoever asked gets it
+            except Exception as error:  # any fault belongs to the caller of the future
                 future.set_exception(error)
 
         self._jobs.put(job)
         return future
 
     def close(self, timeout: float = 10.0) -> None:
-        """Save what waits, and end."""
+        """Write what waits, and end the thread."""
         self._jobs.put(None)
         self._thread.join(timeout)
+
+    # The thread.
+
+    def _write_if_saved(self, tree: MessageTree, save: Callable[["SessionStore", str], object]) -> None:
+        key, loaded = tree.key, tree.id
+
+        def write(store: "SessionStore") -> None:
+            if (identity := self._conversations.get(key, loaded)) is not None:
+                save(store, identity)
+
+        self._write(write)
+
+    def _save(self, store: "SessionStore", conversation: ConversationSnapshot) -> None:
+        """Write the messages of a branch that the database does not have yet."""
+        identity = self._conversations.get(conversation.key, conversation.id)
+        if identity is None:
+            identity = store.create(
+                model=conversation.model,
+                profile=conversation.profile,
+                system=conversation.system,
+                title=conversation.title,
+            ).id
+            self._events.put(ConversationStored(conversation.key, identity))
+        self._conversations[conversation.key] = identity
+        for message in conversation.path:
+            if message.stored is not None:
+                self._messages.setdefault(message.key, message.stored)
+            if message.key not in self._messages:
+                saved = store.append(
+                    identity,
+                    message.role,
+                    message.content,
+                    parent=self._messages[message.parent] if message.parent is not None else None,
+                    token_ids=message.token_ids,
+                    finish_reason=message.finish_reason,
+                    info=message.info,
+                    growing=message.growing,
+                )
+                self._messages[message.key] = saved.id
 
     def _write(self, save: Callable[["SessionStore"], object]) -> None:
         def job() -> None:
             try:
                 save(self._opened())
-            except DsliteError as error:
+            except Exception as error:  # the thread must go on, whatever it is
+                fault = error if isinstance(error, DsliteError) else unexpected_error(error)
                 if self._fault is None:
-                    self.told(error)
-                self._fault = error
+                    self._events.put(SavingFailed(fault))
+                self._fault = fault
             else:
                 if self._fault is not None:
-                    self.told(None)
+                    self._events.put(SavingResumed())
                 self._fault = None
 
         if self.saving:
@@ -164,9 +212,9 @@ class ConversationWriter:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-            del job  # while the next one is waited for, this one's conversation may go
+            del job  # a snapshot is freed before the next job is waited for
         if self._store is not None:
             try:
                 self._store.close()
             except SessionsError as error:
-                self.told(error)
+                self._events.put(SavingFailed(error))

@@ -1,4 +1,4 @@
-"""A dialogue as a file, saved conversation or not: JSON where the name ends so, else Markdown."""
+"""A conversation as a file, saved or not: JSON where the name ends so, else Markdown."""
 
 import json
 import time
@@ -11,20 +11,18 @@ from dslite.app.sessions.records import Conversation, StoredMessage
 from dslite.runtime.errors import UsageError
 
 
-def export(dialogue: MessageTree, path: Path) -> Path:
-    """Write a dialogue and return where. Raises UsageError; a file that is there already is not replaced."""
+def export(tree: MessageTree, path: Path) -> Path:
+    """Write a conversation and return where. Raises UsageError; a file that is there already is not replaced."""
     now = time.time()
-    identity = dialogue.id or new_id(now)
-    ids = {node: place for place, node in enumerate(_nodes(dialogue), start=1)}
-    leaf = ids.get(dialogue.leaf) if dialogue.leaf else None
-    conversation = Conversation(
-        identity, dialogue.title, dialogue.model, dialogue.profile, dialogue.system, leaf, now, now, len(ids)
-    )
+    identity = tree.id or new_id(now)
+    ids = {node: place for place, node in enumerate(_nodes(tree), start=1)}
+    leaf = ids.get(tree.leaf) if tree.leaf else None
+    conversation = Conversation(identity, tree.title, tree.model, tree.profile, tree.system, leaf, now, now, len(ids))
     stored = {node: _stored(node, ids, identity, now) for node in ids}
     if path.suffix.lower() == ".json":
         text = json.dumps(to_dict(conversation, list(stored.values())), ensure_ascii=False, indent=2) + "\n"
     else:
-        text = to_markdown(conversation, [stored[node] for node in dialogue.path()])
+        text = to_markdown(conversation, [stored[node] for node in tree.path()])
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -35,9 +33,9 @@ def export(dialogue: MessageTree, path: Path) -> Path:
     return path
 
 
-def _nodes(dialogue: MessageTree) -> list[Node]:
+def _nodes(tree: MessageTree) -> list[Node]:
     """All messages, parents before children."""
-    nodes = list(dialogue.roots)
+    nodes = list(tree.roots)
     for node in nodes:
         nodes += node.children
     return nodes

@@ -1,4 +1,4 @@
-"""With what a chat begins: shared by the screen and the line mode."""
+"""What both front ends of the chat are started with."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore
     from dslite.app.settings.config_file import Config
 
-WhenFull = Literal["ask", "forget", "summary", "stop"]  # what is done when a conversation fills the context
+WhenFull = Literal["ask", "forget", "summary", "stop"]  # what to do when a conversation fills the context
 WAYS = get_args(WhenFull)
 
 
@@ -48,13 +48,13 @@ class ChatConfig:
 
 @dataclass
 class ChatLaunch:
-    """`resume` names the conversation to open; `warnings` are told once the chat is there."""
+    """`resume` names the conversation to open; `warnings` are shown once the chat has begun."""
 
     ref: ModelRef
     settings: ChatSettings
-    open_model: ModelLoader
-    recorder: ConversationWriter
+    loader: ModelLoader
+    writer: ConversationWriter
     resume: "Callable[[SessionStore], str | None] | None" = None
-    looks: ChatConfig = field(default_factory=ChatConfig)
+    config: ChatConfig = field(default_factory=ChatConfig)
     first_run: FirstRun = field(default_factory=FirstRun)
     warnings: list[DsliteError] = field(default_factory=list)

@@ -63,7 +63,7 @@ class Block:
     shared: int = 0
     gap: bool = False  # a blank line before it
     closed: bool = False  # it does not grow any more
-    number: int = 0  # of a fence, counted from 1 within the message
+    number: int = 0  # of a fence: the N of /copy N, from 1; 0 is not shown
 
     @property
     def source(self) -> str:

@@ -1,8 +1,12 @@
-"""A conversation while it is held: a tree of messages, of which one branch is on screen."""
+"""A conversation in memory: a tree of messages with one active branch, and immutable snapshots of it.
+
+The tree belongs to the thread of the front end. Other threads (the engine's, the writer's) get snapshots.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dslite.runtime.errors import UsageError
@@ -14,9 +18,37 @@ if TYPE_CHECKING:
 _keys = itertools.count(1)
 
 
+@dataclass(frozen=True)
+class MessageSnapshot:
+    """One message at one moment. `key` and `parent` are keys of nodes; `stored` is its id if it was loaded."""
+
+    key: int
+    parent: int | None
+    role: "Role"
+    content: str
+    token_ids: tuple[int, ...] | None
+    finish_reason: str | None
+    info: Mapping[str, Any]
+    growing: bool
+    stored: int | None
+
+
+@dataclass(frozen=True)
+class ConversationSnapshot:
+    """A branch of a conversation at one moment, its first message first. `key` names the tree in this process."""
+
+    key: int
+    id: str | None
+    title: str
+    model: str
+    profile: str | None
+    system: str | None
+    path: tuple[MessageSnapshot, ...]
+
+
 @dataclass(eq=False)
 class Node:
-    """One message. `stored` is its id in the database, once it is there; `info` tells how an answer was made."""
+    """One message. `stored` is its id in the database if it was loaded; `info` says how an answer was made."""
 
     role: "Role"
     content: str
@@ -31,9 +63,10 @@ class Node:
 
 
 class MessageTree:
-    """The tree, and where in it we are. `id` is the conversation's in the database, once it is there."""
+    """All branches of a conversation. `leaf` ends the active one; `id` is the database's, None until it is saved."""
 
     def __init__(self, *, model: str, profile: str | None = None, system: str | None = None, title: str = "") -> None:
+        self.key = next(_keys)
         self.id: str | None = None
         self.title = title
         self.model = model
@@ -41,11 +74,11 @@ class MessageTree:
         self.system = system
         self.roots: list[Node] = []
         self.leaf: Node | None = None
-        self._first_read: Node | None = None  # what stands before it was too old for the context
+        self._first_read: Node | None = None  # messages before it are left out: they do not fit the context
 
     @classmethod
     def load(cls, conversation: "Conversation", stored: Sequence["StoredMessage"]) -> "MessageTree":
-        """A saved conversation. An answer that still grows was cut by the end of its process."""
+        """A saved conversation. An answer that was still growing was cut by the end of its process."""
         self = cls(
             model=conversation.model,
             profile=conversation.profile,
@@ -64,7 +97,7 @@ class MessageTree:
         return self
 
     def path(self, end: Node | None = None) -> list[Node]:
-        """The branch on screen, or the one that ends in a message."""
+        """The active branch, or the one that ends in `end`."""
         nodes: list[Node] = []
         node = end or self.leaf
         while node is not None:
@@ -77,7 +110,7 @@ class MessageTree:
         return node.parent.children if node.parent else self.roots
 
     def node(self, key: int) -> Node | None:
-        """The message of the branch on screen that has a key."""
+        """The message of the active branch with a key."""
         return next((node for node in self.path() if node.key == key), None)
 
     def add(self, role: "Role", content: str, *, parent: Node | None, growing: bool = False) -> Node:
@@ -93,7 +126,7 @@ class MessageTree:
         self.leaf = node.parent
 
     def walk(self, node: Node, step: int) -> bool:
-        """Show the branch `step` beside a message; return whether there is one."""
+        """Make the branch `step` beside a message the active one; return whether there is one."""
         siblings = self.siblings(node)
         place = siblings.index(node) + step
         if not 0 <= place < len(siblings):
@@ -121,9 +154,9 @@ class MessageTree:
         raise UsageError("there is no answer yet")
 
     def forget(self, end: Node, count: int) -> int:
-        """The oldest `count` messages that a model read are read no more; return how many that makes with earlier ones.
+        """Leave the oldest `count` messages of the prompt out from now on; return how many are left out in all.
 
-        They are left out until the context is full again: what the model has computed of the others stays of use.
+        The cut stays where it is until the context is full again, so the cached prefix of the rest stays valid.
         """
         self._first_read = self._read(end)[count]
         return self.path(end).index(self._first_read)
@@ -132,12 +165,31 @@ class MessageTree:
         nodes = self.path(end) if end else []
         return nodes[nodes.index(self._first_read) :] if self._first_read in nodes else nodes
 
-    def messages(self, end: Node | None, model: str) -> list["Message"]:
-        """What a model is given to read: its own answers come back as the tokens that it generated."""
-        from dslite.runtime.text.chat_template import Message  # not above: the first paint does not wait for it
+    def snapshot(self, end: Node | None = None) -> ConversationSnapshot:
+        """The active branch, or the one that ends in `end`, for another thread."""
+        path = tuple(
+            MessageSnapshot(
+                node.key,
+                node.parent.key if node.parent else None,
+                node.role,
+                node.content,
+                node.token_ids,
+                node.finish_reason,
+                MappingProxyType(dict(node.info)),
+                node.growing,
+                node.stored,
+            )
+            for node in self.path(end)
+        )
+        return ConversationSnapshot(self.key, self.id, self.title, self.model, self.profile, self.system, path)
+
+    def messages(self, end: Node | None, model: str) -> tuple["Message", ...]:
+        """The prompt of the answer behind `end`: the model's own answers are given as the tokens that it generated."""
+        from dslite.runtime.text.chat_template import Message  # imported late: the first paint does not need it
 
         system = [Message("system", self.system)] if self.system else []
-        return system + [
+        answers = [
             Message(node.role, node.content, node.token_ids if node.info.get("model") == model else None)
             for node in self._read(end)
         ]
+        return (*system, *answers)

@@ -1,12 +1,13 @@
-"""Opening a model for a chat, told as it goes. Torch is imported here, by whichever thread opens the model."""
+"""Loads a model for a chat and reports how far it is. Torch is imported by the thread that loads the model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dslite.app.settings.endpoint import RemoteModelRef
-from dslite.runtime.downloads.hub import ModelRef, locate
+from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
 from dslite.runtime.engine_options import EngineOptions
+from dslite.runtime.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from dslite.runtime.chat.protocol import ChatBackend
@@ -17,35 +18,70 @@ if TYPE_CHECKING:
 class LoadedModel:
     """A model that answers, with the sampling values of its generation_config.json."""
 
-    responder: "ChatBackend"
+    backend: "ChatBackend"
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-ModelLoader = Callable[[ModelRef, Callable[["Loading"], None]], LoadedModel]
+class ModelLoader(Protocol):
+    """Finds and loads models. All methods raise DsliteError."""
+
+    def parse(self, name: str) -> ModelRef:
+        """What a name means that the user wrote."""
+        ...
+
+    def check(self, ref: ModelRef) -> None:
+        """Find out cheaply whether the model can be loaded: the one that is loaded is kept until this returns."""
+        ...
+
+    def load(self, ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel: ...
 
 
-def opener(engine_options: EngineOptions) -> ModelLoader:
-    """How models are opened with these EngineOptions. What it returns raises DsliteError."""
+@dataclass(frozen=True)
+class LocalModelLoader:
+    """Loads models into this process."""
 
-    def open_model(ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel:
+    engine_options: EngineOptions
+
+    def parse(self, name: str) -> ModelRef:
+        return parse_model(name)
+
+    def check(self, ref: ModelRef) -> None:
+        """The folder holds all files of a model that this program can compute."""
+        from dslite.runtime.downloads.layout import missing_files, read_config
+
+        folder = locate(ref)
+        read_config(folder)
+        if missing := missing_files(folder):
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}", "give a folder with all files of the model")
+
+    def load(self, ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel:
         folder = locate(ref)
         from dslite.app.settings.sampling import model_defaults
         from dslite.runtime.chat.local import LocalChatBackend
         from dslite.runtime.engine_loader import open_engine
 
-        engine = open_engine(folder, engine_options, report)
+        engine = open_engine(folder, self.engine_options, report)
         return LoadedModel(LocalChatBackend(engine, ref.key), model_defaults(folder))
 
-    return open_model
 
+@dataclass(frozen=True)
+class RemoteModelLoader:
+    """Uses the models of a server. Nothing is loaded: a model is a name in its requests."""
 
-def remote_opener(served: RemoteModelRef) -> ModelLoader:
-    """How models of a server are "opened": by naming them."""
+    served: RemoteModelRef
 
-    def open_model(ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel:
+    def parse(self, name: str) -> ModelRef:
+        return ModelRef(name)
+
+    def check(self, ref: ModelRef) -> None:
+        """The server lists the model; `--model` is taken as it is written, since some servers list nothing."""
+        endpoint = self.served.endpoint
+        if ref.name == self.served.ref.name or not (listed := endpoint.models()) or ref.name in listed:
+            return
+        raise UsageError(f"{endpoint.host} has no model {ref.name}", f"it lists {', '.join(listed)}")
+
+    def load(self, ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel:
         from dslite.runtime.chat.remote import RemoteChatBackend, RemoteModel
 
-        context = served.context if ref.name == served.ref.name else None
-        return LoadedModel(RemoteChatBackend(RemoteModel(served.endpoint, ref.name, context)))
-
-    return open_model
+        context = self.served.context if ref.name == self.served.ref.name else None
+        return LoadedModel(RemoteChatBackend(RemoteModel(self.served.endpoint, ref.name, context)))

@@ -1,12 +1,12 @@
-"""With what the next answer of a chat is made: flags and what was set since, then the profile, then the defaults."""
+"""Settings of the next answer of a chat: flags and /set values, then the profile, then the config's defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from dslite.app.settings import sampling
 from dslite.app.settings.profiles import PLAIN, Profile
-from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import UsageError
 
 _INTEGERS = ("top_k", "seed", "max_tokens")
@@ -27,9 +27,14 @@ class ChatSettings:
     def system_message(self) -> str | None:
         return (self.profile.system if self.system is None else self.system) or None
 
-    def params(self, model_defaults: Mapping[str, Any]) -> SamplingParams:
-        """The values of an answer, in the contract's order of precedence."""
-        return SamplingParams(**{**model_defaults, **self.defaults, **self.profile.sampling, **self.chosen})
+    def sampling(self, **changes: Any) -> Mapping[str, Any]:
+        """A snapshot of all sampling values in the contract's order of precedence; the model's defaults lie below."""
+        return MappingProxyType({**self.defaults, **self.profile.sampling, **self.chosen, **changes})
+
+    def describe(self) -> str:
+        """Every value that is not the model's own, one a line."""
+        values = [f"{key} {' '.join(value) if key == 'stop' else value}" for key, value in self.sampling().items()]
+        return "\n".join([*(values or ["sampling as the model says"]), f"system {self.system_message or '(none)'}"])
 
     def set(self, key: str, value: str) -> str:
         """Change one value and say so. Raises UsageError."""

@@ -1,4 +1,4 @@
-"""What may be typed in place of a message: one table for the screen, the line mode and their help."""
+"""Slash commands: one table for both front ends and their help, and the parser."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dslite.runtime.errors import UsageError
 
 @dataclass(frozen=True)
 class Command:
-    """`name` is what a chat does; `words` are the ways to type it; `hint` stands for its argument."""
+    """`name` is the key of its handler; `words` are the ways to type it; `hint` stands for its argument."""
 
     name: str
     words: tuple[str, ...]
@@ -18,16 +18,18 @@ class Command:
 
 COMMANDS = (
     Command("help", ("/help", "/?"), "Show the keys and commands."),
-    Command("regenerate", ("/regen",), "Answer again; the earlier answer stays as a branch."),
-    Command("go_on", ("/continue",), "Go on with an answer that was cut."),
-    Command("edit", ("/edit",), "Write in $EDITOR."),
+    Command("regenerate", ("/regen",), "Answer again; the earlier answer stays as a branch.", "[TEMPERATURE]"),
+    Command("continue", ("/continue",), "Go on with an answer that was cut."),
+    Command("edit", ("/edit",), "Write in $EDITOR.", "[TEXT]"),
+    Command("revise", ("/revise",), "Edit your last message; sending it makes a branch."),
+    Command("branch", ("/branch",), "Show the N-th branch of the last message that has several.", "[N]"),
     Command("copy", ("/copy",), "Copy the answer, or its N-th code block.", "[N]"),
     Command("new", ("/clear", "/new"), "Begin a new chat; the old one stays saved."),
     Command("load", ("/load",), "Open a saved chat.", "[ID]"),
     Command("save", ("/save",), "Export this chat as Markdown or JSON.", "FILE", needs_argument=True),
     Command("title", ("/title",), "Rename this chat.", "TEXT", needs_argument=True),
-    Command("set", ("/set",), "Change a value, such as /set temperature 0.7.", "KEY VALUE"),
-    Command("system", ("/system",), "Change the system message; - removes it.", "TEXT"),
+    Command("set", ("/set",), "Change a value, such as /set temperature 0.7; alone, show them.", "[KEY VALUE]"),
+    Command("system", ("/system",), "Change the system message; - removes it.", "[TEXT]"),
     Command("profile", ("/profile",), "Use a profile.", "[NAME]"),
     Command("model", ("/model",), "Use another model.", "M", needs_argument=True),
     Command("inspect", ("/inspect",), "Show or hide what the model is doing."),
@@ -56,6 +58,8 @@ def parse(text: str) -> tuple[Command, str] | None:
     argument = argument.strip()
     if command.needs_argument and not argument:
         raise UsageError(f"{word} needs {command.hint}", f"write it as {word} {command.hint}")
+    if argument and not command.hint:
+        raise UsageError(f"{word} takes nothing behind it", f"write {word} alone")
     return command, argument
 
 

@@ -67,7 +67,7 @@ def _find(*, latest: bool, id: str | None) -> "Conversation | None":
 
 def _open_store() -> "SessionStore":
     from dslite.app.sessions.store import (
-        SessionStore,  # by the recorder's thread: the first picture does not wait for SQLite
+        SessionStore,  # by the writer's thread: the first picture does not wait for SQLite
     )
 
     return SessionStore.open()
@@ -83,7 +83,7 @@ def _start(
     """What the chat starts with. A broken config.toml is a warning, and the chat starts without it."""
     from dslite.app.chat.autosave import ConversationWriter
     from dslite.app.chat.launch import ChatConfig, ChatLaunch
-    from dslite.app.chat.model_loading import opener, remote_opener
+    from dslite.app.chat.model_loading import LocalModelLoader, RemoteModelLoader
     from dslite.app.chat.model_setup import FirstRun
     from dslite.app.chat.settings import ChatSettings
     from dslite.app.errors import ConfigFileError
@@ -97,12 +97,12 @@ def _start(
         config: Config = read_config(report=lambda fault: warnings.append(ConfigFileError(fault)))
         made = settle(given, profile, talk, raw=False, config=config)
         defaults = default_values(config)
-        looks = ChatConfig.of_config(config)
+        chat_config = ChatConfig.of_config(config)
     except ConfigFileError as error:
         if profile is not None:
             raise
         warnings.append(error)
-        made, defaults, looks = given, {}, ChatConfig.of_config(Config(config_path(), {}))
+        made, defaults, chat_config = given, {}, ChatConfig.of_config(Config(config_path(), {}))
     served = find_served(server.endpoint, server.endpoint_key_env, given.model, made.model)
     ref = served.ref if served else model_ref(made.model or _CHAT_MODEL, engine.revision)
     settings = ChatSettings(
@@ -116,10 +116,10 @@ def _start(
     return ChatLaunch(
         ref=ref,
         settings=settings,
-        open_model=remote_opener(served) if served else opener(engine.options()),
-        recorder=ConversationWriter(_open_store, saving=not conversation.no_save),
+        loader=RemoteModelLoader(served) if served else LocalModelLoader(engine.options()),
+        writer=ConversationWriter(_open_store, saving=not conversation.no_save),
         resume=(lambda _: identity) if identity else None,
-        looks=looks,
+        config=chat_config,
         first_run=FirstRun.of(offline=engine.offline),
         warnings=warnings,
     )

@@ -1,73 +1,82 @@
 """`dslite chat --plain`: the chat line by line, with the terminal's own cursor and the same commands.
 
-For screen readers, simple terminals and pipes: nothing is drawn twice and no escape sequence is written.
+For screen readers, simple terminals and pipes: nothing is drawn twice. What the chat does is in app/chat/controller.py;
+this is its view.
 """
 
-import sys
-import threading
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-from dslite.app.chat.launch import ChatLaunch
-from dslite.app.chat.message_tree import MessageTree, Node
-from dslite.app.chat.model_loading import LoadedModel
-from dslite.app.chat.slash_commands import parse
-from dslite.app.plain.commands import PlainCommands
-from dslite.app.plain.context_overflow import ContextOverflow, NewChatWanted
+from dslite.app.chat.commands import ChatCommands, Handler
+from dslite.app.chat.controller import ChatController
+from dslite.app.chat.engine_worker import EngineWorker
+from dslite.app.chat.launch import ChatLaunch, WhenFull
+from dslite.app.chat.message_tree import Node
+from dslite.app.chat.reply import Reply
+from dslite.app.chat.slash_commands import COMMANDS, parse
+from dslite.app.chat.status import ModelState, ReplyState
+from dslite.app.plain.line_input import LineInput
+from dslite.app.plain.word_wrap import WordWrap
+from dslite.app.settings.profiles import all_profiles
 from dslite.app.terminal import console
 from dslite.app.terminal.progress_text import loading_text, reading_text
 from dslite.app.terminal.signals import Interruption
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
-from dslite.runtime.errors import ContextFullError, ModelUnavailableError
-from dslite.runtime.events import ChatEvent, Done, Loading, Notice, Prefilling, Thinking, Token, Waiting
+from dslite.runtime.errors import UsageError
 
-if TYPE_CHECKING:
-    from dslite.app.sessions.store import SessionStore
+_TICK_S = 0.05
+_CLOSE_S = 30.0  # the cache of a long conversation is written meanwhile
+_SHORT_LIST = 20
+_OVERFLOW = "Forget the oldest turns (f), go on from a summary in a new chat (s), or stop (Enter)? "
+_OVERFLOW_CHOICES: dict[str, WhenFull] = {"f": "forget", "s": "summary"}
+_NOTES = {
+    "interrupted": "[stopped; /continue goes on]",
+    "length": "[cut at the most tokens; /continue goes on]",
+    "context": "[the context is full; /continue goes on without the oldest turns]",
+}
 
-_BLOCK = '"""'
 
-
-def run_plain(start: ChatLaunch) -> int:
+def run_plain(launch: ChatLaunch) -> int:
     """Hold the chat on stdin and stdout; return the exit code."""
-    chat = PlainChat(start)
+    chat = PlainChat(launch)
     try:
         return chat.run()
     finally:
-        start.recorder.close()
-        chat.keep()
+        chat.close()
 
 
 class PlainChat:
-    """One conversation at a time, and the model that answers in it."""
+    """A ChatView that prints."""
 
-    def __init__(self, start: ChatLaunch) -> None:
-        self.start = start
-        self.settings = start.settings
-        self.recorder = start.recorder
-        self.ref = start.ref
-        self.opened: LoadedModel | None = None
-        self.dialogue = self.new_dialogue()
-        self.full_context = ContextOverflow(self)
-        self.deeds = PlainCommands(self)
-        self.leaving: int | None = None  # the exit code, once the chat is to end
+    def __init__(self, launch: ChatLaunch, source: LineInput | None = None) -> None:
+        self.worker = EngineWorker(launch.loader)
+        self.controller = ChatController(launch, self, self.worker)
+        self.commands = ChatCommands(self.controller)
+        self.handlers: dict[str, Handler] = {
+            **self.commands.handlers,
+            "help": self._help,
+            "edit": self._edit,
+            "branch": self._branch,
+            "load": self._load,
+            "profile": self._profile,
+            "inspect": self._inspect,
+            "theme": lambda _: self.notice("line mode has no colours"),
+            "mouse": lambda _: self.notice("line mode leaves the mouse to the terminal"),
+        }
+        self._launch = launch
+        self._source = source or LineInput()
+        self._output = WordWrap()
+        self._progress = console.TerminalStatus()
+        self._shown = self.controller.tree.key
+        self._overflow: DsliteError | None = None
+        self._exit_code: int | None = None
 
-    def new_dialogue(self) -> MessageTree:
-        return MessageTree(model=self.ref.key, profile=self.settings.profile.name, system=self.settings.system_message)
+    # The loop.
 
     def run(self) -> int:
         """Read and answer until the input ends."""
-        self.recorder.told = self._saving_changed
-        for error in self.start.warnings:
-            console.show_error(error)
-        self.open_model(self.ref)
-        if self.start.resume is not None:
-            self.load(self.start.resume)
-        print("Type a message; /help lists the commands, Ctrl+D ends.", flush=True)
-        while self.leaving is None:
+        self.start()
+        while self._exit_code is None:
             try:
-                text = self._read()
+                text = self._source.read()
             except EOFError:
                 print()
                 return 0
@@ -75,177 +84,209 @@ class PlainChat:
                 print("\n/quit or Ctrl+D ends the chat", flush=True)
                 continue
             self.take(text)
-        return self.leaving
+        return self._exit_code
 
-    def _read(self) -> str:
-        """One input: a line, or a block between three quotes. Raises EOFError."""
-        text = input("> " if sys.stdin.isatty() else "")
-        if not text.lstrip().startswith(_BLOCK):
-            return text
-        while text.count(_BLOCK) % 2:
-            text += "\n" + input("… " if sys.stdin.isatty() else "")
-        inner = text.strip()
-        return inner[len(_BLOCK) : -len(_BLOCK)].strip("\n") if inner.endswith(_BLOCK) else text
+    def start(self) -> None:
+        """Load the model, and the conversation to go on with."""
+        for error in self._launch.warnings:
+            self.error(error)
+        self.worker.start()
+        self._wait()
+        self.controller.lookup(lambda store: store.inputs(), self._source.remember)
+        if self._launch.resume is not None:
+            self.controller.load(self._launch.resume)
+        self._wait()
+        saved = "" if self._launch.writer.saving else " This chat is not saved."
+        print(f"Type a message; /help lists the commands, Ctrl+D ends.{saved}", flush=True)
 
     def take(self, text: str) -> None:
+        """A message or a command; return once it is done."""
         if not text.strip():
             return
         try:
-            command = parse(text)
-            if command is not None:
-                self.deeds.run(*command)
-                return
-            self.say(text)
-        except DsliteError as error:
-            console.show_error(error)
-
-    def say(self, text: str) -> None:
-        """Put a message to the model. Raises DsliteError."""
-        question = self.dialogue.add("user", text, parent=self.dialogue.leaf)
-        self.recorder.append(self.dialogue, question)
-        self.ask(question)
-
-    def _saving_changed(self, error: DsliteError | None) -> None:
-        if error is not None:
-            console.warn(f"this chat is not saved: {error.message}")
-        else:
-            console.warn("saving works again: nothing is missing")
-
-    # Conversations.
-
-    def begin(self, dialogue: MessageTree) -> None:
-        """Hold another conversation."""
-        self.dialogue = dialogue
-        self.full_context.begin()
-
-    def load(self, identify: "Callable[[SessionStore], str | None]") -> None:
-        """Go on with a saved conversation, and print it. Raises DsliteError."""
-
-        def load(store: "SessionStore") -> MessageTree | None:
-            identity = identify(store)
-            return MessageTree.load(store.get(identity), store.tree(identity)) if identity else None
-
-        dialogue = self.recorder.ask(load).result()
-        if dialogue is None:
-            return
-        self.begin(dialogue)
-        self.settings.system = dialogue.system or ""
-        print(f"{console.visible(dialogue.title)}\n")
-        for node in dialogue.path():
-            name = "You" if node.role == "user" else "Model"
-            print(f"{name}: {console.visible(node.content)}\n", flush=True)
-
-    # Answers.
-
-    def open_model(self, ref: ModelRef) -> None:
-        """Load a model; that it is not here is told."""
-        status = console.TerminalStatus()
-
-        def report(event: Loading) -> None:
-            status.show(loading_text(event))
-
-        self.opened = None
-        try:
-            self.opened = self.start.open_model(ref, report)
-        except ModelUnavailableError as error:
-            console.show_error(error)
-            console.warn("no model is loaded: /model demo takes the one that ships with dslite")
-        finally:
-            status.clear()
-        self.ref = ref
-
-    def ask(self, question: Node) -> None:
-        """Have a question of the conversation answered. Raises DsliteError."""
-        node = self.dialogue.add("assistant", "", parent=question, growing=True)
-        try:
-            self._answer(node, question)
-        except NewChatWanted:
-            self.dialogue.remove(node)
-            self.full_context.go_over(question)
-        finally:
-            node.growing = False
-            if not node.content and node in question.children:
-                self.dialogue.remove(node)
-
-    def go_on(self, node: Node) -> None:
-        """Have an answer grow that was cut. Raises DsliteError."""
-        node.growing = True
-        try:
-            self._answer(node, node, go_on=True)
-        except NewChatWanted:
-            self.full_context.go_over(None)
-        finally:
-            node.growing = False
-
-    def _answer(self, node: Node, end: Node, *, go_on: bool = False) -> None:
-        """Print an answer as it comes; Ctrl+C stops it and keeps what came."""
-        if self.opened is None:
-            raise ModelUnavailableError("no model is loaded", "choose one with /model, such as /model demo")
-        responder, messages = self.opened.responder, self.dialogue.messages(end, self.ref.key)
-        params = replace(self.settings).params(self.opened.defaults)
-        if self.dialogue.id is not None:
-            responder.restore_cache(self.dialogue.id, messages, continue_final_message=go_on)
-        with Interruption() as interruption:
-            try:
-                events = responder.reply(messages, params, interruption.flag, continue_final_message=go_on)
-            except ContextFullError as error:
-                self.full_context.make_room(error, messages)
-                kept = responder.trim_to_fit(messages, continue_final_message=go_on)
-                console.warn("the context is full: the model no longer sees the oldest messages of this chat")
-                events = responder.reply(kept, params, interruption.flag, continue_final_message=go_on)
-            try:
-                self._print(node, events, interruption.flag)
-            except DsliteError:
-                self._keep_broken(node)
-                raise
-        if interruption.exit_code not in (None, 130):  # SIGTERM, SIGHUP
-            self.leaving = interruption.exit_code
-
-    def _keep_broken(self, node: Node) -> None:
-        """What came of an answer that broke off stays, and /continue goes on from it."""
-        print(flush=True)
-        if node.content:
-            node.growing, node.finish_reason = False, "interrupted"
-            self.recorder.finish(self.dialogue, node)
-
-    def keep(self) -> None:
-        """Leave on disk what was computed of the conversation."""
-        responder = self.opened.responder if self.opened is not None else None
-        if self.dialogue.id is not None and responder is not None:
-            responder.save_cache(self.dialogue.id)
-
-    def _print(self, node: Node, events: Iterable[ChatEvent], cancel: threading.Event) -> None:
-        status, last = console.TerminalStatus(), "\n"
-        before, ids = node.token_ids, list(node.token_ids or ())
-        for event in events:
-            if isinstance(event, Prefilling):
-                status.show(reading_text(event))
-                continue
-            if isinstance(event, Thinking):
-                status.show(f"thinking · {event.tokens:,} tokens")
-                continue
-            status.clear()
-            if isinstance(event, Waiting | Notice):
-                console.warn(event.reason if isinstance(event, Waiting) else event.message)
-                continue
-            if event.delta:
-                print(console.visible(event.delta), end="", flush=True)
-                node.content += event.delta
-                last = event.delta[-1]
-            if isinstance(event, Token):
-                if event.id is not None:
-                    ids.append(event.id)
-                self.recorder.update_now_and_then(self.dialogue, node, ids)
+            command = None if self.controller.editing is not None else parse(text)
+            if command is None:
+                self.controller.send(text)
             else:
-                self._end(node, event, before, len(ids) - len(before or ()))
-        print("" if last == "\n" else "\n", end="", flush=True)
-        if cancel.is_set():
-            print("[stopped; /continue goes on]", flush=True)
+                self.handlers[command[0].name](command[1])
+        except DsliteError as error:
+            self.error(error)
+        self._wait()
+        while self._overflow is not None:
+            full, self._overflow = self._overflow, None
+            self.controller.choose_overflow(self._ask_overflow(full))
+            self._wait()
 
-    def _end(self, node: Node, done: Done, before: tuple[int, ...] | None, made: int) -> None:
-        node.growing, node.finish_reason = False, done.finish_reason
-        told = done.counted is None  # a server counts its tokens, and does not tell their ids
-        cut_by_text = done.finish_reason == "stop" and len(done.token_ids) <= made
-        node.token_ids = None if cut_by_text or not told else (*(before or ()), *done.token_ids)
-        node.info = {"model": self.ref.key, "completion_tokens": done.completion_tokens}
-        self.recorder.finish(self.dialogue, node)
+    def _wait(self) -> None:
+        """Take events until the next input is needed. Ctrl+C stops an answer; while a model loads it ends the chat."""
+        with Interruption() as interruption:
+            stopped = False
+            while self.controller.busy and self._exit_code is None:
+                self.controller.tick(timeout=_TICK_S)
+                if interruption.flag.is_set() and not stopped:
+                    stopped = True
+                    if not self.controller.stop():
+                        self._exit_code = 130
+        if interruption.exit_code not in (None, 130):
+            self._exit_code = interruption.exit_code
+        self._progress.clear()
+
+    def close(self) -> None:
+        """Save what came, the cache of the conversation too."""
+        self.controller.close()
+        self.worker.close(_CLOSE_S)
+        self._launch.writer.close()
+        self.controller.tick()
+
+    # What the controller shows.
+
+    def show_conversation(self) -> None:
+        tree = self.controller.tree
+        if tree.key == self._shown:
+            return  # a branch of the same chat: what follows is printed as it comes
+        self._shown = tree.key
+        if not tree.path():
+            print("a new chat; the old one is saved" if self._launch.writer.saving else "a new chat", flush=True)
+            return
+        print(f"{console.visible(tree.title)}\n")
+        self._print_messages(tree.path())
+
+    def _print_messages(self, nodes: list[Node]) -> None:
+        for node in nodes:
+            self._output.write(f"{'You' if node.role == 'user' else 'Model'}: {console.visible(node.content)}\n\n")
+
+    def message_added(self, node: Node) -> None:
+        pass  # it stands where it was typed
+
+    def answer_started(self, reply: Reply) -> None:
+        if reply.is_summary:
+            self._output.write("Summary: ")
+
+    def text_appended(self, reply: Reply, text: str) -> None:
+        self._progress.clear()
+        self._output.write(console.visible(text))
+
+    def answer_stopping(self, reply: Reply) -> None:
+        pass  # its end says so
+
+    def answer_finished(self, reply: Reply) -> None:
+        self._progress.clear()
+        self._output.end_line()
+        if not reply.node.content.strip():
+            print("(empty answer)", flush=True)
+        if (note := _NOTES.get(reply.node.finish_reason or "")) is not None:
+            print(note, flush=True)
+
+    def answer_removed(self, reply: Reply) -> None:
+        self._progress.clear()
+        self._output.end_line()
+
+    def messages_left_out(self, count: int) -> None:
+        console.warn("the context is full: the model no longer sees the oldest messages of this chat")
+
+    def summary_used(self, text: str, note: str) -> None:
+        console.warn(note)
+
+    def notice(self, text: str, *, warning: bool = False, above: bool = False) -> None:
+        self._progress.clear()
+        self._output.end_line()
+        if warning or above:
+            console.warn(text)
+        else:
+            print(console.visible(text), flush=True)
+
+    def error(self, error: DsliteError) -> None:
+        self._progress.clear()
+        self._output.end_line()
+        console.show_error(error)
+
+    def hint(self, text: str) -> None:
+        if text:
+            print(text, flush=True)
+
+    def copy_text(self, text: str, what: str) -> None:
+        from dslite.app.terminal.clipboard import copy_natively
+
+        self.notice(f"copied {what} to the clipboard" if copy_natively(text) else text)
+
+    def quit(self) -> None:
+        self._exit_code = 0
+
+    def put_into_input(self, text: str) -> None:
+        self._source.prefill = text
+
+    def input_text(self) -> str:
+        return self._source.prefill
+
+    def status_changed(self) -> None:
+        status = self.controller.status
+        if status.model is ModelState.LOADING and (event := status.loading) is not None:
+            self._progress.show(f"loading weights {100 * event.done_bytes // max(event.total_bytes, 1)} %")
+        elif status.reply is ReplyState.PREFILLING and (read := status.prefilling) is not None:
+            self._progress.show(f"reading {read.done:,.0f} of {read.total:,}")
+        elif status.reply is ReplyState.DECODING and status.thinking and self._output.at_line_start:
+            self._progress.show(f"thinking · {status.thinking:,} tokens")
+
+    def model_changed(self) -> None:
+        pass  # nothing on screen names it
+
+    def ask_overflow_choice(self, error: DsliteError) -> None:
+        self._overflow = error  # asked once no answer is waited for: Ctrl+C then means the question
+
+    def _ask_overflow(self, error: DsliteError) -> WhenFull:
+        if not self._source.interactive:
+            return "stop"
+        self.error(error)
+        return _OVERFLOW_CHOICES.get(self._source.choose(_OVERFLOW), "stop")
+
+    def offer_model(self, ref: ModelRef, error: DsliteError) -> None:
+        self.error(error)
+        if self.controller.status.model is ModelState.NONE:
+            console.warn("no model is loaded: /model demo takes the one that ships with dslite")
+
+    # Commands of this view.
+
+    def _help(self, _: str) -> None:
+        for command in COMMANDS:
+            words = " ".join(filter(None, (", ".join(command.words), command.hint)))
+            print(f"{words}: {command.help}")
+        print('Text between """ and """ may have several lines. Ctrl+C stops an answer.', flush=True)
+
+    def _edit(self, text: str) -> None:
+        from dslite.app.terminal.editor import edit_text
+
+        written = edit_text(text or self._source.prefill).strip("\n")
+        self._source.prefill = ""
+        if written:
+            print(console.visible(written))
+            self.take(written)
+
+    def _branch(self, number: str) -> None:
+        self.commands.branch(number)
+        if number:
+            self._print_messages(self.controller.tree.path()[-2:])
+
+    def _load(self, prefix: str) -> None:
+        if prefix:
+            self.commands.load(prefix)
+            return
+        self.controller.lookup(lambda store: store.conversations(limit=_SHORT_LIST), self._list_chats)
+
+    def _list_chats(self, chats: list) -> None:  # type: ignore[type-arg]
+        for chat in reversed(chats):  # the newest stands next to the prompt
+            print(f"{chat.id}  {console.visible(chat.title)}")
+        print("/load ID opens one; the beginning of its id will do", flush=True)
+
+    def _profile(self, name: str) -> None:
+        if name:
+            self.controller.use_profile(name)
+            return
+        for profile in all_profiles().values():
+            print(f"{profile.name}: {console.visible(profile.description)}", flush=True)
+
+    def _inspect(self, _: str) -> None:
+        stats = self.controller.status.stats
+        if stats is None:
+            raise UsageError("no model is loaded")
+        for name, value in {**stats.memory, **stats.experts}.items():
+            print(f"{name.replace('_', ' ')}: {value:,}", flush=True)

@@ -1,43 +1,52 @@
-"""The application: themes, keys of the user, the inspector, and giving the terminal back whatever happens."""
+"""The application: it joins screens and panels, knows themes and signals, and gives the terminal back at every end."""
 
 import asyncio
 import contextlib
 import gc
 import os
 import signal
-import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from textual import constants
+from textual import constants, events, on
 from textual.app import App, SuspendNotSupported, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
 from textual.filter import LineFilter
 from textual.screen import Screen
 
+from dslite.app.chat.controller import ChatController
+from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch
-from dslite.app.errors import SessionsError
-from dslite.app.tui.control.controller import ChatController
-from dslite.app.tui.control.engine_worker import EngineWorker
-from dslite.app.tui.screens.chat import FLASH_S, LOW, ChatScreen
+from dslite.app.terminal import clipboard
+from dslite.app.terminal.log_file import log_error
+from dslite.app.tui import messages
+from dslite.app.tui.control.view import HINT_S
+from dslite.app.tui.screens.chat import LOW, ChatScreen
 from dslite.app.tui.style import keys
 from dslite.app.tui.style.no_color import NoColorFilter
 from dslite.app.tui.style.themes import DEFAULT, THEMES
 from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER, RedrawThrottle
 from dslite.app.tui.textual_fixes.memory import free_closed_widgets
-from dslite.app.tui.widgets.inspector import Inspector
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
-from dslite.runtime.paths import log_dir
 from dslite.runtime.system import system_name
 
 T = TypeVar("T")
 _TICK_S = 1 / 12
 _ESCAPE_DELAY_S = 0.025  # as vim and tmux users set it: Textual's 100 ms would be all the time that Esc may take
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+_QUIT_HINT = "Ctrl+C again quits; so do Ctrl+D and /quit"
+# Commands that need an argument: the palette writes their beginning into the input.
+_PREFILLED = (
+    ("Save this chat", "/save ", "/save FILE · Markdown or JSON"),
+    ("Rename this chat", "/title ", "/title TEXT"),
+    ("Model", "/model ", "/model M · use another model"),
+    ("System message", "/system ", "/system TEXT"),
+    ("Temperature", "/set temperature ", "/set temperature X · 0 is greedy"),
+    ("Use a profile", "/profile ", "/profile NAME"),
+)
 
 
 class ChatApp(App[int]):
@@ -50,36 +59,29 @@ class ChatApp(App[int]):
     VERTICAL_BREAKPOINTS = [(0, "-few-lines"), (LOW, "-enough-lines")]  # noqa: RUF012 - Textual declares it so
     BINDINGS: ClassVar[list[BindingType]] = []
 
-    def __init__(self, start: ChatLaunch, *, driver_class: type[Driver] | None = None) -> None:
+    def __init__(self, launch: ChatLaunch, *, driver_class: type[Driver] | None = None) -> None:
         super().__init__(driver_class=driver_class)
         free_closed_widgets()
-        self.no_color = bool(os.environ.get("NO_COLOR"))  # Textual takes an empty one for a wish
-        self._colourless = NoColorFilter()
-        self.start = start
-        self.first_run = start.first_run
-        self.worker = EngineWorker(start.open_model)
-        self.worker.open(start.ref)  # before any message: one that is sent early waits behind it
-        self.inspector: Inspector | None = None
+        self.no_color = bool(os.environ.get("NO_COLOR"))  # unlike Textual, an empty value does not count
+        self._no_color_filter = NoColorFilter()
+        self.launch = launch
+        self.worker = EngineWorker(launch.loader)
         self.crash: BaseException | None = None
-        self._pace = RedrawThrottle()
+        self._throttle = RedrawThrottle()
         self._mouse_on = True
+        self._quit_armed = False  # Ctrl+C was pressed, and nothing since
         for theme in THEMES:
             self.register_theme(theme)
-        self.theme = start.looks.theme if start.looks.theme in self.available_themes else DEFAULT
-        self.set_keymap(dict(start.looks.keymap))
-        start.recorder.told = self.saving_changed
+        self.theme = launch.config.theme if launch.config.theme in self.available_themes else DEFAULT
+        self.set_keymap(dict(launch.config.keymap))
 
     def get_default_screen(self) -> Screen[None]:
-        self.chat = ChatScreen(self._lead)
+        self.chat = ChatScreen(self.launch, self.worker)
         return self.chat
 
-    def _lead(self, screen: ChatScreen) -> ChatController:
-        start = self.start
-        return ChatController(screen, self.worker, start.recorder, start.settings, start.ref, start.looks.when_full)
-
     @property
-    def conductor(self) -> ChatController:
-        return self.chat.conductor
+    def controller(self) -> ChatController:
+        return self.chat.controller
 
     def on_mount(self) -> None:
         loop = asyncio.get_running_loop()
@@ -91,75 +93,79 @@ class ChatApp(App[int]):
 
     def _painted(self) -> None:
         """The first picture is on screen: now the heavy work may begin."""
-        self.collect()
-        self.settle()
-        conductor = self.conductor
-        if not self.start.looks.mouse:
-            self.toggle_mouse()
-        conductor.lookup(lambda store: store.inputs(), self.chat.prompt.earlier.extend)
-        if self.start.resume is not None:
-            self.chat.deeds.open(self.start.resume)
-        for error in self.start.warnings:
-            conductor.say_error(error)
+        self._collect()
+        self._settle()
+        controller = self.controller
+        if not self.launch.config.mouse:
+            self._toggle_mouse()
+        controller.lookup(lambda store: store.inputs(), self.chat.prompt.earlier.extend)
+        if self.launch.resume is not None:
+            controller.load(self.launch.resume)
+        for error in self.launch.warnings:
+            self.chat.view.error(error)
         self.worker.start()
         self._timer = self.set_interval(_TICK_S, self._tick)
 
     def _tick(self) -> None:
-        """Take what came. Text waits where drawing it now would cost the model or the keys too much."""
-        facts = self.conductor.status.facts
-        share = BESIDE_A_CPU if facts is not None and facts.device == "cpu" else BESIDE_ANOTHER
-        self.conductor.listener.tick(draw=self._pace.due(share))
+        """Take events. Text waits where drawing it now would cost the model or the keys too much."""
+        stats = self.controller.status.stats
+        share = BESIDE_A_CPU if stats is not None and stats.device == "cpu" else BESIDE_ANOTHER
+        self.controller.tick(draw=self._throttle.due(share))
 
-    def settle(self) -> None:
+    @on(messages.ModelLoaded)
+    def _settle(self) -> None:
         """What exists by now stays: the collector need not walk it in every pause, 80 ms with a model loaded."""
         if not self.is_headless:  # a process of tests has other things to collect
             gc.freeze()
 
-    def collect(self) -> None:
+    @on(messages.ConversationChanged)
+    def _collect(self) -> None:
         """Much has just become useless, in cycles that only the collector finds."""
         if not self.is_headless:
             gc.collect()
-
-    def saving_changed(self, error: DsliteError | None) -> None:
-        """Called by the recorder's thread."""
-        self.call_later(self._saving_changed, error)
-
-    def _saving_changed(self, error: DsliteError | None) -> None:
-        self.conductor.status.unsaved = error is not None
-        if error is not None:
-            self.conductor.say_error(SessionsError(f"this chat is not saved: {error.message}", error.remedy))
-        else:
-            self.conductor.say("saving works again: nothing is missing")
-        self.chat.refresh_lines()
 
     # Leaving.
 
     def leave(self, code: int) -> None:
         """Stop, save what came, and give the terminal back."""
-        conductor = self.conductor
-        conductor.queue.clear()
-        if (reply := conductor.reply) is not None:
-            reply.job.cancel.set()
-            conductor.listener.tick()
-            if conductor.reply is reply and reply.node.content and reply.then is None:
-                reply.node.finish_reason, reply.node.growing = "interrupted", False
-                reply.node.token_ids = tuple(reply.ids)
-                reply.node.info = {"model": conductor.model_name}
-                conductor.recorder.finish(conductor.dialogue, reply.node)
+        self.controller.close()
         self.exit(code)
+
+    @on(messages.Quit)
+    def _quit(self, event: messages.Quit) -> None:
+        self.leave(event.code)
 
     async def action_quit(self) -> None:
         """Ctrl+Q, Textual's own."""
         self.leave(0)
 
-    def quits_now(self) -> None:
-        """Ctrl+C on a panel, which may hide the line of the chat that says so."""
-        if not self.chat.quits_now():
-            self.notify("Ctrl+C again quits", timeout=FLASH_S)
+    async def on_event(self, event: events.Event) -> None:
+        """Any input between two Ctrl+C means that the first was not the beginning of the end."""
+        if isinstance(event, events.Paste | events.MouseDown) or (
+            isinstance(event, events.Key) and event.key != "ctrl+c"
+        ):
+            self._quit_armed = False
+        await super().on_event(event)
+
+    @on(messages.Interrupt)
+    def _interrupt(self, event: messages.Interrupt) -> None:
+        if event.selection:
+            self._copy_text(messages.CopyText(event.selection, "the selection"))
+        elif self._quit_armed:
+            self.leave(0)
+        else:
+            self._quit_armed = True
+            self.chat.view.hint(_QUIT_HINT)
+            self.set_timer(HINT_S, self._disarm_quit)
+            if self.screen is not self.chat:  # a panel may hide the status line
+                self.notify("Ctrl+C again quits", timeout=HINT_S)
+
+    def _disarm_quit(self) -> None:
+        self._quit_armed = False
 
     def _handle_exception(self, error: Exception) -> None:
         self.crash = error
-        write_log(error)
+        log_error(error)
         super()._handle_exception(error)
 
     # The terminal.
@@ -184,32 +190,56 @@ class ChatApp(App[int]):
     def action_suspend_process(self) -> None:
         """Ctrl+Z: back to the shell, where one waits."""
         if os.name != "posix" or os.getpgrp() == os.getsid(0):  # no shell has started this job
-            self.chat.flash("no shell waits for this program; Ctrl+D quits")
+            self.chat.view.hint("no shell waits for this program; Ctrl+D quits")
         else:
             super().action_suspend_process()
 
-    def toggle_mouse(self) -> bool:
-        """Take the mouse or leave it to the terminal; return whether it is ours."""
+    @on(messages.EditInEditor)
+    def _edit(self, event: messages.EditInEditor) -> None:
+        from dslite.app.terminal.editor import edit_text
+
+        text = event.text or self.chat.prompt.text
+
+        def edit() -> None:
+            written = self.suspended(lambda: edit_text(text))
+            self.chat.view.put_into_input(written.rstrip("\n"))
+
+        self.chat.commands.attempt(edit)
+
+    @on(messages.CopyText)
+    def _copy_text(self, event: messages.CopyText) -> None:
+        self.run_worker(self._copy(event.text, event.what), group="copy", exclusive=True)
+
+    async def _copy(self, text: str, what: str) -> None:
+        if await asyncio.to_thread(clipboard.copy_natively, text):
+            self.chat.view.hint(f"copied {what} to the clipboard")
+        else:
+            self.copy_to_clipboard(text)
+            long, short = "it may be too long: many take 74 kB", "not every terminal takes it"
+            doubt = long if clipboard.is_long_for_terminals(text) else short
+            self.chat.view.hint(f"sent {what} to the terminal's clipboard (OSC 52); {doubt}")
+
+    @on(messages.ToggleMouse)
+    def _toggle_mouse(self) -> None:
         self._mouse_on = not self._mouse_on
         name = "_enable_mouse_support" if self._mouse_on else "_disable_mouse_support"
         change = getattr(self._driver, name, None)
         if change is not None:
             change()
-        return self._mouse_on
+        ours, theirs = "the mouse is ours again", "the mouse is the terminal's: select and copy as everywhere"
+        self.chat.view.hint(ours if self._mouse_on else theirs)
 
-    # ChatConfig.
+    # Themes.
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        return [self._colourless] if self.no_color else super().get_line_filters()
+        return [self._no_color_filter] if self.no_color else super().get_line_filters()
 
-    def use_theme(self, name: str) -> None:
-        """A theme by its name, or the next one. Raises UsageError."""
+    @on(messages.UseTheme)
+    def _use_theme(self, event: messages.UseTheme) -> None:
         names = [theme.name for theme in THEMES]
-        if name and name not in names:
-            raise UsageError(f"there is no theme {name}", f"choose one of {', '.join(names)}")
         after = names[(names.index(self.theme) + 1) % len(names)] if self.theme in names else DEFAULT
-        self.theme = name or after
-        self.chat.flash(f"theme {self.theme}")
+        self.theme = event.name or after
+        self.chat.view.hint(f"theme {self.theme}")
 
     def watch_theme(self) -> None:
         if self.is_running:
@@ -221,34 +251,87 @@ class ChatApp(App[int]):
         self.chat.title_line.refresh()
         self.chat.refresh_lines()
 
-    def toggle_inspector(self, screen: ChatScreen) -> None:
-        if self.inspector is None:
-            self.inspector = Inspector(self.conductor)
-            screen.query_one("#body").mount(self.inspector)
-        else:
-            self.inspector.remove()
-            self.inspector = None
-        self.worker.watched = self.inspector is not None
-        screen.set_class(self.inspector is not None, "inspecting")
+    # Panels.
 
-    def inspector_tick(self) -> None:
-        if self.inspector is not None and self.inspector.is_attached:
-            self.inspector.show()
+    @on(messages.ToggleInspector)
+    def _toggle_inspector(self) -> None:
+        self.chat.toggle_inspector()
+
+    @on(messages.ShowHelp)
+    def _show_help(self) -> None:
+        from dslite.app.tui.screens.help import HelpScreen
+
+        self.push_screen(HelpScreen(self.launch.config.keymap))
+
+    @on(messages.ShowSessions)
+    def _show_sessions(self) -> None:
+        from dslite.app.tui.screens.sessions import SessionsPanel
+
+        def opened(identity: str | None) -> None:
+            if identity:
+                self.controller.load(lambda _: identity)
+
+        self.push_screen(SessionsPanel(self.controller), opened)
+
+    @on(messages.ShowProfiles)
+    def _show_profiles(self) -> None:
+        from dslite.app.tui.screens.profiles import ProfilesScreen
+
+        def chosen(name: str | None) -> None:
+            if name:
+                self.chat.commands.run("profile", name)
+
+        controller = self.controller
+        self.push_screen(ProfilesScreen(controller.settings.profile.name, controller.removed_profiles), chosen)
+
+    @on(messages.AskOverflowChoice)
+    def _ask_overflow_choice(self, event: messages.AskOverflowChoice) -> None:
+        from dslite.app.tui.screens.dialogs import ContextOverflowDialog
+
+        def chosen(choice: Any) -> None:
+            if choice == "edit":
+                self.controller.choose_overflow(None)
+                self.chat.commands.attempt(self.controller.edit)
+            else:
+                self.controller.choose_overflow(choice)
+
+        self.push_screen(ContextOverflowDialog(event.error), chosen)
+
+    @on(messages.OfferModel)
+    def _offer_model(self, event: messages.OfferModel) -> None:
+        from dslite.app.tui.screens.first_run import FirstRunScreen
+
+        def chosen(model: str | None) -> None:
+            if model:
+                self.chat.commands.run("model", model)
+            else:
+                ways = f"/model {event.ref.name} shows the choices again, /model demo takes the demo model"
+                self.chat.view.error(DsliteError(event.error.message, ways))
+
+        if not isinstance(self.screen, FirstRunScreen):
+            self.push_screen(FirstRunScreen(event.ref, event.error, self.launch.first_run), chosen)
+
+    # The palette.
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Everything that a key does, for the palette."""
+        """Everything that a key or a command does."""
         if not isinstance(screen, ChatScreen):
             return
         for key in keys.KEYS:
             if key.in_palette:
                 title = key.help.split(";")[0].split(":")[0]
-                yield SystemCommand(title, f"{keys.label(key.keys)} · {key.help}", self._doing(key.action))
+                yield SystemCommand(title, f"{keys.label(key.keys)} · {key.help}", self._later(key.action))
+        for title, text, help in _PREFILLED:
+            yield SystemCommand(title, help, lambda text=text: screen.view.put_into_input(text))
         for name in (theme.name for theme in THEMES):
-            yield SystemCommand(f"Theme {name}", "Change the colours", lambda name=name: self.use_theme(name))
-        yield SystemCommand("Continue the answer", "/continue", self._doing("command('go_on')"))
+            yield SystemCommand(f"Theme {name}", "Change the colours", lambda name=name: self._theme(name))
+        yield SystemCommand("Continue the answer", "/continue", self._later("command('continue')"))
         yield SystemCommand("Quit", "Ctrl+D · /quit", lambda: self.leave(0))
 
-    def _doing(self, action: str) -> Callable[[], None]:
+    def _theme(self, name: str) -> None:
+        self._use_theme(messages.UseTheme(name))
+
+    def _later(self, action: str) -> Callable[[], None]:
         async def run() -> None:
             await self.chat.run_action(action)
 
@@ -256,18 +339,6 @@ class ChatApp(App[int]):
             self.call_later(run)
 
         return soon
-
-
-def write_log(error: BaseException) -> Path | None:
-    """Put a traceback into dslite.log; return where, or None where that is not possible."""
-    path = log_dir() / "dslite.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(time.strftime("%Y-%m-%d %H:%M:%S\n") + "".join(traceback.format_exception(error)) + "\n")
-    except OSError:
-        return None
-    return path
 
 
 def _driver() -> type[Driver] | None:
@@ -279,16 +350,16 @@ def _driver() -> type[Driver] | None:
     return QuickDriver
 
 
-def run_chat(start: ChatLaunch) -> int:
+def run_chat(launch: ChatLaunch) -> int:
     """Hold the chat on this terminal; return the exit code."""
     if "ESCDELAY" not in os.environ:
         constants.ESCAPE_DELAY = _ESCAPE_DELAY_S  # type: ignore[misc]
-    app = ChatApp(start, driver_class=_driver())
+    app = ChatApp(launch, driver_class=_driver())
     try:
         code = app.run()
     finally:
         app.worker.close()
-        start.recorder.close()
+        launch.writer.close()
     if app.crash is not None:
         raise app.crash
     return code if code is not None else int(app.return_code or 0)

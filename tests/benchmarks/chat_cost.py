@@ -26,11 +26,11 @@ from support.terminal import Terminal  # noqa: E402
 
 from dslite.app.chat.autosave import ConversationWriter  # noqa: E402
 from dslite.app.chat.launch import ChatLaunch  # noqa: E402
-from dslite.app.chat.model_loading import LoadedModel, opener  # noqa: E402
+from dslite.app.chat.model_loading import LoadedModel, LocalModelLoader  # noqa: E402
 from dslite.app.chat.settings import ChatSettings  # noqa: E402
 from dslite.app.sessions.store import SessionStore  # noqa: E402
 from dslite.app.tui.app import ChatApp  # noqa: E402
-from dslite.runtime.downloads.hub import parse_model  # noqa: E402
+from dslite.runtime.downloads.hub import ModelRef, parse_model  # noqa: E402
 from dslite.runtime.events import Event, Token  # noqa: E402
 
 TOKENS, TURN, SKIPPED = 384, 16, 2
@@ -39,7 +39,7 @@ HELD, SHOWN = "held", "shown"
 
 
 class Alternating:
-    """A responder whose tokens go to the screen in every other turn alone, and which times them all."""
+    """A backend whose tokens go to the screen in every other turn alone, and which times them all."""
 
     def __init__(self, inner: Any, app: ChatApp, report: Path) -> None:
         self._inner, self._app, self._report = inner, app, report
@@ -48,7 +48,7 @@ class Alternating:
         return getattr(self._inner, name)
 
     def reply(self, *args: Any, **options: Any) -> Iterator[Event]:
-        """The inner responder's events; the seconds between tokens are written to the report."""
+        """The inner backend's events; the seconds between tokens are written to the report."""
         seconds: dict[str, list[float]] = {HELD: [], SHOWN: []}
         held: list[Event] = []
         count, told = 0, time.perf_counter()
@@ -77,15 +77,15 @@ class Alternating:
 
 def chat(model: str, folder: Path) -> None:
     """The chat itself, in the terminal that it was started in."""
-    inner = opener({"threads": os.cpu_count()})
 
-    def open_model(*args: Any) -> LoadedModel:
-        opened = inner(*args)
-        return LoadedModel(Alternating(opened.responder, app, folder / "report"), opened.defaults)
+    class Loader(LocalModelLoader):
+        def load(self, ref: ModelRef, report: Any) -> LoadedModel:
+            loaded = super().load(ref, report)
+            return LoadedModel(Alternating(loaded.backend, app, folder / "report"), loaded.defaults)
 
     settings = ChatSettings(model, chosen={"max_tokens": TOKENS, "temperature": 0.0})
-    recorder = ConversationWriter(lambda: SessionStore.open(folder / "sessions.db"), saving=True)
-    app = ChatApp(ChatLaunch(parse_model(model), settings, open_model, recorder))
+    writer = ConversationWriter(lambda: SessionStore.open(folder / "sessions.db"), saving=True)
+    app = ChatApp(ChatLaunch(parse_model(model), settings, Loader({"threads": os.cpu_count()}), writer))
     app.run()
 
 

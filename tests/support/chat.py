@@ -16,7 +16,7 @@ from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.app import ChatApp
 from dslite.runtime.downloads.hub import parse_model
-from support.fake_engine import FakeResponder, fake_opener
+from support.fake_engine import FakeBackend, FakeLoader
 
 PATIENCE_S = 30.0  # a loaded machine is slow, not broken
 
@@ -34,10 +34,10 @@ def drive(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]
 class Chat:
     """One running application."""
 
-    def __init__(self, app: ChatApp, pilot: Pilot[Any], responder: FakeResponder) -> None:
+    def __init__(self, app: ChatApp, pilot: Pilot[Any], backend: FakeBackend) -> None:
         self.app = app
         self.pilot = pilot
-        self.responder = responder
+        self.backend = backend
 
     async def until(self, condition: Callable[[], object] | str) -> None:
         """Wait for a condition, or for a text on screen, wherever its lines are broken."""
@@ -64,16 +64,16 @@ class Chat:
 
     async def ask(self, text: str) -> None:
         """Send a message and wait for the end of its answer."""
-        before = len(self.responder.asked)
+        before = len(self.backend.asked)
         await self.say(text)
-        await self.until(lambda: len(self.responder.asked) > before and self.conductor.reply is None)
+        await self.until(lambda: len(self.backend.asked) > before and self.controller.reply is None)
 
     async def ready(self) -> None:
-        await self.until(lambda: self.conductor.status.doing == "idle")
+        await self.until(lambda: self.controller.status.idle)
 
     @property
-    def conductor(self) -> Any:
-        return self.app.conductor
+    def controller(self) -> Any:
+        return self.app.controller
 
     @property
     def prompt(self) -> Any:
@@ -96,41 +96,41 @@ class Chat:
     @property
     def contents(self) -> list[str]:
         """The messages of the branch on screen."""
-        return [node.content for node in self.conductor.dialogue.path()]
+        return [node.content for node in self.controller.tree.path()]
 
 
 @asynccontextmanager
 async def open_chat(
     home: Path,
-    responder: FakeResponder | None = None,
+    backend: FakeBackend | None = None,
     *,
     size: tuple[int, int] = (100, 30),
     model: str = "demo",
     saving: bool = True,
-    opener: Any = None,
+    loader: Any = None,
     settings: ChatSettings | None = None,
     resume: Callable[[SessionStore], str | None] | None = None,
-    looks: ChatConfig | None = None,
+    config: ChatConfig | None = None,
     **more: Any,
 ) -> AsyncIterator[Chat]:
     """The application with its conversations in `home`."""
-    responder = responder or FakeResponder()
-    recorder = ConversationWriter(lambda: SessionStore.open(home / "sessions.db"), saving=saving)
+    backend = backend or FakeBackend()
+    writer = ConversationWriter(lambda: SessionStore.open(home / "sessions.db"), saving=saving)
     start = ChatLaunch(
         ref=parse_model(model),
         settings=settings or ChatSettings(model),
-        open_model=opener or fake_opener(responder),
-        recorder=recorder,
+        loader=loader or FakeLoader(backend),
+        writer=writer,
         resume=resume,
-        looks=looks or ChatConfig(),
+        config=config or ChatConfig(),
         **more,
     )
     app = ChatApp(start)
     try:
         async with app.run_test(size=size) as pilot:
-            chat = Chat(app, pilot, responder)
-            await chat.until(lambda: hasattr(app.chat, "prompt"))
+            chat = Chat(app, pilot, backend)
+            await chat.until(lambda: app.chat.is_attached and app.chat.transcript.items)
             yield chat
     finally:
         app.worker.close()
-        recorder.close()
+        writer.close()

@@ -19,10 +19,10 @@ from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.app import ChatApp, run_chat
 from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.events import ChatEvent
-from support.fake_engine import FakeResponder, fake_opener
+from support.fake_engine import FakeBackend, FakeLoader
 
 
-class LoggingResponder(FakeResponder):
+class LoggingBackend(FakeBackend):
     """Notes the monotonic times at which an answer began and ended; the clock is one for all processes."""
 
     def __init__(self, log: Path | None, **settings: Any) -> None:
@@ -50,9 +50,9 @@ def main() -> int:
     options = json.loads(sys.argv[1])
     data = Path(options["data"])
     log = Path(options["log"]) if "log" in options else None
-    responder = LoggingResponder(log, text=options.get("text", "Hello."), rate=options.get("rate"))
-    recorder = ConversationWriter(lambda: SessionStore.open(data / "sessions.db"), saving=options.get("saving", True))
-    start = ChatLaunch(parse_model("demo"), ChatSettings("demo"), fake_opener(responder), recorder)
+    backend = LoggingBackend(log, text=options.get("text", "Hello."), rate=options.get("rate"))
+    writer = ConversationWriter(lambda: SessionStore.open(data / "sessions.db"), saving=options.get("saving", True))
+    start = ChatLaunch(parse_model("demo"), ChatSettings("demo"), FakeLoader(backend), writer)
     if options.get("crash"):
         ChatApp.suspended = _broken  # type: ignore[method-assign,assignment]
     return run_chat(start)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dslite.app.chat.model_loading import LoadedModel
 from dslite.runtime.chat.protocol import ChatBackend, ModelStats
-from dslite.runtime.downloads.hub import ModelRef
+from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import ChatEvent, Done, Event, Loading, Prefilling, Timing, Token
 
@@ -20,7 +20,7 @@ def pieces(text: str) -> list[str]:
     return PIECE.findall(text)
 
 
-class FakeResponder(ChatBackend):
+class FakeBackend(ChatBackend):
     """Answers with `text(messages)`. `rate` is tokens/s, None as fast as can be; `gate`, when given, must be set for
     each token to come: a test holds the answer where it wants it."""
 
@@ -114,22 +114,28 @@ class FakeResponder(ChatBackend):
         return ModelStats(**{**values, **self._facts})
 
 
-def fake_opener(
-    responder: FakeResponder,
-    *,
-    loading: Sequence[Loading] = (),
-    hold: threading.Event | None = None,
-    error: Callable[[ModelRef], Exception | None] = lambda _: None,
-) -> Callable[..., LoadedModel]:
-    """Opens the fake: tells `loading`, waits for `hold`, raises what `error` gives."""
+class FakeLoader:
+    """Loads the fake: reports `loading`, waits for `hold`. `check` raises what `error` gives."""
 
-    def open_model(ref: ModelRef, report: Callable[[Loading], None]) -> LoadedModel:
-        for event in loading:
-            report(event)
-        if hold is not None:
-            hold.wait()
-        if (fault := error(ref)) is not None:
+    parse = staticmethod(parse_model)
+
+    def __init__(
+        self,
+        backend: FakeBackend,
+        *,
+        loading: Sequence[Loading] = (),
+        hold: threading.Event | None = None,
+        error: Callable[[ModelRef], Exception | None] = lambda _: None,
+    ) -> None:
+        self._backend, self._loading, self._hold, self._error = backend, loading, hold, error
+
+    def check(self, ref: ModelRef) -> None:
+        if (fault := self._error(ref)) is not None:
             raise fault
-        return LoadedModel(responder)
 
-    return open_model
+    def load(self, ref: ModelRef, report: Callable[[Loading], None]) -> LoadedModel:
+        for event in self._loading:
+            report(event)
+        if self._hold is not None:
+            self._hold.wait()
+        return LoadedModel(self._backend)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dslite.app.chat.model_loading import opener
+from dslite.app.chat.model_loading import LocalModelLoader
 from dslite.app.chat.settings import ChatSettings
 from dslite.runtime.engine_options import EngineOptions
 from support.chat import Chat, open_chat
@@ -22,7 +22,7 @@ async def ask(chat: Chat, text: str) -> None:
     await chat.ready()
     await chat.say(text)
     await chat.until(
-        lambda: chat.conductor.dialogue.leaf and chat.conductor.reply is None and len(chat.contents) % 2 == 0
+        lambda: chat.controller.tree.leaf and chat.controller.reply is None and len(chat.contents) % 2 == 0
     )
     await chat.pilot.pause(0.2)
 
@@ -36,7 +36,7 @@ async def main() -> None:
     settings = ChatSettings("demo", chosen={"temperature": 0.0})
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        async with open_chat(home, opener=opener(OPTIONS), settings=settings, size=(100, 30)) as chat:
+        async with open_chat(home, loader=LocalModelLoader(OPTIONS), settings=settings, size=(100, 30)) as chat:
             await ask(chat, "How do I save a profile?")
             await ask(chat, "Write quicksort in Python.")
             keep(chat, "chat")

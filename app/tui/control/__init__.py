@@ -1,1 +1,1 @@
-"""What connects the screen to the conversation and to the engine's thread."""
+"""Connects the screen with the ChatController: its view of the chat, and its slash commands."""

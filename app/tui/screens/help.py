@@ -1,6 +1,6 @@
 """F1: every key and every command."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from rich.table import Table
@@ -20,6 +20,11 @@ class HelpScreen(ModalPanel[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q", "dismiss", "Close", show=False)]
 
+    def __init__(self, keymap: Mapping[str, str]) -> None:
+        """`keymap` is [keys] of config.toml."""
+        super().__init__()
+        self._keymap = keymap
+
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help", classes="panel"):
             yield Static(Text("Keys", "bold"))
@@ -35,8 +40,7 @@ class HelpScreen(ModalPanel[None]):
         self.query_one("#help").focus()
 
     def _keys(self) -> list[tuple[str, str]]:
-        keymap = self.app.start.looks.keymap
-        own = [(keys.label(keymap.get(key.name, key.keys)), key.help) for key in keys.KEYS]
+        own = [(keys.label(self._keymap.get(key.name, key.keys)), key.help) for key in keys.KEYS]
         return [*keys.PROMPT_KEYS, *own]
 
     def _table(self, rows: Iterable[tuple[str, str]]) -> Table:

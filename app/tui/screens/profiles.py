@@ -1,6 +1,7 @@
 """F3: choose, edit, add, rename, remove and restore profiles. They are kept in config.toml."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 from rich.text import Text
@@ -33,7 +34,7 @@ from dslite.runtime.errors import UsageError
 
 _HINTS = (
     "Enter uses · Ctrl+E edits · Ctrl+A adds · Ctrl+T renames · Ctrl+S default · Ctrl+D removes · Ctrl+U restores"
-    " · Esc closes"
+    " · Ctrl+_ undoes · Esc closes"
 )
 
 
@@ -48,14 +49,16 @@ class ProfilesScreen(ModalPanel[str | None]):
         Binding("ctrl+s", "default", "Default", show=False),
         Binding("ctrl+d,delete", "remove", "Remove", show=False),
         Binding("ctrl+u", "restore", "Restore", show=False),
+        Binding("ctrl+underscore", "undo", "Undo", show=False),
     ]
 
-    def __init__(self, current: str) -> None:
+    def __init__(self, current: str, removed: list[tuple[str, str]]) -> None:
+        """`removed` has names and texts of the profiles that were removed since dslite was started, for undo."""
         super().__init__()
         self._current = current
         self._changed = False  # the current one
         self._profiles: dict[str, Profile] = {}
-        self._removed: list[tuple[str, str]] = []  # names and texts of own profiles, for who did not mean it
+        self._removed = removed
 
     def compose(self) -> ComposeResult:
         with Vertical(id="profiles", classes="panel"):
@@ -174,8 +177,7 @@ class ProfilesScreen(ModalPanel[str | None]):
         def remove() -> None:
             text = profile_text(profile.name)
             remove_profile(profile.name)
-            if not profile.shipped:
-                self._removed.append((profile.name, text))
+            self._removed.append((profile.name, "" if profile.shipped else text))
 
         self._try(remove, None, f"{profile.name} removed; Ctrl+U brings it back")
 
@@ -185,7 +187,8 @@ class ProfilesScreen(ModalPanel[str | None]):
         chosen = self._chosen
         if self._removed:
             name, text = self._removed[-1]
-            if self._try(lambda: save_profile_text(name, text), name, f"{name} is back"):
+            restore = partial(save_profile_text, name, text) if text else partial(restore_profile, name)
+            if self._try(restore, name, f"{name} is back"):
                 self._removed.pop()
         elif gone:
             self._try(lambda: [restore_profile(name) for name in gone], gone[0], f"{', '.join(gone)}: back as shipped")
@@ -195,6 +198,13 @@ class ProfilesScreen(ModalPanel[str | None]):
             self._try(lambda: restore_profile(name), name, f"{name} is as it came with dslite")
         else:
             self._say("nothing to restore: this profile is your own")
+
+    def action_undo(self) -> None:
+        """Take back the last removal."""
+        if self._removed:
+            self.action_restore()
+        else:
+            self._say("nothing to undo: no profile was removed since dslite was started")
 
     def _try(self, change: Callable[[], object], highlight: str | None, said: str) -> bool:
         try:

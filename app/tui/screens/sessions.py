@@ -1,4 +1,4 @@
-"""Ctrl+O: saved chats at the left; find, open, rename, delete and take that back."""
+"""Ctrl+O: saved chats at the left: find, open, rename, delete, undo the deletion."""
 
 import time
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from dslite.app.chat.controller import ChatController
 from dslite.app.sessions.export import local_time
 from dslite.app.tui.screens.dialogs import Field, LineDialog
 from dslite.app.tui.screens.modal import ModalPanel
@@ -21,10 +22,9 @@ from dslite.app.tui.transcript.sanitize import one_line
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import Conversation, Hit, SessionStore
-    from dslite.app.tui.control.controller import ChatController
 
 _PAGE = 50
-_HINTS = "Enter opens · Ctrl+T renames · Ctrl+D deletes · Ctrl+Z undoes · Esc closes"
+_HINTS = "Enter opens · Ctrl+T renames · Ctrl+D deletes · Ctrl+_ undoes · Esc closes"
 
 
 class SessionsPanel(ModalPanel[str | None]):
@@ -38,16 +38,15 @@ class SessionsPanel(ModalPanel[str | None]):
         Binding("pageup", "move(-10)", "Page up", show=False, priority=True),
         Binding("ctrl+t", "rename", "Rename", show=False, priority=True),
         Binding("ctrl+d", "delete", "Delete", show=False, priority=True),
-        Binding("ctrl+z", "undo", "Undo", show=False, priority=True),
+        Binding("ctrl+underscore", "undo", "Undo", show=False, priority=True),
     ]
 
-    def __init__(self, conductor: "ChatController") -> None:
+    def __init__(self, controller: ChatController) -> None:
         super().__init__()
-        self._conductor = conductor
+        self._controller = controller
         self._last: Conversation | None = None  # of the pages that are shown
         self._titles: dict[str, str] = {}
-        self._deleted: list[str] = []
-        self._asked = 0  # number of the newest question; answers to older ones are left aside
+        self._asked = 0  # number of the newest query; answers to older ones are dropped
         self._answered = 0
         self._opens_first = False  # Enter was faster than the search
 
@@ -88,7 +87,7 @@ class SessionsPanel(ModalPanel[str | None]):
                 if self._opens_first:
                     self._open()
 
-        self._conductor.lookup(look, show)
+        self._controller.lookup(look, show)
 
     def _show(self, found: "Sequence[Conversation] | Sequence[Hit]", *, searching: bool) -> None:
         from dslite.app.sessions.store import Conversation
@@ -121,7 +120,7 @@ class SessionsPanel(ModalPanel[str | None]):
                 self._add(found)
                 self._last = found[-1]
 
-        self._conductor.lookup(lambda store: store.conversations(limit=_PAGE, before=before), show)
+        self._controller.lookup(lambda store: store.conversations(limit=_PAGE, before=before), show)
 
     @on(Input.Changed)
     def _search(self) -> None:
@@ -150,10 +149,7 @@ class SessionsPanel(ModalPanel[str | None]):
 
         def renamed(title: str | None) -> None:
             if title and title.strip():
-                if identity == self._conductor.dialogue.id:
-                    self._conductor.dialogue.title = title.strip()
-                    self._conductor.screen.refresh_lines()
-                self._change(lambda store: store.rename(identity, title.strip()))
+                self._controller.rename_chat(identity, title.strip(), self._reload)
 
         self.app.push_screen(LineDialog("Title", self._titles.get(identity, "")), renamed)
 
@@ -161,22 +157,29 @@ class SessionsPanel(ModalPanel[str | None]):
         identity = self._chosen
         if identity is None:
             return
-        self._deleted.append(identity)
-        if identity == self._conductor.dialogue.id:
-            self._conductor.begin()
-        self._change(lambda store: store.delete(identity))
-        self._say(f"deleted “{one_line(self._titles[identity], 40)}” · Ctrl+Z takes it back")
+        title = one_line(self._titles[identity], 40)
+
+        def deleted() -> None:
+            self._reload()
+            self._say(f"deleted “{title}” · Ctrl+_ takes it back")
+
+        self._controller.delete_chat(identity, title, deleted)
 
     def action_undo(self) -> None:
-        if self._deleted:
-            identity = self._deleted.pop()
-            self._change(lambda store: store.restore(identity))
-            self._say("it is back")
+        def restored(title: str) -> None:
+            self._reload()
+            self._say(f"“{title}” is back")
 
-    def _change(self, change: "object") -> None:
-        self._conductor.lookup(change, lambda _: self._load())  # type: ignore[arg-type]
+        if not self._controller.restore_chat(restored):
+            self._say("nothing to undo: no chat was deleted since dslite was started")
+
+    def _reload(self) -> None:
+        if self.is_attached:
+            self._load()
 
     def _say(self, text: str) -> None:
+        if not self.is_attached:
+            return
         self.query_one("#sessions-hints", Static).update(Text(text))
 
 

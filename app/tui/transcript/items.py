@@ -1,4 +1,4 @@
-"""Messages of a dialogue as what the transcript shows."""
+"""Messages of a conversation as items of the transcript."""
 
 from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.settings import ChatSettings
@@ -6,8 +6,10 @@ from dslite.app.tui.transcript.blocks import TranscriptItem
 from dslite.app.tui.transcript.sanitize import one_line
 from dslite.app.tui.widgets.status import where
 from dslite.runtime.chat.protocol import ModelStats
+from dslite.runtime.downloads.hub import ModelRef
 
-GREETING = 0  # key of the item that goes with the first message
+GREETING = 0  # key of the item that the first message replaces
+EMPTY = "(empty answer)"
 
 _NOTES = {
     "interrupted": "stopped here · /continue goes on",
@@ -32,9 +34,9 @@ def note_of(finish_reason: str | None) -> str:
     return _NOTES.get(finish_reason or "", "")
 
 
-def item_of(dialogue: MessageTree, node: Node, model: str) -> TranscriptItem:
+def item_of(tree: MessageTree, node: Node, model: str) -> TranscriptItem:
     """One message."""
-    siblings = dialogue.siblings(node)
+    siblings = tree.siblings(node)
     name = "You" if node.role == "user" else short_name(str(node.info.get("model") or model))
     return TranscriptItem(
         node.key,
@@ -42,25 +44,32 @@ def item_of(dialogue: MessageTree, node: Node, model: str) -> TranscriptItem:
         name,
         node.content,
         branch=(siblings.index(node) + 1, len(siblings)),
-        note=note_of(node.finish_reason) if node.role == "assistant" else "",
+        note=_note(node),
         growing=node.growing,
     )
 
 
-def items_of(dialogue: MessageTree, model: str) -> list[TranscriptItem]:
-    """The branch on screen, below its system message."""
-    items = [item_of(dialogue, node, model) for node in dialogue.path()]
-    if items and dialogue.system:
-        items.insert(0, TranscriptItem(-1, "notice", "", f"system: {one_line(dialogue.system)}"))
-    return items
+def _note(node: Node) -> str:
+    if node.role != "assistant" or node.growing:
+        return ""
+    return note_of(node.finish_reason) or ("" if node.content.strip() else EMPTY)
 
 
-def greeting(model: str, stats: ModelStats | None, settings: ChatSettings, *, demo: bool) -> TranscriptItem:
-    """What an empty chat shows: the model, where it lives, the system message, three things to try."""
-    lines = [short_name(model)]
+def items_of(tree: MessageTree, model: str) -> list[TranscriptItem]:
+    """The active branch, below its system message."""
+    entries = [item_of(tree, node, model) for node in tree.path()]
+    if entries and tree.system:
+        entries.insert(0, TranscriptItem(-1, "notice", "", f"system: {one_line(tree.system)}"))
+    return entries
+
+
+def greeting(model: ModelRef, stats: ModelStats | None, settings: ChatSettings) -> TranscriptItem:
+    """What an empty chat says: the model, where it lives, three things to try."""
+    lines = [short_name(model.key)]
     if stats:
         lines[0] += f" · {where(stats)}" + (f" · {stats.context:,} tokens of context" if stats.context else "")
     if settings.system_message:
         lines.append(f"profile {settings.profile.name}: {one_line(settings.system_message, 120)}")
-    lines += ["", "Try:", *(f"  {thing}" for thing in (_DEMO_THINGS_TO_TRY if demo else _THINGS_TO_TRY))]
+    things = _DEMO_THINGS_TO_TRY if model.name == "demo" else _THINGS_TO_TRY
+    lines += ["", "Try:", *(f"  {thing}" for thing in things)]
     return TranscriptItem(GREETING, "notice", "", "\n".join(lines))

@@ -123,7 +123,7 @@ def _highlighted(block: Block, palette: Palette) -> list[Text]:
 
 def fence_head(block: Block, width: int, palette: Palette) -> Line:
     """The line above code: its language, and how to copy it."""
-    name, hint = inert(block.language) or "code", f"copy: /copy {block.number}"
+    name, hint = inert(block.language) or "code", f"copy: /copy {block.number}" if block.number else ""
     room = width - 2 - cell_len(name) - len(hint)
     if room < 1:
         return [Segment(_BAR, palette.bar), Segment(chop(name, max(width - 2, 2))[0], palette.muted)]

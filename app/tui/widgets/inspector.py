@@ -1,7 +1,6 @@
-"""The inspector (F2): what makes this model special, live. Experts, slots, cache, speed, memory."""
+"""The inspector (F2): experts, slots, cache, speed and memory of the model while it runs."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.segment import Segment
 from rich.style import Style
@@ -10,13 +9,11 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from dslite.app.chat.status import ChatStatus
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.transcript.source_text import segments
 from dslite.app.tui.widgets.status import size
 from dslite.runtime.chat.protocol import ModelStats
-
-if TYPE_CHECKING:
-    from dslite.app.tui.control.controller import ChatController
 
 _SHADES = " ·░▒▓█"
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -24,18 +21,18 @@ _LABEL = 4
 
 
 class Inspector(ScrollView, can_focus=False):
-    """A column of facts beside the chat; the whole screen where it is narrow."""
+    """A column of figures beside the chat; the whole screen where it is narrow."""
 
-    def __init__(self, conductor: "ChatController") -> None:
+    def __init__(self, status: ChatStatus) -> None:
         super().__init__(id="inspector")
-        self._conductor = conductor
+        self._status = status
         self._strips: list[Strip] = []
         self._shown: object = None
 
     def show(self) -> None:
         """Draw again where something has changed."""
-        status, width = self._conductor.status, self.scrollable_content_region.width
-        state = (status.facts, status.used, len(self._conductor.listener.rates), status.rate, width, self.app.theme)
+        status, width = self._status, self.scrollable_content_region.width
+        state = (status.stats, status.used, len(status.rates), status.rate, width, self.app.theme)
         if state == self._shown or width < 8:
             return
         self._shown = state
@@ -59,22 +56,22 @@ class Inspector(ScrollView, can_focus=False):
         return strip.adjust_cell_length(width, self.rich_style)
 
     def _lines(self, palette: Palette, width: int) -> list[Text]:
-        facts = self._conductor.status.facts
-        if facts is None:
+        stats = self._status.stats
+        if stats is None:
             return [Text("Inspector", "bold"), Text(), Text("The model is not loaded yet.", palette.muted)]
-        rates = list(self._conductor.listener.rates)
+        rates = list(self._status.rates)
         return [
             Text("Inspector", "bold"),
             *_section("Experts used in this chat", palette),
-            *expert_grid(facts, width, palette),
+            *expert_grid(stats, width, palette),
             *_section("Slots", palette),
-            *slot_lines(facts),
+            *slot_lines(stats),
             *_section("Cache", palette),
-            *cache_lines(facts, self._conductor.status.used, width, palette),
+            *cache_lines(stats, self._status.used, width, palette),
             *_section("Speed", palette),
             *speed_lines(rates, width, palette),
             *_section("Memory", palette),
-            *memory_lines(facts, width, palette),
+            *memory_lines(stats, width, palette),
         ]
 
 
@@ -82,18 +79,18 @@ def _section(title: str, palette: Palette) -> list[Text]:
     return [Text(), Text(title, palette.chosen)]
 
 
-def expert_grid(facts: ModelStats, width: int, palette: Palette) -> list[Text]:
+def expert_grid(stats: ModelStats, width: int, palette: Palette) -> list[Text]:
     """Rows are layers, columns experts; the darker, the more often an expert was chosen among those of its layer.
 
     Each row has its own scale: of a prompt the last layer computes the last token alone.
     """
-    uses = facts.uses
+    uses = stats.uses
     if not uses:
         return [Text("not counted on this device", palette.muted)]
     per_cell = max(1, -(-len(uses[0]) // max(width - _LABEL, 1)))
     cells = [_sums(row, per_cell) for row in uses]
     lines = [
-        Text.assemble((f"{facts.first_moe_layer + layer:>2}  ", palette.muted), _shades(row))
+        Text.assemble((f"{stats.first_moe_layer + layer:>2}  ", palette.muted), _shades(row))
         for layer, row in enumerate(cells)
     ]
     total = sum(map(sum, uses))
@@ -114,14 +111,14 @@ def _shades(row: Sequence[int]) -> str:
     return "".join(_SHADES[-(-value * top // most)] if value else _SHADES[0] for value in row)
 
 
-def slot_lines(facts: ModelStats) -> list[Text]:
+def slot_lines(stats: ModelStats) -> list[Text]:
     """How many experts a layer holds, and how often the wanted one was among them."""
-    experts = facts.experts
+    experts = stats.experts
     slots, hits, misses = (experts.get(key, 0) for key in ("slots", "hits", "misses"))
     if not slots:
-        return [Text("none" if facts.experts else "not known")]
-    held = f"{slots} of {facts.experts_per_layer} experts a layer"
-    if slots >= facts.experts_per_layer:
+        return [Text("none" if stats.experts else "not known")]
+    held = f"{slots} of {stats.experts_per_layer} experts a layer"
+    if slots >= stats.experts_per_layer:
         return [Text(f"{held}: all are in place")]
     looked = hits + misses
     rate = f"{hits / looked:.1%} hits" if looked else "nothing looked up yet"
@@ -129,9 +126,9 @@ def slot_lines(facts: ModelStats) -> list[Text]:
     return [Text(held), Text(f"{rate} · {hits:,} hits · {misses:,} misses"), Text(f"{size(moved)} moved")]
 
 
-def cache_lines(facts: ModelStats, used: int, width: int, palette: Palette) -> list[Text]:
+def cache_lines(stats: ModelStats, used: int, width: int, palette: Palette) -> list[Text]:
     """The latent cache beside what plain attention would keep."""
-    ours, plain = facts.kv_bytes_per_token, facts.plain_kv_bytes_per_token
+    ours, plain = stats.kv_bytes_per_token, stats.plain_kv_bytes_per_token
     if not ours:
         return [Text("not known", palette.muted)]
     lines = [Text(f"{ours / 1000:.1f} KB a token · {size(ours * used)} for {used:,} tokens")]
@@ -158,9 +155,9 @@ def speed_lines(rates: Sequence[float], width: int, palette: Palette) -> list[Te
     return [Text(line, palette.chosen), Text(f"now {rates[-1]:,.1f} · most {max(rates):,.1f} tok/s", palette.muted)]
 
 
-def memory_lines(facts: ModelStats, width: int, palette: Palette) -> list[Text]:
+def memory_lines(stats: ModelStats, width: int, palette: Palette) -> list[Text]:
     """Bytes by part."""
-    memory = facts.memory
+    memory = stats.memory
     named = [
         ("weights", memory.get("weights_bytes", 0)),
         ("cache in use", memory.get("kv_bytes", 0)),

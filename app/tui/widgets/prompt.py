@@ -1,4 +1,4 @@
-"""Where the user writes: several lines, pasted text as it is, typed blocks, and earlier inputs at the edges."""
+"""The input: several lines, pasted text as it is, typed blocks, and earlier inputs at the edges."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def without_block(text: str) -> str:
 
 
 class History:
-    """Earlier inputs, the newest first, and where among them we are. What was being written waits meanwhile."""
+    """Earlier inputs, the newest first, and which of them is shown. What was being written is kept meanwhile."""
 
     def __init__(self) -> None:
         self._inputs: list[str] = []
@@ -70,9 +70,11 @@ class Prompt(TextArea):
         Binding("shift+enter,ctrl+j,alt+enter", "newline", "New line", show=False, id="newline"),
         Binding("pageup", "page(-1)", "Scroll up", show=False),
         Binding("pagedown", "page(1)", "Scroll down", show=False),
-        Binding("ctrl+d,delete", "delete_or_quit", "Quit on empty input", show=False),
-        Binding("ctrl+e,end", "end_or_edit", "Edit the last message on empty input", show=False),
-        Binding("ctrl+up,shift+tab", "to_messages", "Go to the messages", show=False),
+        Binding("ctrl+d", "delete_or_quit", "Quit on empty input", show=False),
+        Binding("ctrl+e", "end_or_edit", "Edit the last message on empty input", show=False),
+        Binding("end", "end_or_bottom", "To the bottom on empty input", show=False),
+        Binding("shift+tab", "to_messages", "Go to the messages", show=False),
+        Binding("ctrl+underscore", "undo", "Undo typing", show=False),
     ]
 
     @dataclass
@@ -81,12 +83,23 @@ class Prompt(TextArea):
 
         text: str
 
-    @dataclass
-    class Wants(Message):
-        """A key that means something else on empty input: quit, edit, messages, or scrolling by `amount` pages."""
+    class Quit(Message):
+        """Ctrl+D on empty input."""
 
-        what: str
-        amount: int = 0
+    class EditLast(Message):
+        """Ctrl+E on empty input: edit the last question."""
+
+    class FocusMessages(Message):
+        """From the input to the messages."""
+
+    @dataclass
+    class Scroll(Message):
+        """Scroll the messages, up for negative pages."""
+
+        pages: int
+
+    class ScrollToEnd(Message):
+        """End on empty input."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(
@@ -94,11 +107,24 @@ class Prompt(TextArea):
         )
         self.cursor_blink = False
         self.earlier = History()
+        self._rejected = ""
 
     def put(self, text: str) -> None:
         """Replace the input, with the caret at its end."""
         self.load_text(printable(text))
         self.move_cursor(self.document.end)
+
+    def reject(self, text: str) -> None:
+        """Put back what was refused, all of it selected: what is typed next replaces it. Newer input is left alone."""
+        if not self.text:
+            self.put(text)
+            self.select_all()
+            self._rejected = self.text
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether the input is a refused one, untouched."""
+        return bool(self.text) and self.text == self._rejected == self.selected_text
 
     async def _on_key(self, event: events.Key) -> None:
         if event.key == "enter":
@@ -117,7 +143,7 @@ class Prompt(TextArea):
         if is_open_block(text):
             self.insert("\n")
         elif text.strip():
-            # Cleared here and now: who types fast is already writing the next input.
+            # Cleared here and now: keys of the next input may have arrived already.
             message = without_block(text).strip("\n")
             self.earlier.add(message)
             self.load_text("")
@@ -159,19 +185,25 @@ class Prompt(TextArea):
         return True
 
     def action_page(self, direction: int) -> None:
-        self.post_message(self.Wants("scroll", direction))
+        self.post_message(self.Scroll(direction))
 
     def action_delete_or_quit(self) -> None:
         if self.text:
             self.action_delete_right()
         else:
-            self.post_message(self.Wants("quit"))
+            self.post_message(self.Quit())
 
     def action_end_or_edit(self) -> None:
         if self.text:
             self.action_cursor_line_end()
         else:
-            self.post_message(self.Wants("edit"))
+            self.post_message(self.EditLast())
+
+    def action_end_or_bottom(self) -> None:
+        if self.text:
+            self.action_cursor_line_end()
+        else:
+            self.post_message(self.ScrollToEnd())
 
     def action_to_messages(self) -> None:
-        self.post_message(self.Wants("messages"))
+        self.post_message(self.FocusMessages())

@@ -1,76 +1,65 @@
-"""The line of facts: what the machine is doing, where the model lives, how full the context is."""
+"""The status line: what the model is doing, where it lives, how full the context is."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from dslite.app.terminal.progress_text import loading_text, reading_text
+from dslite.app.chat.status import WARN_AT, ChatStatus, ModelState, ReplyState
 from dslite.app.tui.style.palette import Palette
 from dslite.runtime.chat.protocol import ModelStats
-from dslite.runtime.events import Loading, Prefilling
 from dslite.runtime.units import size_text
 
-Doing = Literal["starting", "loading", "reading", "writing", "stopping", "idle", "nothing"]
-WARN_AT = 0.85
 _BAR = 8
-_COUNTING_S = 0.25  # while an answer is written, its numbers change with every token: nobody reads them so fast
+_COUNTING_S = 0.25  # numbers that change with every token are redrawn so often: more cannot be read
 
 
-@dataclass
-class Status:
-    """Everything that the line tells."""
-
-    doing: Doing = "starting"
-    model: str = ""
-    profile: str = ""
-    loading: Loading | None = None
-    reading: Prefilling | None = None
-    rate: float = 0.0  # tokens/s while writing, or of the last answer
-    used: int = 0  # tokens of the context
-    facts: ModelStats | None = None
-    waiting: int = 0  # messages that wait for the model
-    unsaved: bool = False
-    notice: str = ""  # takes the place of all else for a moment
-
-    @property
-    def fullness(self) -> float:
-        return self.used / self.facts.context if self.facts and self.facts.context else 0.0
-
-
-def activity(status: Status) -> str:
-    """What the machine is doing now, with how far."""
-    match status.doing:
-        case "starting":
+def activity(status: ChatStatus) -> str:
+    """What the model is doing, with its progress."""
+    match status.model:
+        case ModelState.STARTING:
             return "looking for the model"
-        case "loading":
-            event = status.loading
-            if event is None or not event.total_bytes:
-                return "starting the engine"
-            return loading_text(event)
-        case "reading":
-            read = status.reading
-            return "reading" if read is None else reading_text(read)
-        case "writing":
-            return f"{status.rate:,.0f} tok/s" if status.rate >= 10 else f"{status.rate:,.1f} tok/s"
-        case "stopping":
-            return "stopped"
-        case "nothing":
+        case ModelState.LOADING:
+            return _loading(status)
+        case ModelState.NONE:
             return "no model"
+    match status.reply:
+        case ReplyState.QUEUED | ReplyState.PREFILLING:
+            return _prefilling(status)
+        case ReplyState.DECODING if status.thinking:
+            return f"thinking · {status.thinking:,} tokens"
+        case ReplyState.DECODING:
+            return f"{status.rate:,.0f} tok/s" if status.rate >= 10 else f"{status.rate:,.1f} tok/s"
+        case ReplyState.STOPPING:
+            return "stopped"
     return f"{status.rate:,.0f} tok/s last" if status.rate else "ready"
 
 
-def where(facts: ModelStats) -> str:
+def _loading(status: ChatStatus) -> str:
+    event = status.loading
+    if event is None or not event.total_bytes:
+        return "starting the engine"
+    percent = 100 * event.done_bytes // event.total_bytes
+    return f"loading weights {percent} % · {event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"
+
+
+def _prefilling(status: ChatStatus) -> str:
+    read = status.prefilling
+    if read is None:
+        return "reading"
+    speed = (read.done - read.cached) / read.elapsed_s if read.elapsed_s > 0 else 0.0
+    return f"reading {read.done:,.0f} of {read.total:,} · {speed:,.0f} tok/s"
+
+
+def where(stats: ModelStats) -> str:
     """Where the model lives: GPU, slots, disk."""
-    device = {"cuda": "GPU", "mps": "GPU", "cpu": "CPU"}.get(facts.device.split(":")[0], facts.device)
-    slots = facts.experts.get("slots", 0)
-    if facts.experts_per_layer and 0 < slots < facts.experts_per_layer:
-        return f"{device} {slots}/{facts.experts_per_layer} experts"
+    device = {"cuda": "GPU", "mps": "GPU", "cpu": "CPU"}.get(stats.device.split(":")[0], stats.device)
+    slots = stats.experts.get("slots", 0)
+    if stats.experts_per_layer and 0 < slots < stats.experts_per_layer:
+        return f"{device} {slots}/{stats.experts_per_layer} experts"
     return device
 
 
@@ -86,32 +75,32 @@ def context_bar(fullness: float) -> str:
     return "▰" * filled + "▱" * (_BAR - filled)
 
 
-def parts(status: Status, palette: Palette) -> list[tuple[int, Text]]:
-    """The line's parts in order, each with its rank: where they do not fit, the highest rank goes first."""
-    busy = status.doing in ("starting", "loading", "reading", "writing")
+def parts(status: ChatStatus, palette: Palette) -> list[tuple[int, Text]]:
+    """The line's parts in order, each with its rank: where they do not fit, the highest rank is left out first."""
+    loading = status.model in (ModelState.STARTING, ModelState.LOADING)
+    generating = status.model is ModelState.READY and status.reply in (ReplyState.PREFILLING, ReplyState.DECODING)
     found: list[tuple[int, Text]] = []
 
     def add(rank: int, text: str, style: Style | str = "") -> None:
         if text:
             found.append((rank, Text(text, style, end="")))
 
-    if status.unsaved:
-        add(1, "not saved", palette.warning)
-    if facts := status.facts:
-        add(5, where(facts))
+    add(1, status.unsaved, palette.warning)
+    if stats := status.stats:
+        add(5, where(stats))
         full = status.fullness
         style = palette.warning if full >= WARN_AT else ""
-        if facts.context:
+        if stats.context:
             add(4, f"context {context_bar(full)}", style)
-            add(2, f"{status.used:,} of {facts.context:,}" + (f" · {full:.0%} full" if full >= WARN_AT else ""), style)
+            add(2, f"{status.used:,} of {stats.context:,}" + (f" · {full:.0%} full" if full >= WARN_AT else ""), style)
         else:
             add(4, "context unknown")
             add(2, f"{status.used:,} tokens" if status.used else "")
-        add(7, f"cache {size(status.used * facts.kv_bytes_per_token)}" if facts.kv_bytes_per_token else "")
-    add(0, activity(status), palette.chosen if busy else "")
-    if status.waiting:
+        add(7, f"cache {size(status.used * stats.kv_bytes_per_token)}" if stats.kv_bytes_per_token else "")
+    add(0, activity(status), palette.chosen if loading or generating else "")
+    if status.waiting or (status.reply is ReplyState.QUEUED and status.model is not ModelState.READY):
         add(3, "your message waits")
-    if status.doing in ("reading", "writing"):
+    if generating:
         add(3, "Esc stops", palette.muted)
     add(6, "F1 help", palette.muted)
     return found
@@ -136,16 +125,16 @@ class StatusLine(Widget):
         self._shown_at = 0.0
         self._shown: tuple[object, ...] = ()
 
-    def show(self, status: Status) -> None:
-        state = (status.doing, status.notice, status.waiting, status.unsaved, self.size.width)
+    def show(self, status: ChatStatus) -> None:
+        state = (status.model, status.reply, status.hint, status.waiting, status.unsaved, self.size.width)
         now = time.monotonic()
-        if status.doing == "writing" and state == self._shown and now - self._shown_at < _COUNTING_S:
+        if status.reply is ReplyState.DECODING and state == self._shown and now - self._shown_at < _COUNTING_S:
             return
         self._shown, self._shown_at = state, now
         palette = Palette.of_theme(self.app.theme_variables, self.rich_style)
         width = max(self.size.width, 10)
-        if status.notice:
-            line = fitted([(0, Text(status.notice, palette.chosen, end=""))], width)
+        if status.hint:
+            line = fitted([(0, Text(status.hint, palette.chosen, end=""))], width)
         else:
             line = fitted(parts(status, palette), width)
         if line != self._line or line.spans != self._line.spans:

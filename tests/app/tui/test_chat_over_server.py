@@ -12,7 +12,7 @@ from support.chat import Chat, drive, open_chat
 from support.scripted_server import HANG, ScriptedServer, delta, events
 from support.serving import Server
 
-from dslite.app.chat.model_loading import remote_opener
+from dslite.app.chat.model_loading import RemoteModelLoader
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.settings.endpoint import find_served
 from dslite.app.settings.profiles import Profile
@@ -30,7 +30,7 @@ async def chat_over(url: str, home: Path, model: str = "demo", profile: Profile 
     served = find_served(url, None, model, None)
     assert served is not None
     settings = ChatSettings(model, chosen={"temperature": 0.0}, **({"profile": profile} if profile else {}))
-    async with open_chat(home, model=model, opener=remote_opener(served), settings=settings) as chat:
+    async with open_chat(home, model=model, loader=RemoteModelLoader(served), settings=settings) as chat:
         await chat.ready()
         yield chat
 
@@ -39,7 +39,7 @@ async def ask(chat: Chat, text: str) -> str:
     """Send a message; its answer."""
     before = len(chat.contents)
     await chat.say(text)
-    await chat.until(lambda: len(chat.contents) >= before + 2 and chat.conductor.reply is None)
+    await chat.until(lambda: len(chat.contents) >= before + 2 and chat.controller.reply is None)
     return chat.contents[-1]
 
 
@@ -67,7 +67,7 @@ async def test_turns_branches_and_sessions_are_those_of_the_model_at_home(
         second = await ask(chat, "What is a slot?")
         assert second == engines_answer(demo_engine, QUESTION, first, "What is a slot?")
         await chat.press("ctrl+r")
-        await chat.until(lambda: chat.conductor.reply is None and "2 of 2" in chat.text)
+        await chat.until(lambda: chat.controller.reply is None and "2 of 2" in chat.text)
         assert chat.contents == [QUESTION, first, "What is a slot?", second]
     assert [text for _, text in saved_messages(home)] == [QUESTION, first, "What is a slot?", second, second]
 
@@ -101,7 +101,7 @@ async def test_esc_stops_the_server_and_keeps_what_came(home: Path) -> None:
             await chat.say("hello")
             await chat.until("so far")
             await chat.press("escape")
-            await chat.until(lambda: chat.conductor.reply is None)
+            await chat.until(lambda: chat.controller.reply is None)
             assert chat.contents == ["hello", "so far"]
             assert server.left.wait(10)
     assert saved_messages(home)[-1] == ("assistant", "so far")
@@ -115,7 +115,7 @@ async def test_a_lost_connection_keeps_the_answer_and_offers_to_go_on(home: Path
         async with chat_over(server.url, home, model="m") as chat:
             await chat.say("hello")
             await chat.until("was lost in the middle of the answer")
-            await chat.until(lambda: chat.conductor.reply is None)
+            await chat.until(lambda: chat.controller.reply is None)
             assert chat.contents == ["hello", "so far"]
             await chat.say("/continue")
             await chat.until(lambda: chat.contents == ["hello", "so far, so good"])

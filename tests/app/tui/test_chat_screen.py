@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from support.chat import drive, open_chat
-from support.fake_engine import FakeResponder, fake_opener
+from support.fake_engine import FakeBackend, FakeLoader
 
-from dslite.app.chat.autosave import ConversationWriter
+from dslite.app.chat.autosave import ConversationStored, ConversationWriter, SavingFailed, SavingResumed
 from dslite.app.chat.launch import ChatConfig
 from dslite.app.chat.model_loading import LoadedModel
-from dslite.app.errors import ConfigFileError
+from dslite.app.errors import ConfigFileError, SessionsError
 from dslite.app.sessions.store import SessionStore
 from dslite.app.settings.config_file import config_path
 from dslite.app.tui.style.themes import THEMES
@@ -24,14 +24,14 @@ from dslite.runtime.events import Loading, Prefilling
 @drive
 async def test_a_message_sent_while_the_model_loads_waits_and_is_answered(home: Path) -> None:
     hold = threading.Event()
-    responder = FakeResponder("here I am")
+    backend = FakeBackend("here I am")
     loading = [Loading(11_600_000_000, 31_400_000_000)]
-    async with open_chat(home, responder, opener=fake_opener(responder, loading=loading, hold=hold)) as chat:
+    async with open_chat(home, backend, loader=FakeLoader(backend, loading=loading, hold=hold)) as chat:
         await chat.until("loading weights 36 % · 11.6 of 31.4 GB")
         await chat.write("hello")
         await chat.press("enter")
         await chat.until("your message waits")
-        assert not responder.asked
+        assert not backend.asked
         hold.set()
         await chat.until("here I am")
         assert "your message waits" not in chat.status
@@ -41,11 +41,11 @@ async def test_a_message_sent_while_the_model_loads_waits_and_is_answered(home: 
 async def test_reading_shows_how_far_and_how_fast(home: Path) -> None:
     gate = threading.Semaphore(0)
     prefill = [Prefilling(1536, 4112, 0, 0.5)]
-    responder = FakeResponder("x", gate=gate, prefill=prefill)
-    responder.count_prompt = lambda _: None  # type: ignore[attr-defined]
-    async with open_chat(home, responder) as chat:
+    backend = FakeBackend("x", gate=gate, prefill=prefill)
+    backend.count_prompt = lambda _: None  # type: ignore[attr-defined]
+    async with open_chat(home, backend) as chat:
         held = threading.Event()
-        original = responder._run
+        original = backend._run
 
         def run(*arguments: Any) -> Generator[Any, None, None]:
             events = original(*arguments)
@@ -53,19 +53,19 @@ async def test_reading_shows_how_far_and_how_fast(home: Path) -> None:
             held.wait()
             yield from events
 
-        responder._run = run  # type: ignore[method-assign]
+        backend._run = run  # type: ignore[method-assign]
         await chat.say("hi")
         await chat.until("reading 1,536 of 4,112 · 3,072 tok/s")
         await chat.until("Esc stops")
         held.set()
         gate.release()
-        await chat.until(lambda: chat.conductor.reply is None)
+        await chat.until(lambda: chat.controller.reply is None)
 
 
 @drive
 async def test_a_message_typed_while_an_answer_is_made_waits_for_its_end(home: Path) -> None:
     gate = threading.Semaphore(1)
-    async with open_chat(home, FakeResponder(lambda m: f"about {m[-1].content} and more", gate=gate)) as chat:
+    async with open_chat(home, FakeBackend(lambda m: f"about {m[-1].content} and more", gate=gate)) as chat:
         await chat.say("one")
         await chat.until("abou")
         await chat.say("two")
@@ -79,7 +79,7 @@ async def test_a_message_typed_while_an_answer_is_made_waits_for_its_end(home: P
 async def test_text_of_the_model_is_neither_control_nor_markup(home: Path) -> None:
     text = "a\x1b[31mred\x1b]0;title\x07 [bold]not bold[/bold] \x9b5m \u202eabc <b>html</b> `[red]code`"
     text += "\n\n```\n\x1b[2J\n```"
-    async with open_chat(home, FakeResponder(text)) as chat:
+    async with open_chat(home, FakeBackend(text)) as chat:
         await chat.ask("\x1b[2J[/]")
         await chat.until("html")
         assert "␛[31mred␛]0;title␇ [bold]not bold[/bold]" in chat.text
@@ -103,7 +103,7 @@ async def test_an_unknown_command_is_told_and_stays_in_the_input(home: Path) -> 
 @pytest.mark.parametrize("size", [(40, 10), (300, 80), (80, 24)])
 @drive
 async def test_every_size_shows_answer_prompt_and_status(home: Path, size: tuple[int, int]) -> None:
-    async with open_chat(home, FakeResponder("x " * 200 + "\n\nthe end 你好 مرحبا"), size=size) as chat:
+    async with open_chat(home, FakeBackend("x " * 200 + "\n\nthe end 你好 مرحبا"), size=size) as chat:
         await chat.ask("go")
         await chat.until("the end 你好 مرحبا")
         assert "›" in chat.text
@@ -119,7 +119,7 @@ async def test_every_size_shows_answer_prompt_and_status(home: Path, size: tuple
 @drive
 async def test_resizing_keeps_the_place_that_is_read(home: Path) -> None:
     text = "\n\n".join(f"paragraph {number} " + "with some words " * 12 for number in range(80))
-    async with open_chat(home, FakeResponder(text), size=(100, 30)) as chat:
+    async with open_chat(home, FakeBackend(text), size=(100, 30)) as chat:
         await chat.ask("go")
         chat.transcript.choose(chat.transcript.items[0])
         await chat.press("pageup", "pageup", "pageup", "pageup")
@@ -135,7 +135,7 @@ async def test_resizing_keeps_the_place_that_is_read(home: Path) -> None:
 
 @drive
 async def test_every_theme_can_be_chosen_and_kept_apart(home: Path) -> None:
-    async with open_chat(home, FakeResponder("```python\nx = 1\n```")) as chat:
+    async with open_chat(home, FakeBackend("```python\nx = 1\n```")) as chat:
         await chat.ask("go")
         seen = set()
         for theme in THEMES:
@@ -151,8 +151,8 @@ async def test_every_theme_can_be_chosen_and_kept_apart(home: Path) -> None:
 @drive
 async def test_keys_of_the_config_replace_ours(home: Path) -> None:
     answers = iter(["one", "two"])
-    looks = ChatConfig(keymap={"regenerate": "f9"})
-    async with open_chat(home, FakeResponder(lambda _: next(answers)), looks=looks) as chat:
+    config = ChatConfig(keymap={"regenerate": "f9"})
+    async with open_chat(home, FakeBackend(lambda _: next(answers)), config=config) as chat:
         await chat.ask("go")
         await chat.press("ctrl+r")
         await chat.pilot.pause()
@@ -174,7 +174,7 @@ async def test_the_mouse_is_left_to_the_terminal_and_taken_back(home: Path) -> N
 async def test_a_place_that_cannot_be_written_costs_the_saving_and_not_the_chat(home: Path) -> None:
     place = home / "file"
     place.write_text("not a folder")
-    async with open_chat(place, FakeResponder("still here")) as chat:
+    async with open_chat(place, FakeBackend("still here")) as chat:
         await chat.ask("go")
         await chat.until("this chat is not saved")
         await chat.until("still here")
@@ -186,7 +186,7 @@ async def test_a_newer_database_is_refused_untouched_and_the_chat_goes_on(home: 
     with SessionStore.open(home / "sessions.db") as store, store.database.writing() as db:
         db.execute("PRAGMA user_version = 999")
     before = (home / "sessions.db").read_bytes()
-    async with open_chat(home, FakeResponder("still here")) as chat:
+    async with open_chat(home, FakeBackend("still here")) as chat:
         await chat.until("newer dslite: its version is 999")
         await chat.ask("go")
         await chat.until("still here")
@@ -197,24 +197,26 @@ async def test_a_newer_database_is_refused_untouched_and_the_chat_goes_on(home: 
 async def test_no_save_leaves_no_trace(home: Path) -> None:
     async with open_chat(home, saving=False) as chat:
         await chat.ask("go")
-        assert chat.conductor.recorder.ask(lambda store: store.conversations()).result(30) == []
+        assert chat.controller.writer.ask(lambda store: store.conversations()).result(30) == []
 
 
 def test_what_could_not_be_saved_is_saved_with_the_next_message(home: Path) -> None:
     from dslite.app.chat.message_tree import MessageTree
 
-    told: list[object] = []
     folder = home / "later"
     folder.write_text("in the way")
-    recorder = ConversationWriter(lambda: SessionStore.open(folder / "sessions.db"))
-    recorder.told = told.append
-    dialogue = MessageTree(model="demo")
-    recorder.append(dialogue, dialogue.add("user", "first", parent=None))
-    recorder._jobs.put(lambda: (folder.unlink(), None)[1])
-    answer = dialogue.add("assistant", "second", parent=dialogue.leaf)
-    recorder.append(dialogue, answer)
-    recorder.close()
-    assert [type(error).__name__ for error in told] == ["SessionsError", "NoneType"]
+    writer = ConversationWriter(lambda: SessionStore.open(folder / "sessions.db"))
+    tree = MessageTree(model="demo")
+    writer.append(tree, tree.add("user", "first", parent=None))
+    writer._jobs.put(lambda: (folder.unlink(), None)[1])
+    answer = tree.add("assistant", "second", parent=tree.leaf)
+    writer.append(tree, answer)
+    writer.close()
+    failed, stored, resumed = writer.drain()
+    assert isinstance(failed, SavingFailed)
+    assert isinstance(failed.error, SessionsError)
+    assert isinstance(stored, ConversationStored)
+    assert isinstance(resumed, SavingResumed)
     with SessionStore.open(folder / "sessions.db") as store:
         talk = store.latest()
         assert talk is not None
@@ -248,22 +250,23 @@ async def test_deleting_a_chat_is_undone(home: Path) -> None:
         await chat.until("about whales!")
         await chat.press("ctrl+d")
         await chat.until("no chat is saved yet")
-        await chat.press("ctrl+z")
+        await chat.press("ctrl+underscore")
         await chat.until("about whales!")
 
 
 @drive
 async def test_a_model_that_cannot_be_opened_says_why_and_another_can_be_chosen(home: Path) -> None:
-    responder = FakeResponder("works")
+    backend = FakeBackend("works")
     calls: list[str] = []
 
-    def opener(ref: ModelRef, report: Any) -> LoadedModel:
-        calls.append(ref.name)
-        if len(calls) == 1:
-            raise ModelUnavailableError("model.safetensors is cut short", "download the model again")
-        return LoadedModel(responder)
+    class Loader(FakeLoader):
+        def load(self, ref: ModelRef, report: Any) -> LoadedModel:
+            calls.append(ref.name)
+            if len(calls) == 1:
+                raise ModelUnavailableError("model.safetensors is cut short", "download the model again")
+            return LoadedModel(backend)
 
-    async with open_chat(home, responder, opener=opener) as chat:
+    async with open_chat(home, backend, loader=Loader(backend)) as chat:
         await chat.until("model.safetensors is cut short")
         await chat.say("hello")
         await chat.until("your message waits")
@@ -276,13 +279,13 @@ async def test_a_model_that_cannot_be_opened_says_why_and_another_can_be_chosen(
 async def test_the_inspector_draws_layers_by_experts_and_slots(home: Path) -> None:
     uses = [[0] * 63 + [9], [3] * 64]
     facts = {"uses": uses, "experts": {"slots": 44, "hits": 90, "misses": 10, "bytes_moved": 170_000_000}}
-    async with open_chat(home, FakeResponder("x", facts=facts), size=(130, 45)) as chat:
+    async with open_chat(home, FakeBackend("x", facts=facts), size=(130, 45)) as chat:
         await chat.ask("go")
         await chat.press("f2")
         await chat.until("44 of 64 experts a layer")
         await chat.until("90.0% hits · 90 hits · 10 misses")
         await chat.until("65 of 128 experts used, 201 times")
-        grid = chat.app.inspector.text.split("\n")
+        grid = chat.app.chat.inspector.text.split("\n")
         rows = [line[4:] for line in grid if line.startswith((" 1  ", " 2  "))]
         assert len(rows) == 2
         assert rows[0].strip() == "█"[-1] or rows[0].strip() in "▓█"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.chat import drive, open_chat
 from support.chat_texts import fence, mixed, prose, table
-from support.fake_engine import FakeResponder
+from support.fake_engine import FakeBackend
 from textual.scrollbar import ScrollBar
 from textual.strip import Strip
 
@@ -88,16 +88,16 @@ def test_drawing_takes_no_more_than_its_share_of_a_core(monkeypatch: pytest.Monk
 
 @drive
 async def test_while_text_waits_to_be_drawn_what_is_saved_tells_text_and_ids_of_one_moment(home: Path) -> None:
-    async with open_chat(home, FakeResponder(prose(400), rate=400)) as chat:
+    async with open_chat(home, FakeBackend(prose(400), rate=400)) as chat:
         seen: list[tuple[str, int]] = []
-        update = chat.conductor.recorder.update_now_and_then
+        update = chat.controller.writer.update_now_and_then
 
-        def watch(dialogue: Any, node: Any, ids: Any) -> None:
-            reply = chat.conductor.reply
-            seen.append((node.content, len(reply.undrawn)))
-            update(dialogue, node, ids)
+        def watch(tree: Any, node: Any, ids: Any) -> None:
+            reply = chat.controller.reply
+            seen.append((node.content, len(reply.pending)))
+            update(tree, node, ids)
 
-        chat.conductor.recorder.update_now_and_then = watch
+        chat.controller.writer.update_now_and_then = watch
         await chat.ask("go")
         assert len({text for text, _ in seen}) > 1
         assert {waiting for _, waiting in seen} == {0}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.chat import Chat, drive, open_chat
-from support.fake_engine import FakeResponder, fake_opener
+from support.fake_engine import FakeBackend, FakeLoader
 from support.terminal import dslite
 from textual.widgets import Input, Static
 
@@ -52,10 +52,10 @@ class FakePull:
 @drive
 async def test_the_first_run_shows_machine_plan_and_size_and_downloads_with_a_pause(home: Path) -> None:
     pull = FakePull()
-    responder = FakeResponder("ready now")
-    opener = fake_opener(responder, error=lambda ref: None if pull.present else absent(ref))
+    backend = FakeBackend("ready now")
+    loader = FakeLoader(backend, error=lambda ref: None if pull.present else absent(ref))
     first_run = FirstRun(pull=pull, describe=lambda _: ["GPU: none found", "plan: 33 of 64 experts a layer in memory"])
-    async with open_chat(home, responder, model="chat", opener=opener, first_run=first_run, size=(100, 40)) as chat:
+    async with open_chat(home, backend, model="chat", loader=loader, first_run=first_run, size=(100, 40)) as chat:
         await chat.until("is not on this machine")
         await chat.until("33 of 64 experts")
         await chat.until("31 GB of 31 GB to download")
@@ -68,31 +68,31 @@ async def test_the_first_run_shows_machine_plan_and_size_and_downloads_with_a_pa
         await chat.press("enter")
         pull.gate.release(4)
         await chat.until(lambda: pull.present)
-        await chat.until(lambda: chat.conductor.status.doing == "idle")
+        await chat.until(lambda: chat.controller.status.idle)
         await chat.ask("hi")
         await chat.until("ready now")
 
 
 @drive
 async def test_the_first_run_answers_an_early_message_with_the_demo_model(home: Path) -> None:
-    responder = FakeResponder("from the demo")
+    backend = FakeBackend("from the demo")
     first_run = FirstRun(pull=FakePull(), describe=lambda _: [])
-    opener = fake_opener(responder, error=absent)
-    async with open_chat(home, responder, model="chat", opener=opener, first_run=first_run) as chat:
+    loader = FakeLoader(backend, error=absent)
+    async with open_chat(home, backend, model="chat", loader=loader, first_run=first_run) as chat:
         await chat.until("Try the demo model at once")
         await chat.press("down", "enter")
-        await chat.until(lambda: chat.conductor.status.doing == "idle")
-        assert chat.conductor.ref.name == "demo"
+        await chat.until(lambda: chat.controller.status.idle)
+        assert chat.controller.ref.name == "demo"
         await chat.ask("hi")
         await chat.until("from the demo")
 
 
 def chat_without(home: Path, pull: Any = None, **more: Any) -> Any:
     """A chat whose model is absent; the demo and folders are there."""
-    responder = FakeResponder("it works")
+    backend = FakeBackend("it works")
     first_run = FirstRun(pull=pull or FakePull(), describe=lambda _: [])
-    opener = fake_opener(responder, error=absent)
-    return open_chat(home, responder, model="chat", opener=opener, first_run=first_run, **more)
+    loader = FakeLoader(backend, error=absent)
+    return open_chat(home, backend, model="chat", loader=loader, first_run=first_run, **more)
 
 
 def problem(chat: Chat) -> str:
@@ -134,7 +134,7 @@ async def test_a_folder_that_is_wrong_says_why_and_what_was_written_stays(home: 
             (folder / name).touch()
         chat.app.screen.query_one("Input").value = f"'{folder}' "
         await submit(chat)
-        await chat.until(lambda: chat.conductor.status.doing == "idle" and chat.conductor.ref.folder == folder)
+        await chat.until(lambda: chat.controller.status.idle and chat.controller.ref.folder == folder)
 
 
 @drive
@@ -191,7 +191,7 @@ async def test_a_download_that_cannot_start_says_why_and_the_choices_stay(home: 
         await chat.until("Download the model")
         assert "Go on with the download" not in chat.text
         await chat.press("down", "enter")
-        await chat.until(lambda: chat.conductor.status.doing == "idle")
+        await chat.until(lambda: chat.controller.status.idle)
 
 
 @drive

@@ -5,14 +5,17 @@ from typing import Any
 
 from support.chat import Chat, drive, open_chat
 
-from dslite.app.chat.model_loading import opener
+from dslite.app.chat.model_loading import LocalModelLoader
 from dslite.app.chat.settings import ChatSettings
 from dslite.runtime.engine_options import EngineOptions
 
 
 def demo() -> dict[str, Any]:
     options = EngineOptions(device="cpu")
-    return {"opener": opener(options), "settings": ChatSettings("demo", chosen={"temperature": 0.0, "max_tokens": 20})}
+    return {
+        "loader": LocalModelLoader(options),
+        "settings": ChatSettings("demo", chosen={"temperature": 0.0, "max_tokens": 20}),
+    }
 
 
 async def ask(chat: Chat, text: str) -> int:
@@ -22,16 +25,16 @@ async def ask(chat: Chat, text: str) -> int:
     """
     count = len(chat.contents)
     await chat.say(text)
-    await chat.until(lambda: len(chat.contents) == count + 2 and chat.conductor.reply is None)
-    info = chat.conductor.dialogue.leaf.info
-    config = chat.app.worker._opened.responder.engine.model.config
+    await chat.until(lambda: len(chat.contents) == count + 2 and chat.controller.reply is None)
+    info = chat.controller.tree.leaf.info
+    config = chat.app.worker.loaded.backend.engine.model.config
     layers = config.num_hidden_layers - config.first_k_dense_replace
     read, made = info["prompt_tokens"] - info["cached_tokens"], info["completion_tokens"]
     return int(read * (layers - 1) + 1 + (made - 1) * layers)
 
 
 def times(chat: Chat) -> int:
-    return sum(map(sum, chat.conductor.status.facts.uses))
+    return sum(map(sum, chat.controller.status.stats.uses))
 
 
 @drive
@@ -40,7 +43,7 @@ async def test_experts_are_counted_for_each_conversation_though_all_are_in_memor
         await chat.ready()
         await chat.press("f2")
         await chat.until("0 of")
-        config = chat.app.worker._opened.responder.engine.model.config
+        config = chat.app.worker.loaded.backend.engine.model.config
         a_token = config.num_experts_per_tok
         first = await ask(chat, "How do I save a profile?")
         await chat.until(lambda: times(chat) == first * a_token)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.chat import drive, open_chat
-from support.fake_engine import FakeResponder
+from support.fake_engine import FakeBackend
 from textual import events
 from textual.widgets import Input
 
@@ -17,7 +17,7 @@ CODE = "First:\n\n```python\nprint(1)\n```\n\nThen:\n\n```sh\nls -l\n```\n"
 
 @drive
 async def test_enter_sends_the_message_and_the_answer_appears(home: Path) -> None:
-    async with open_chat(home, FakeResponder("It is **blue**.")) as chat:
+    async with open_chat(home, FakeBackend("It is **blue**.")) as chat:
         await chat.write("why")
         await chat.press("enter")
         await chat.until("It is blue.")
@@ -33,7 +33,7 @@ async def test_a_new_line_key_does_not_send(home: Path, key: str) -> None:
         await chat.press(key)
         await chat.write("b")
         assert chat.prompt.text == "a\nb"
-        assert not chat.responder.asked
+        assert not chat.backend.asked
 
 
 @drive
@@ -55,21 +55,21 @@ async def test_pasted_text_keeps_its_lines_and_sends_nothing(home: Path) -> None
         chat.app.post_message(events.Paste("one\r\ntwo\n\nthree\x1b[31m"))
         await chat.until(lambda: chat.prompt.text)
         assert chat.prompt.text == "one\ntwo\n\nthree␛[31m"
-        assert not chat.responder.asked
+        assert not chat.backend.asked
 
 
 @drive
 async def test_escape_stops_the_answer_and_keeps_what_came(home: Path) -> None:
     gate = threading.Semaphore(3)
-    async with open_chat(home, FakeResponder("one two six ten.", gate=gate)) as chat:
+    async with open_chat(home, FakeBackend("one two six ten.", gate=gate)) as chat:
         await chat.say("count")
         await chat.until("one two six")
         await chat.press("escape")
-        await chat.until(lambda: chat.conductor.reply is None)
+        await chat.until(lambda: chat.controller.reply is None)
         assert chat.contents == ["count", "one two six"]
-        assert chat.conductor.dialogue.leaf.finish_reason == "interrupted"
+        assert chat.controller.tree.leaf.finish_reason == "interrupted"
         await chat.until("stopped here")
-        assert chat.responder.idle.wait(5)
+        assert chat.backend.idle.wait(5)
 
 
 @drive
@@ -91,7 +91,7 @@ async def test_control_c_copies_what_the_mouse_selected_in_an_answer(
 ) -> None:
     copied: list[str] = []
     monkeypatch.setattr(clipboard, "copy_natively", lambda text: bool(copied.append(text)) or True)
-    async with open_chat(home, FakeResponder("alpha beta gamma\n\ndelta")) as chat:
+    async with open_chat(home, FakeBackend("alpha beta gamma\n\ndelta")) as chat:
         await chat.ask("hi")
         await chat.until("delta")
         lines = chat.text.split("\n")
@@ -108,12 +108,12 @@ async def test_control_c_copies_what_the_mouse_selected_in_an_answer(
 @drive
 async def test_control_c_stops_an_answer_then_clears_then_hints_then_quits(home: Path) -> None:
     gate = threading.Semaphore(2)
-    async with open_chat(home, FakeResponder("one two six ten.", gate=gate)) as chat:
+    async with open_chat(home, FakeBackend("one two six ten.", gate=gate)) as chat:
         await chat.say("count")
         await chat.until("one two")
         await chat.write("draft")
         await chat.press("ctrl+c")
-        await chat.until(lambda: chat.conductor.reply is None)
+        await chat.until(lambda: chat.controller.reply is None)
         assert chat.contents[1] == "one two"
         assert chat.prompt.text == "draft"
         await chat.press("ctrl+c")
@@ -186,7 +186,7 @@ async def test_the_editor_is_given_the_input_and_gives_it_back(
 @drive
 async def test_regenerate_keeps_the_earlier_answer_as_a_branch(home: Path, way: str) -> None:
     answers = iter(["the first", "the second"])
-    async with open_chat(home, FakeResponder(lambda _: next(answers))) as chat:
+    async with open_chat(home, FakeBackend(lambda _: next(answers))) as chat:
         await chat.ask("tell")
         if way == "/regen":
             await chat.say(way)
@@ -194,17 +194,17 @@ async def test_regenerate_keeps_the_earlier_answer_as_a_branch(home: Path, way: 
             await chat.press(way)
         await chat.until("the second")
         await chat.until("◂ 2 of 2 ▸")
-        await chat.until(lambda: chat.conductor.reply is None)
-        assert [node.content for node in chat.conductor.dialogue.roots[0].children] == ["the first", "the second"]
+        await chat.until(lambda: chat.controller.reply is None)
+        assert [node.content for node in chat.controller.tree.roots[0].children] == ["the first", "the second"]
 
 
 @drive
 async def test_left_and_right_on_a_message_walk_its_branches(home: Path) -> None:
     answers = iter(["the first", "the second"])
-    async with open_chat(home, FakeResponder(lambda _: next(answers))) as chat:
+    async with open_chat(home, FakeBackend(lambda _: next(answers))) as chat:
         await chat.ask("tell")
         await chat.press("ctrl+r")
-        await chat.until(lambda: chat.contents == ["tell", "the second"] and chat.conductor.reply is None)
+        await chat.until(lambda: chat.contents == ["tell", "the second"] and chat.controller.reply is None)
         await chat.press("shift+tab", "left")
         await chat.until("the first")
         await chat.until("◂ 1 of 2 ▸")
@@ -214,7 +214,7 @@ async def test_left_and_right_on_a_message_walk_its_branches(home: Path) -> None
 
 @drive
 async def test_editing_a_message_branches_from_there(home: Path) -> None:
-    async with open_chat(home, FakeResponder(lambda messages: f"about {messages[-1].content}")) as chat:
+    async with open_chat(home, FakeBackend(lambda messages: f"about {messages[-1].content}")) as chat:
         await chat.ask("cats")
         await chat.ask("dogs")
         await chat.press("shift+tab", "up", "up", "up", "ctrl+e")
@@ -223,7 +223,7 @@ async def test_editing_a_message_branches_from_there(home: Path) -> None:
         await chat.press("enter")
         await chat.until("about cats!")
         assert chat.contents == ["cats!", "about cats!"]
-        assert [root.content for root in chat.conductor.dialogue.roots] == ["cats", "cats!"]
+        assert [root.content for root in chat.controller.tree.roots] == ["cats", "cats!"]
         await chat.press("shift+tab", "up", "left")
         await chat.until("about dogs")
 
@@ -236,14 +236,14 @@ async def test_control_e_on_empty_input_edits_the_last_message_and_escape_leaves
         assert chat.prompt.text == "cats"
         await chat.press("escape")
         assert chat.prompt.text == ""
-        assert chat.conductor.editing is None
+        assert chat.controller.editing is None
 
 
 @drive
 async def test_copy_says_copied_where_there_is_a_native_clipboard(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[str] = []
     monkeypatch.setattr(clipboard, "copy_natively", lambda text: bool(copied.append(text)) or True)
-    async with open_chat(home, FakeResponder(CODE)) as chat:
+    async with open_chat(home, FakeBackend(CODE)) as chat:
         await chat.ask("code")
         await chat.press("ctrl+y")
         await chat.until("copied the answer to the clipboard")
@@ -256,7 +256,7 @@ async def test_copy_says_copied_where_there_is_a_native_clipboard(home: Path, mo
 
 @drive
 async def test_copy_says_sent_where_only_the_terminal_can_copy(home: Path) -> None:
-    async with open_chat(home, FakeResponder(CODE)) as chat:
+    async with open_chat(home, FakeBackend(CODE)) as chat:
         await chat.ask("code")
         await chat.say("/copy 1")
         await chat.until("sent code block 1 to the terminal's clipboard (OSC 52)")
@@ -276,7 +276,7 @@ async def test_a_new_chat_leaves_the_old_one_saved(home: Path, way: str) -> None
         await chat.until(lambda: not chat.contents)
         await chat.until("Try:")
         await chat.ask("new question")
-        saved = chat.conductor.recorder.ask(lambda store: store.conversations()).result(30)
+        saved = chat.controller.writer.ask(lambda store: store.conversations()).result(30)
         assert [talk.title for talk in saved] == ["new question", "old question"]
 
 
@@ -303,8 +303,8 @@ async def test_an_old_chat_is_found_and_opened(home: Path, way: str) -> None:
 async def test_load_takes_the_beginning_of_an_id(home: Path) -> None:
     async with open_chat(home) as chat:
         await chat.ask("about whales")
-        await chat.until(lambda: chat.conductor.dialogue.id)
-        identity = chat.conductor.dialogue.id
+        await chat.until(lambda: chat.controller.tree.id)
+        identity = chat.controller.tree.id
         await chat.press("ctrl+n")
         await chat.say(f"/load {identity[:20]}")
         await chat.until(lambda: chat.contents and chat.contents[0] == "about whales")
@@ -331,7 +331,7 @@ async def test_title_renames_the_chat(home: Path) -> None:
         await chat.ask("a question")
         await chat.say("/title Deep things")
         await chat.until("Deep things")
-        saved = chat.conductor.recorder.ask(lambda store: store.latest()).result(30)
+        saved = chat.controller.writer.ask(lambda store: store.latest()).result(30)
         assert saved.title == "Deep things"
 
 
@@ -342,7 +342,7 @@ async def test_set_changes_how_the_next_answer_is_made(home: Path, command: str)
         await chat.say(command)
         await chat.until("temperature is 0.7")
         await chat.ask("hi")
-        assert chat.responder.params[-1].temperature == 0.7
+        assert chat.backend.params[-1].temperature == 0.7
         await chat.say("/set temperature 7")
         await chat.until("it must be from 0 to 2")
 
@@ -353,7 +353,7 @@ async def test_the_system_message_is_changed_for_the_next_answer(home: Path, com
     async with open_chat(home) as chat:
         await chat.say(command)
         await chat.ask("hi")
-        assert [(message.role, message.content) for message in chat.responder.asked[-1]] == [
+        assert [(message.role, message.content) for message in chat.backend.asked[-1]] == [
             ("system", "Be brief."),
             ("user", "hi"),
         ]
@@ -365,8 +365,8 @@ async def test_profile_changes_system_message_and_sampling(home: Path) -> None:
         await chat.say("/profile coder")
         await chat.until("profile coder")
         await chat.ask("hi")
-        assert chat.responder.asked[-1][0].role == "system"
-        assert chat.responder.params[-1].temperature == 0.1
+        assert chat.backend.asked[-1][0].role == "system"
+        assert chat.backend.params[-1].temperature == 0.1
         await chat.say("/profile nobody")
         await chat.until("there is no profile 'nobody'")
 
@@ -376,23 +376,23 @@ async def test_model_opens_another_model(home: Path) -> None:
     async with open_chat(home) as chat:
         await chat.ready()
         await chat.say(f"/model {home}")
-        await chat.until(lambda: chat.conductor.ref.folder == home and chat.conductor.status.doing == "idle")
+        await chat.until(lambda: chat.controller.ref.folder == home and chat.controller.status.idle)
         await chat.ask("hi")
-        assert chat.conductor.dialogue.leaf.info["model"] == str(home)
+        assert chat.controller.tree.leaf.info["model"] == str(home)
 
 
 @drive
 async def test_continue_goes_on_with_an_answer_that_was_cut(home: Path) -> None:
-    async with open_chat(home, FakeResponder("one two six ten.")) as chat:
+    async with open_chat(home, FakeBackend("one two six ten.")) as chat:
         await chat.say("/set max_tokens 2")
         await chat.ask("count")
         await chat.until("cut at the most tokens")
         await chat.say("/set max_tokens default")
-        chat.responder._text = " six ten."
+        chat.backend._text = " six ten."
         await chat.ask("/continue")
         assert chat.contents == ["count", "one two six ten."]
-        assert chat.responder.asked[-1][-1].content == "one two"
-        assert len(chat.conductor.dialogue.roots[0].children) == 1
+        assert chat.backend.asked[-1][-1].content == "one two"
+        assert len(chat.controller.tree.roots[0].children) == 1
 
 
 @pytest.mark.parametrize("way", ["f1", "/help", "/?"])

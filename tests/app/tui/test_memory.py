@@ -45,7 +45,7 @@ async def test_a_conversation_that_was_left_is_gone(home: Path) -> None:
         store.append(talk.id, "assistant", mixed(2000), parent=asked.id, finish_reason="stop")
     async with open_chat(home, resume=lambda _: talk.id) as chat:
         await chat.until(lambda: len(chat.contents) == 2)
-        left = weakref.ref(chat.conductor.dialogue)
+        left = weakref.ref(chat.controller.tree)
         drawn = weakref.ref(chat.transcript.items[-1])
         await chat.press("ctrl+n")
         await chat.until(lambda: not chat.contents)

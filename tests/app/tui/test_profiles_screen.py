@@ -34,7 +34,7 @@ async def test_profiles_are_added_used_made_default_removed_and_restored(home: P
         await chat.press("enter")
         await chat.until("profile poet")
         await chat.ask("hi")
-        assert chat.responder.asked[-1][0].content == "Answer in rhyme."
+        assert chat.backend.asked[-1][0].content == "Answer in rhyme."
         await chat.press("f3")
         await chat.until("translator")
         await chat.press("ctrl+d")
@@ -267,7 +267,7 @@ async def test_a_profile_in_use_is_used_as_it_was_saved(home: Path) -> None:
         await chat.until("coder saved")
         await chat.press("escape")
         await chat.ask("hi")
-        assert chat.responder.asked[-1][0].content == "Only Rust."
+        assert chat.backend.asked[-1][0].content == "Only Rust."
 
 
 @pytest.mark.parametrize("size", [(40, 10), (80, 24)])

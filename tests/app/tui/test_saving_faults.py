@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from support.chat import Chat, drive, open_chat
-from support.fake_engine import FakeResponder
+from support.fake_engine import FakeBackend
 from support.terminal import Terminal, fake_chat
 
-from dslite.app.chat.model_loading import opener
+from dslite.app.chat.model_loading import LocalModelLoader
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions import database
 from dslite.app.sessions.store import SessionStore
@@ -37,13 +37,13 @@ def pages(chat: Chat, most: Callable[[int], int]) -> None:
             count = db.execute("PRAGMA page_count").fetchone()[0]
             db.execute(f"PRAGMA max_page_count = {most(count)}")
 
-    chat.conductor.recorder.ask(limit).result(30)
+    chat.controller.writer.ask(limit).result(30)
 
 
 @drive
 async def test_a_full_disk_costs_the_saving_until_there_is_room_again(home: Path) -> None:
     answer = "a long answer " * 600  # more than the free part of a page
-    async with open_chat(home, FakeResponder(lambda messages: f"{len(messages)}: {answer}")) as chat:
+    async with open_chat(home, FakeBackend(lambda messages: f"{len(messages)}: {answer}")) as chat:
         await chat.ask("first")
         pages(chat, lambda count: count)
         await chat.ask("second")
@@ -66,10 +66,10 @@ async def test_a_full_disk_costs_the_saving_until_there_is_room_again(home: Path
 @drive
 async def test_a_disk_that_fills_in_the_middle_of_an_answer_takes_nothing_from_the_screen(home: Path) -> None:
     gate = threading.Semaphore(0)
-    async with open_chat(home, FakeResponder("word " * 20_000, gate=gate)) as chat:
+    async with open_chat(home, FakeBackend("word " * 20_000, gate=gate)) as chat:
         await chat.say("go on and on")
         gate.release(100)
-        await chat.until(lambda: chat.conductor.dialogue.leaf.stored)
+        await chat.until(lambda: chat.controller.tree.leaf.stored)
         pages(chat, lambda count: count)
         gate.release(19_000)
         await chat.until(lambda: "not saved" in chat.status)
@@ -144,7 +144,7 @@ async def test_a_read_only_database_is_read_and_the_chat_goes_on_unsaved(
         await chat.until("readonly")
         await chat.until(lambda: "not saved" in chat.status)
         assert chat.contents == ["about whales", "they are blue", "and sparrows?", "Hello, *world*."]
-        assert [message.content for message in chat.responder.asked[-1]] == chat.contents[:3]
+        assert [message.content for message in chat.backend.asked[-1]] == chat.contents[:3]
         await chat.press("ctrl+o")
         await chat.until("search in titles")
         await chat.until("about whales")
@@ -160,11 +160,11 @@ async def test_the_engine_answers_on_while_nothing_can_be_saved(home: Path, read
     with_a_talk(home)
     read_only(home / "sessions.db")
     settings = ChatSettings("demo", chosen={"temperature": 0.0, "max_tokens": 20})
-    model = opener(EngineOptions(device="cpu"))
-    async with open_chat(home, opener=model, settings=settings) as chat:
+    model = LocalModelLoader(EngineOptions(device="cpu"))
+    async with open_chat(home, loader=model, settings=settings) as chat:
         for count in (2, 4):
             await chat.say("How do I save a profile?")
-            await chat.until(lambda count=count: len(chat.contents) == count and chat.conductor.reply is None)
+            await chat.until(lambda count=count: len(chat.contents) == count and chat.controller.reply is None)
         assert all(chat.contents)
-        assert chat.conductor.dialogue.leaf.info["cached_tokens"] > 0
+        assert chat.controller.tree.leaf.info["cached_tokens"] > 0
         await chat.until("this chat is not saved")

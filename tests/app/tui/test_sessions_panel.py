@@ -16,7 +16,7 @@ async def test_enter_typed_before_the_search_has_answered_opens_what_it_finds(ho
         await chat.until("search in titles")
         await chat.until(lambda: len(chat.app.screen.query_one("OptionList").options) == 2)
         hold = threading.Event()
-        chat.conductor.recorder.ask(lambda _: hold.wait())
+        chat.controller.writer.ask(lambda _: hold.wait())
         await chat.write("whal")
         await chat.press("enter")
         assert len(chat.app.screen_stack) == 2
@@ -41,10 +41,10 @@ async def test_the_smallest_screen_shows_search_chats_and_keys(home: Path) -> No
 async def test_an_opened_chat_says_how_much_of_the_context_it_takes(home: Path) -> None:
     async with open_chat(home) as chat:
         await chat.ask("about whales")
-        taken = chat.conductor.status.used
+        taken = chat.controller.status.used
         assert taken > 0
         await chat.press("ctrl+n")
-        assert chat.conductor.status.used == 0
+        assert chat.controller.status.used == 0
         await chat.press("ctrl+o")
         await chat.until(lambda: len(chat.app.screen.query_one("OptionList").options) == 1)
         await chat.until("about whales")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_engine import FakeResponder, fake_opener
+from support.fake_engine import FakeBackend, FakeLoader
 from textual.pilot import Pilot
 
 from dslite.app.chat.autosave import ConversationWriter
@@ -45,13 +45,13 @@ USES = [[(layer * 7 + expert * expert) % 23 for expert in range(64)] for layer i
 FACTS = {"uses": USES, "experts": {"slots": 44, "hits": 9000, "misses": 1000, "bytes_moved": 17_000_000_000}}
 
 
-def made(home: Path, responder: FakeResponder, **more: Any) -> ChatApp:
-    recorder = ConversationWriter(lambda: SessionStore.open(home / "sessions.db"), saving=False)
+def made(home: Path, backend: FakeBackend, **more: Any) -> ChatApp:
+    writer = ConversationWriter(lambda: SessionStore.open(home / "sessions.db"), saving=True)
     start = ChatLaunch(
         ref=parse_model(more.pop("model", "demo")),
         settings=ChatSettings("demo"),
-        open_model=more.pop("opener", None) or fake_opener(responder),
-        recorder=recorder,
+        loader=more.pop("loader", None) or FakeLoader(backend),
+        writer=writer,
         **more,
     )
     return ChatApp(start)
@@ -65,13 +65,13 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object]) -> None:
 async def asked(pilot: Pilot[Any]) -> None:
     """One question and its answer, at a speed that is the same everywhere."""
     app: Any = pilot.app
-    await until(pilot, lambda: app.conductor.status.doing == "idle")
+    await until(pilot, lambda: app.controller.status.idle)
     app.chat.prompt.put("Write a piece of quicksort code in C++")
     await pilot.press("enter")
-    await until(pilot, lambda: app.conductor.dialogue.leaf and app.conductor.reply is None)
-    app.conductor.status.rate = 41.0
-    app.conductor.listener.rates.clear()
-    app.conductor.listener.rates.extend([12.0, 30.0, 41.0, 40.0, 41.0])
+    await until(pilot, lambda: app.controller.tree.leaf and app.controller.reply is None)
+    app.controller.status.rate = 41.0
+    app.controller.status.rates.clear()
+    app.controller.status.rates.extend([12.0, 30.0, 41.0, 40.0, 41.0])
     app.chat.refresh_lines()
     await pilot.pause()
 
@@ -80,7 +80,7 @@ async def inspected(pilot: Pilot[Any]) -> None:
     await asked(pilot)
     await pilot.press("f2")
     app: Any = pilot.app
-    await until(pilot, lambda: app.inspector.text)
+    await until(pilot, lambda: app.chat.inspector.text)
     await pilot.pause()
 
 
@@ -92,17 +92,17 @@ async def helped(pilot: Pilot[Any]) -> None:
 
 @pytest.mark.parametrize("size", [(110, 36), (40, 10), (300, 80)], ids=str)
 def test_the_main_screen_looks_as_it_should(home: Path, snap_compare: Any, size: tuple[int, int]) -> None:
-    assert snap_compare(made(home, FakeResponder(ANSWER)), terminal_size=size, run_before=asked)
+    assert snap_compare(made(home, FakeBackend(ANSWER)), terminal_size=size, run_before=asked)
 
 
 @pytest.mark.parametrize("size", [(120, 60), (60, 40)], ids=str)
 def test_the_inspector_looks_as_it_should(home: Path, snap_compare: Any, size: tuple[int, int]) -> None:
-    assert snap_compare(made(home, FakeResponder(ANSWER, facts=FACTS)), terminal_size=size, run_before=inspected)
+    assert snap_compare(made(home, FakeBackend(ANSWER, facts=FACTS)), terminal_size=size, run_before=inspected)
 
 
 @pytest.mark.parametrize("size", [(110, 60), (40, 20)], ids=str)
 def test_the_help_looks_as_it_should(home: Path, snap_compare: Any, size: tuple[int, int]) -> None:
-    assert snap_compare(made(home, FakeResponder(ANSWER)), terminal_size=size, run_before=helped)
+    assert snap_compare(made(home, FakeBackend(ANSWER)), terminal_size=size, run_before=helped)
 
 
 def test_the_first_run_looks_as_it_should(home: Path, snap_compare: Any) -> None:
@@ -121,8 +121,8 @@ def test_the_first_run_looks_as_it_should(home: Path, snap_compare: Any) -> None
 
     lines = ["GPU: none found; the processor computes", "memory: 22.0 GB free of 25.0 GB, 8 cores"]
     first_run = FirstRun(pull=pull, describe=lambda _: lines)
-    responder = FakeResponder(ANSWER)
-    app = made(home, responder, model="chat", opener=fake_opener(responder, error=absent), first_run=first_run)
+    backend = FakeBackend(ANSWER)
+    app = made(home, backend, model="chat", loader=FakeLoader(backend, error=absent), first_run=first_run)
 
     async def shown(pilot: Pilot[Any]) -> None:
         await until(
@@ -135,6 +135,6 @@ def test_the_first_run_looks_as_it_should(home: Path, snap_compare: Any) -> None
 
 
 def test_the_light_theme_looks_as_it_should(home: Path, snap_compare: Any) -> None:
-    app = made(home, FakeResponder(ANSWER))
+    app = made(home, FakeBackend(ANSWER))
     app.theme = "light"
     assert snap_compare(app, terminal_size=(90, 30), run_before=asked)

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.style import Style
 from support.chat import Chat, drive, open_chat
 from support.chat_texts import fence, mixed, prose, table
-from support.fake_engine import FakeResponder
+from support.fake_engine import FakeBackend
 from textual.selection import SELECT_ALL
 
 from dslite.app.chat.markdown_blocks import Block, CodeBlock, Splitter, code_blocks
@@ -94,14 +94,14 @@ def test_an_open_fence_ends_with_the_answer() -> None:
 @drive
 async def test_what_streams_in_is_what_a_saved_answer_shows(home: Path, make: Callable[[int], str]) -> None:
     text = make(1500)
-    async with open_chat(home, FakeResponder(text)) as chat:
+    async with open_chat(home, FakeBackend(text)) as chat:
         await chat.ask("go")
         assert chat.contents[1] == text
         streamed = [block.block for block in chat.transcript.items[-1].blocks if block.block]
         assert streamed == whole(text)
         await chat.until(lambda: all(block.colours for block in kept(chat) if block.wants_colours))
         before = drawn_text(chat)
-        chat.conductor.show()
+        chat.controller.show()
         await chat.until(lambda: drawn_text(chat) == before)
 
 
@@ -135,14 +135,14 @@ async def test_a_long_chat_keeps_only_what_is_seen_as_lines_and_one_widget(home:
 
 @drive
 async def test_reading_above_is_not_disturbed_by_what_streams_below(home: Path) -> None:
-    async with open_chat(home, FakeResponder(prose(3000), rate=1500)) as chat:
+    async with open_chat(home, FakeBackend(prose(3000), rate=1500)) as chat:
         await chat.say("go")
         await chat.until(lambda: chat.transcript.max_scroll_y > 60)
         await chat.press("pageup", "pageup")
         await chat.pilot.pause()
         top = chat.transcript.scroll_offset.y
         text = chat.transcript.line_text(top)
-        await chat.until(lambda: chat.conductor.reply is None)
+        await chat.until(lambda: chat.controller.reply is None)
         assert chat.transcript.scroll_offset.y == top
         assert chat.transcript.line_text(top) == text
 

@@ -1,0 +1,128 @@
+"""An answer while it is generated: its state, its tokens, and what is saved with it."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from dslite.app.chat.engine_worker import GenerationJob
+from dslite.app.chat.message_tree import Node
+from dslite.app.chat.status import ReplyState
+from dslite.runtime.events import Done, Prefilling, Timing, Token
+
+_RATE_S = 2.0  # the speed is that of the last seconds
+_MIN_RATE_S = 0.2
+
+
+@dataclass(eq=False)
+class Reply:
+    """`end` is the last message of the prompt; `continues`: the message is an answer that was cut.
+
+    A summary (`is_summary`) is shown while it grows and belongs to no conversation. `question` is the one that a chat
+    which begins with it asks.
+    """
+
+    node: Node
+    end: Node | None
+    continues: bool = False
+    trim: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)  # sampling values of this answer alone
+    is_summary: bool = False
+    question: Node | None = None
+    job: GenerationJob | None = None  # None while it waits for a model
+    state: ReplyState = ReplyState.QUEUED
+    ids: list[int] = field(default_factory=list)  # of the whole message
+    count: int = 0  # tokens that came
+    pending: list[str] = field(default_factory=list)  # text that the view does not show yet
+    _times: deque[tuple[float, int]] = field(default_factory=deque)
+    _started: float = field(default_factory=time.perf_counter)
+    _first_token: float | None = None
+    _prompt: Prefilling | None = None
+
+    def take(self, event: Prefilling | Token) -> None:
+        """Count an event."""
+        if isinstance(event, Prefilling):
+            self._prompt = event
+            self._move(ReplyState.PREFILLING)
+            return
+        now = time.perf_counter()
+        self._first_token = self._first_token or now
+        self.count += 1
+        if event.id is not None:
+            self.ids.append(event.id)
+        self._times.append((now, self.count))
+        while now - self._times[0][0] > _RATE_S:
+            self._times.popleft()
+        self.pending.append(event.delta)
+        self._move(ReplyState.DECODING)
+
+    def think(self) -> None:
+        """A server reasons: tokens come that are no part of the answer."""
+        self._move(ReplyState.DECODING)
+
+    def _move(self, state: ReplyState) -> None:
+        if self.state is not ReplyState.STOPPING:
+            self.state = state
+
+    def stop(self) -> None:
+        self.state = ReplyState.STOPPING
+        if self.job is not None:
+            self.job.cancel.set()
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second of late; None while too few came."""
+        if not self._times:
+            return None
+        (then, before), (now, after) = self._times[0], self._times[-1]
+        return (after - before) / (now - then) if now - then > _MIN_RATE_S else None
+
+    def take_pending(self) -> str:
+        """Text that is to be shown now; it becomes part of the message."""
+        text = "".join(self.pending)
+        self.pending.clear()
+        self.node.content += text
+        return text
+
+    def finish(self, done: Done, model: str) -> None:
+        """Fill the message: tokens, reason and what is saved with it."""
+        node = self.node
+        node.token_ids = self._token_ids(done)
+        node.finish_reason = "interrupted" if self.state is ReplyState.STOPPING else done.finish_reason
+        node.info = {
+            "model": model,
+            "prompt_tokens": done.prompt_tokens,
+            "cached_tokens": done.cached_tokens,
+            "completion_tokens": done.completion_tokens,
+            "prefill_s": round(done.timing.prefill_s, 4),
+            "decode_s": round(done.timing.decode_s, 4),
+            "ttft_s": round(done.timing.ttft_s, 4),
+        }
+        node.growing, self.state = False, ReplyState.DONE
+
+    def cut(self) -> Done:
+        """The end of an answer whose engine is not waited for, from the events that came."""
+        new = self.ids[len(self.node.token_ids or ()) :] if self.continues else self.ids
+        prompt, now = self._prompt, time.perf_counter()
+        first = self._first_token or now
+        return Done(
+            "interrupted",
+            self.node.content,
+            tuple(new),
+            prompt.total if prompt else 0,
+            prompt.cached if prompt else 0,
+            timing=Timing(prompt.elapsed_s if prompt else 0.0, now - first, first - self._started),
+            counted=None if len(new) == self.count else self.count,
+        )
+
+    def _token_ids(self, done: Done) -> tuple[int, ...] | None:
+        """The generated ids. None where a stop text cut the answer: the next turn reads the text that is shown."""
+        if done.counted is not None:
+            return None  # a server counts its tokens and does not send their ids
+        before = (self.node.token_ids or ()) if self.continues else ()
+        generated = len(self.ids) - len(before)
+        if done.finish_reason == "stop" and len(done.token_ids) <= generated:
+            return None
+        if not self.continues:
+            return done.token_ids
+        return None if self.node.token_ids is None else (*self.node.token_ids, *done.token_ids)
