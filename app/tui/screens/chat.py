@@ -198,7 +198,7 @@ class ChatScreen(Screen[None]):
             self.transcript.choose(question)
 
     def action_scroll_to_start(self) -> None:
-        self.transcript.place(to_end=False, anchor=self.transcript.column.at(0))
+        self.transcript.show_line(0)
 
     def action_scroll_to_end(self) -> None:
         self.transcript.place(to_end=True)

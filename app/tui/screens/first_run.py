@@ -42,6 +42,7 @@ class FirstRunScreen(ModalPanel[str | None]):
         self._cancel: threading.Event | None = None  # of the download that runs
         self._found: Found | None = None
         self._begun = False  # something was fetched
+        self._shown = threading.Event()  # the choices were drawn: an Enter before that was meant for the chat
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="first-run", classes="panel"):
@@ -61,7 +62,17 @@ class FirstRunScreen(ModalPanel[str | None]):
     def on_mount(self) -> None:
         self.query_one("#progress").display = False
         self.query_one(OptionList).focus()
+        self.call_after_refresh(self._show_choices)
         self.run_worker(self._describe, thread=True, group="describe", exit_on_error=False)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._show_choices)
+
+    def _show_choices(self) -> None:
+        """Scroll the choices into view on a low terminal; an Enter counts only after that."""
+        if self.is_attached and self._cancel is None:
+            self.query_one(OptionList).scroll_visible(animate=False, top=True)
+            self.call_after_refresh(self._shown.set)
 
     def on_unmount(self) -> None:
         if self._cancel is not None:
@@ -93,6 +104,8 @@ class FirstRunScreen(ModalPanel[str | None]):
 
     @on(OptionList.OptionSelected)
     def _chosen(self, event: OptionList.OptionSelected) -> None:
+        if not self._shown.is_set():
+            return
         match event.option_id:
             case "download" if self._cancel is None:
                 self._go_on()
