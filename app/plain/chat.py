@@ -102,6 +102,7 @@ class PlainChat:
     def take(self, text: str) -> None:
         """A message or a command; return once it is done."""
         if not text.strip():
+            self.controller.cancel_edit()
             return
         try:
             command = None if self.controller.editing is not None else parse(text)
@@ -221,9 +222,9 @@ class PlainChat:
     def status_changed(self) -> None:
         status = self.controller.status
         if status.model is ModelState.LOADING and (event := status.loading) is not None:
-            self._progress.show(f"loading weights {100 * event.done_bytes // max(event.total_bytes, 1)} %")
+            self._progress.show(loading_text(event))
         elif status.reply is ReplyState.PREFILLING and (read := status.prefilling) is not None:
-            self._progress.show(f"reading {read.done:,.0f} of {read.total:,}")
+            self._progress.show(reading_text(read))
         elif status.reply is ReplyState.DECODING and status.thinking and self._output.at_line_start:
             self._progress.show(f"thinking · {status.thinking:,} tokens")
 

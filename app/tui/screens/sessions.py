@@ -81,7 +81,7 @@ class SessionsPanel(ModalPanel[str | None]):
             return store.search(words, limit=_PAGE) if words.strip() else store.conversations(limit=_PAGE)
 
         def show(found: "Sequence[Conversation] | Sequence[Hit]") -> None:
-            if number == self._asked and self.is_attached:
+            if number == self._asked and self.query(OptionList):
                 self._answered = number
                 self._show(found, searching=bool(words.strip()))
                 if self._opens_first:
@@ -174,11 +174,11 @@ class SessionsPanel(ModalPanel[str | None]):
             self._say("nothing to undo: no chat was deleted since dslite was started")
 
     def _reload(self) -> None:
-        if self.is_attached:
+        if self.query(OptionList):
             self._load()
 
     def _say(self, text: str) -> None:
-        if not self.is_attached:
+        if not self.query("#sessions-hints"):
             return
         self.query_one("#sessions-hints", Static).update(Text(text))
 

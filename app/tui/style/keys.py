@@ -36,7 +36,6 @@ KEYS = (
     Key("later", "ctrl+down,alt+down", "choose_question(1)", "Choose the next question", in_palette=False),
     Key("top", "ctrl+home", "scroll_to_start", "To the top of the chat"),
     Key("bottom", "ctrl+end", "scroll_to_end", "To the bottom; so does End on empty input"),
-    Key("suspend", "ctrl+z", "app.suspend_process", "Suspend: back to the shell, fg returns", in_palette=False),
     Key("mouse", "f4", "command('mouse')", "Leave the mouse to the terminal, or take it back"),
     Key("suspend", "ctrl+z", "app.suspend_process", "Suspend; fg in the shell comes back", in_palette=False),
     Key("theme", "f5", "command('theme')", "Next theme"),

@@ -9,6 +9,7 @@ from rich.text import Text
 from textual.widget import Widget
 
 from dslite.app.chat.status import WARN_AT, ChatStatus, ModelState, ReplyState
+from dslite.app.terminal.progress_text import loading_text, reading_text
 from dslite.app.tui.style.palette import Palette
 from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.units import size_text
@@ -42,16 +43,11 @@ def _loading(status: ChatStatus) -> str:
     event = status.loading
     if event is None or not event.total_bytes:
         return "starting the engine"
-    percent = 100 * event.done_bytes // event.total_bytes
-    return f"loading weights {percent} % · {event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"
+    return loading_text(event)
 
 
 def _prefilling(status: ChatStatus) -> str:
-    read = status.prefilling
-    if read is None:
-        return "reading"
-    speed = (read.done - read.cached) / read.elapsed_s if read.elapsed_s > 0 else 0.0
-    return f"reading {read.done:,.0f} of {read.total:,} · {speed:,.0f} tok/s"
+    return reading_text(status.prefilling) if status.prefilling is not None else "reading"
 
 
 def where(stats: ModelStats) -> str:

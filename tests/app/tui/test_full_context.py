@@ -197,8 +197,8 @@ async def test_the_engine_answers_without_the_oldest_turns(home: Path) -> None:
         await chat.until(lambda: len(chat.contents) == count + 1 and chat.controller.reply is None)
         assert chat.contents[-1]
         assert used(chat) <= 120
-        session = chat.app.worker.loaded.backend.engine
-        cached = session.tokenizer.decode(session.cached_ids)
+        engine = chat.app.worker.loaded.backend.engine
+        cached = engine.tokenizer.decode(engine.prefix_cache.newest.ids)
         assert cached.count(QUESTION) < (count + 1) // 2
 
 
@@ -217,7 +217,7 @@ async def test_the_engine_writes_the_summary_with_which_a_new_chat_begins(home: 
         assert tree.path()[0].content == QUESTION
         assert tree.path()[1].content
         engine = chat.app.worker.loaded.backend.engine
-        assert written in engine.tokenizer.decode(engine.cached_ids)
+        assert written in engine.tokenizer.decode(engine.prefix_cache.newest.ids)
         await chat.until(lambda: tree.id)
         with SessionStore.open(home / "sessions.db") as store:
             assert written in (store.get(tree.id).system or "")
@@ -228,9 +228,9 @@ async def test_the_engine_is_left_in_peace_when_the_user_stops(home: Path) -> No
     async with open_chat(home, **demo()) as chat:
         count = await until_full(chat)
         engine = chat.app.worker.loaded.backend.engine
-        before = list(engine.cached_ids)
+        before = list(engine.prefix_cache.newest.ids)
         await choose(chat, "stop")
         await chat.until("the context holds 160")
         assert len(chat.contents) == count
-        assert list(engine.cached_ids) == before
+        assert list(engine.prefix_cache.newest.ids) == before
         assert len(pieces(chat.contents[-1])) > 0

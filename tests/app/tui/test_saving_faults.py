@@ -69,7 +69,7 @@ async def test_a_disk_that_fills_in_the_middle_of_an_answer_takes_nothing_from_t
     async with open_chat(home, FakeBackend("word " * 20_000, gate=gate)) as chat:
         await chat.say("go on and on")
         gate.release(100)
-        await chat.until(lambda: chat.controller.tree.leaf.stored)
+        await chat.until(lambda: chat.controller.tree.id)
         pages(chat, lambda count: count)
         gate.release(19_000)
         await chat.until(lambda: "not saved" in chat.status)
