@@ -16,9 +16,10 @@ from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.device import compute_device
-from dslite.runtime.planning.bandwidth import measure_ram
+from dslite.runtime.planning.bandwidth import measure_ram, note_read_rate
 from dslite.runtime.planning.footprint import Footprint
-from dslite.runtime.planning.machine import machine
+from dslite.runtime.planning.hardware import unmeasured
+from dslite.runtime.planning.machine import machine, machine_key
 from dslite.runtime.weights.expert_blocks import ExpertBlocks
 
 _BLOCK = 1 << 24  # random values made once and repeated: noise for 30 GB would take minutes
@@ -155,7 +156,11 @@ def bytes_per_token(config: ModelConfig, dtype: torch.dtype, together: int) -> i
 
 def read_bandwidth(device: torch.device) -> float:
     """Read bandwidth of the device's memory, bytes per second; measured now on the CPU, which other programs share."""
-    return measure_ram() if device.type == "cpu" else machine().gpu_bandwidth
+    if device.type != "cpu":
+        return machine().gpu_bandwidth
+    rate = measure_ram()
+    note_read_rate(machine_key(unmeasured()), "ram", rate)  # the kept one may be of a busy machine
+    return rate
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
