@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
 
 from dslite.model.config import ModelConfig
 from dslite.model.errors import DsliteError
@@ -28,7 +27,6 @@ from dslite.runtime.weights.sources import ExpertSource, Fetch
 
 log = logging.getLogger(__name__)
 Key = tuple[int, int]  # layer, expert
-Made = TypeVar("Made")
 
 
 class BufferState(Enum):

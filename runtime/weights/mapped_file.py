@@ -42,11 +42,6 @@ class MappedFile:
         if self._number >= 0:
             weakref.finalize(mapped, _release, self._number)
 
-    @property
-    def guarded(self) -> bool:
-        """Whether lost pages are read as zeros, instead of ending the process."""
-        return self._number >= 0
-
     def check(self) -> None:
         """Raise CheckpointError if the file is no longer what it was, or could not be read."""
         self._file.check()
