@@ -1,0 +1,70 @@
+"""What the line mode reads and prints: whole words, one message for one paste, the newest chat next to the prompt."""
+
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+from support.fake_engine import FakeBackend, FakeLoader
+from support.paths import path_variables
+
+from dslite.app.chat.autosave import ConversationWriter
+from dslite.app.chat.launch import ChatLaunch
+from dslite.app.chat.settings import ChatSettings
+from dslite.app.plain.chat import PlainChat
+from dslite.app.plain.word_wrap import WordWrap
+from dslite.app.sessions.store import SessionStore
+from dslite.runtime.downloads.hub import parse_model
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("some words that wrap", "some words\nthat wrap\n"),
+        ("a\n```\nprint('a long line of code')\n```\nb", "a\n```\nprint('a long line of code')\n```\nb\n"),
+        ("| a | table | row |", "| a | table | row |\n"),
+        ("你好你好你好", "你好你好你\n好\n"),
+        ("  indented", "  indented\n"),
+    ],
+)
+def test_no_word_is_broken_at_the_margin(text: str, printed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output = WordWrap(wraps=True, width=10)
+    for char in text:
+        output.write(char)
+    output.end_line()
+    assert capsys.readouterr().out == printed
+
+
+def test_a_pasted_text_of_several_lines_is_one_message(tmp_path: Path) -> None:
+    child = pexpect.spawn(
+        str(Path(sys.executable).parent / "dslite"),
+        ["chat", "--plain", "-m", "demo", "-n", "3"],
+        env={"PATH": "/usr/bin:/bin", "TERM": "xterm", **path_variables(tmp_path)},
+        encoding="utf-8",
+        timeout=60,
+    )
+    child.expect("Ctrl\\+D ends")
+    child.expect("> $")
+    child.send("\x1b[200~first line\rsecond line\x1b[201~\r")
+    child.expect("/continue goes on")
+    child.expect("> $")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    with SessionStore.open(tmp_path / "data" / "sessions.db") as store:
+        [chat] = store.conversations()
+        assert [message.content for message in store.tree(chat.id)][:1] == ["first line\nsecond line"]
+
+
+def test_the_newest_chat_is_listed_last(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = ConversationWriter(lambda: SessionStore.open(home / "sessions.db"))
+    launch = ChatLaunch(parse_model("demo"), ChatSettings("demo"), FakeLoader(FakeBackend("text")), writer)
+    chat = PlainChat(launch)
+    chat.start()
+    for text in ("older", "newer"):
+        chat.take(text)
+        chat.take("/new")
+    capsys.readouterr()
+    chat.take("/load")
+    chat.close()
+    titles = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines() if "  " in line]
+    assert titles == ["older", "newer"]
