@@ -108,6 +108,14 @@ class LatentDiskCache:
             log.warning("the saved cache of %s is not used: %s", key, error)
         return cache.length
 
+    def token_ids(self, key: str) -> list[int]:
+        """The tokens that a file holds; none where there is no sound file."""
+        try:
+            ids: list[int] = _Opened(self._file(key)).tensor("token_ids").tolist()
+        except _DAMAGE:
+            return []
+        return ids
+
     def save_by_tokens(self, token_ids: Sequence[int], cache: LatentKVCache) -> None:
         """Write latent entries that are found again by their tokens. Fewer than a search compares are not worth it."""
         if len(token_ids) >= _SEARCHED:

@@ -141,9 +141,10 @@ class PrefixCache:
         """Bring what is known of a saved conversation's prompt to the device level; returns how many tokens that is."""
         entry = self.acquire(ids)
         if self._open_disk is not None:
-            known = self._open_disk().load(conversation, ids, entry.cache)
-            entry.ids = list(ids[:known])
-            self._saved = (conversation, tuple(entry.ids))
+            disk = self._open_disk()
+            entry.ids = list(ids[: disk.load(conversation, ids, entry.cache)])
+            if disk.token_ids(conversation) == entry.ids:  # not where the device level knew more, or a block is damaged
+                self._saved = (conversation, tuple(entry.ids))
         self.release(entry)
         return len(entry.ids)
 

@@ -139,6 +139,15 @@ def test_a_resumed_conversation_is_not_written_again(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+def test_a_conversation_that_begins_like_another_is_written_for_itself(tmp_path: Path) -> None:
+    cache = new_prefix_cache(folder=tmp_path)
+    answered(cache, [1])
+    cache.save("one")
+    assert cache.resume("two", path_of([1])) == TURN  # of the device level: the disk has no "two"
+    cache.save("two")
+    assert new_prefix_cache(folder=tmp_path).resume("two", path_of([1])) == TURN
+
+
 SMALL = 8 * TURN  # tokens of the device level in random orders, and of their longest path
 
 
