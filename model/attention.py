@@ -41,7 +41,11 @@ class LatentCache(Protocol):
         ...
 
     def reserve(self, count: int) -> Tensor:
-        """A view of the entries of all layers with `count` more, not yet filled: (layers, S, C+R)."""
+        """A view of the entries of all layers with `count` more, not yet filled, in host memory: (layers, S, C+R)."""
+        ...
+
+    def addresses(self, count: int) -> Sequence[int]:
+        """Where each layer's entries begin on the device, with room for `count` more."""
         ...
 
     def commit(self, count: int) -> None:

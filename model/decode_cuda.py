@@ -85,7 +85,7 @@ class CudaDecode:
     def run(self, token_ids: Tensor, span: Span, on_layer: Callable[[int], None]) -> Tensor:
         """Hidden state (1, D) of one token id (1,). The span's cache has the new entry, not committed."""
         buffers = self._buffers = self._buffers or DecodeBuffers(self._network)
-        self._begin(buffers, token_ids, span.cache.length, span.cache.reserve(1))
+        self._begin(buffers, token_ids, span.cache.length, span.cache.addresses(1))
         for segment in buffers.segments:
             if segment.replay is None:
                 segment.replay = self._recorder.record(lambda segment=segment: buffers.launch(segment))  # type: ignore[misc]
@@ -96,8 +96,8 @@ class CudaDecode:
             on_layer(segment.first + segment.count)
         return buffers.hidden.clone()[None]
 
-    def _begin(self, buffers: "DecodeBuffers", token_ids: Tensor, position: int, rows: Tensor) -> None:
-        """Tell the device what changes. rows (layers, S, C+R)"""
+    def _begin(self, buffers: "DecodeBuffers", token_ids: Tensor, position: int, layers: Sequence[int]) -> None:
+        """Write what changes from token to token; `layers` are the addresses of each layer's entries."""
         known = token_ids.device.type == "cpu"
         embedding = self._network.embed_tokens
         token = 0
@@ -105,7 +105,7 @@ class CudaDecode:
             self._recorder.put(buffers.row, F.embedding(token_ids.to(embedding.device), embedding))
         elif known:
             token = int(token_ids)
-        numbers = [token, position, address(rows), rows.stride(0)]
+        numbers = [token, position, *layers]
         self._recorder.put(buffers.state, torch.tensor(numbers, dtype=torch.int64))
         if buffers.row is None and not known:
             buffers.state[:1].copy_(token_ids)
@@ -132,7 +132,8 @@ class DecodeBuffers:
             return torch.empty(shape, dtype=dtype, device=network.device)
 
         dtype = network.dtype
-        self.state = buffer(4, dtype=torch.int64)  # triton_attention says which numbers
+        # triton_attention says which numbers.
+        self.state = buffer(triton_attention.LAYERS + len(network.layers), dtype=torch.int64)
         elsewhere = network.embed_tokens.device != network.device
         self.row = buffer(1, config.hidden_size, dtype=dtype) if elsewhere else None
         self.hidden = buffer(config.hidden_size, dtype=dtype)  # at the beginning of a layer

@@ -1,7 +1,7 @@
 """Absorbed attention of one token on a GPU: split keys, each cached row read once for key and value.
 
 Three launches, whatever the length. Where the token stands and where its sequence is kept is read on the device, from
-four numbers: a recorded launch serves every position of every cache, one that is allocated later included. Tiles of 16
+a few numbers: a recorded launch serves every position of every cache, one that is allocated later included. Tiles of 16
 rows of 576 values leave room in the 99 KB of shared memory that consumer GPUs give a block; 32 would not on all.
 """
 
@@ -18,14 +18,14 @@ SPLITS = 64  # programs that share a sequence: about as many as a GPU has proces
 LATENT_TILE = 64  # values of a latent that a program of the products makes, or reads at once
 VALUE_TILE = 16
 
-# The numbers of `state` (4,) int64, on the device.
-TOKEN, POSITION, ADDRESS, STRIDE = range(4)  # token id, tokens before it, first cached row, values from layer to layer
+# The numbers of `state` (2 + layers,) int64, on the device.
+TOKEN, POSITION, LAYERS = range(3)  # token id, tokens before it; from there on where each layer's entries begin
 
 
 @triton.jit
 def first_row(state, layer, like, aligned: tl.constexpr):
     """Where a layer's rows begin, as a pointer of the kind of `like`."""
-    rows = tl.load(state + 2).to(tl.pointer_type(like.dtype.element_ty)) + layer * tl.load(state + 3)
+    rows = tl.load(state + 2 + layer).to(tl.pointer_type(like.dtype.element_ty))
     return tl.multiple_of(rows, 16) if aligned else rows
 
 
@@ -45,7 +45,7 @@ def store_rotated(x, factors, out, rope: tl.constexpr, rope_tile: tl.constexpr):
 
 @triton.jit(do_not_specialize=["layer"])
 def absorb(
-    state,  # (4,) int64
+    state,  # (2 + layers,) int64
     layer,
     q,  # (H, N+R): before the rotation
     kv,  # (C+R,): before norm and rotation
@@ -91,7 +91,7 @@ def absorb(
 
 @triton.jit(do_not_specialize=["layer"])
 def attend_splits(
-    state,  # (4,) int64
+    state,  # (2 + layers,) int64
     layer,
     queries,  # (H, C+R)
     sums,  # (H, P, C) float32: values of a split, normed by its own sum; of an empty split unwritten

@@ -82,7 +82,7 @@ class LatentDiskCache:
         """Write the entries of a conversation; False, and a line in the log, where the folder cannot take them."""
         count = min(len(token_ids), cache.length)
         ids = torch.tensor(token_ids[:count], dtype=torch.int32)
-        rows = cache.rows(0, count)
+        rows = cache.entries(0, count)
         if not count or rows.nbytes > self._most:
             return False
         try:
@@ -165,7 +165,7 @@ class LatentDiskCache:
 
     def _verified(self, file: Path, token_ids: Sequence[int], cache: LatentKVCache) -> Iterator[Tensor]:
         """Entries (L, T, C+R) of the tokens behind those of the cache, up to the first block that does not verify."""
-        known, form = cache.length, cache.rows(0, 0)
+        known, form = cache.length, cache.entries(0, 0)
         opened = _Opened(file)
         if opened.metadata.get("format") != _FORMAT or opened.metadata.get("fingerprint") != self._fingerprint:
             raise ValueError("it belongs to another model, or to another version")

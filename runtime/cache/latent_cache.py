@@ -1,32 +1,42 @@
-"""The latent cache of one sequence on the compute device: 31 KB a token in Lite."""
+"""The latents of one conversation: what attention needs of every token, 31 KB each in Lite."""
 
 # T new tokens  S all tokens  C latent  R rope
 
 import torch
 from torch import Tensor
 
+from dslite.model import decode_cuda
 from dslite.model.config import ModelConfig
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.planning.footprint import latent_bytes
 
+_STEP = 256  # tokens by which a buffer grows, at least
+
 
 class LatentKVCache:
-    """Latent entries (capacity, C+R) of each layer in one allocation, so that attention reads a plain matrix.
+    """One buffer (capacity, C+R) a layer, so that attention reads one plain matrix.
 
-    On the CPU a page that has not been written takes no memory: the whole context may be allocated at once.
+    In host memory the buffers of a whole context are reserved at once: a page that no token has reached costs nothing.
+    On a device they grow with the sequence, layer by layer, so that never more than one layer exists twice; a recorded
+    step reads their addresses from memory (`addresses`), so that they may move.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        capacity: int,
+        max_tokens: int,
         *,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
+        grows: bool | None = None,
     ) -> None:
-        shape = (config.num_hidden_layers, capacity, config.latent_width)
-        self._entries = torch.empty(shape, dtype=dtype, device=device)
+        """`grows`: by need, and not reserved at once; None: as suits the device."""
+        self.max_tokens = max_tokens
         self._length = 0
+        capacity = 0 if (torch.device(device).type != "cpu" if grows is None else grows) else max_tokens
+        shape = (config.num_hidden_layers, capacity, config.latent_width)
+        self._block = torch.empty(shape, dtype=dtype, device=device)  # without a token where the cache grows
+        self._layers = list(self._block.unbind())
 
     @property
     def length(self) -> int:
@@ -34,49 +44,81 @@ class LatentKVCache:
 
     @property
     def capacity(self) -> int:
-        return self._entries.shape[1]
+        """Tokens that every layer has room for before it grows."""
+        return min(len(layer) for layer in self._layers)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole capacity."""
-        return self._entries.nbytes
+        """Bytes of the buffers; in host memory pages that no token has reached are not taken."""
+        return sum(layer.nbytes for layer in self._layers)
 
-    def append(self, layer: int, rows: Tensor) -> Tensor:
-        """Store entries (T, C+R) behind those of a layer; return a view of all, (S, C+R)."""
-        kept = self.reserve(rows.shape[0])[layer]
-        kept[self._length :] = rows
-        return kept
+    def append(self, layer: int, entries: Tensor) -> Tensor:
+        """Put entries (T, C+R) behind those of a layer; returns all of them as a view, (S, C+R)."""
+        end = self._ensure(entries.shape[0])
+        self._layers[layer][self._length : end] = entries
+        return self._layers[layer][:end]
 
     def reserve(self, count: int) -> Tensor:
-        """A view of the entries of all layers with `count` more, not yet filled: (layers, S, C+R)."""
-        end = self._length + count
-        if end > self.capacity:
-            raise ContextFullError(f"{end} tokens do not fit into a context of {self.capacity}")
-        return self._entries[:, :end]
+        """The entries of all layers with `count` more, not yet filled, as a view: (layers, S, C+R).
+
+        Not of a cache that grows: it is no one block.
+        """
+        return self._block[:, : self._ensure(count)]
+
+    def addresses(self, count: int) -> list[int]:
+        """Where each layer's entries begin, with room for `count` more."""
+        self._ensure(count)
+        return [decode_cuda.address(layer) for layer in self._layers]
 
     def commit(self, count: int) -> None:
         self._length += count
 
-    def copy_rows(self, other: "LatentKVCache", count: int) -> None:
-        """Replace the contents by the first `count` tokens of another cache."""
-        self._entries[:, :count] = other._entries[:, :count]
+    def copy_prefix(self, other: "LatentKVCache", count: int) -> None:
+        """Begin anew with the first `count` tokens of another sequence."""
+        self._length = 0
+        self._ensure(count)
+        for own, theirs in zip(self._layers, other._layers, strict=True):
+            own[:count] = theirs[:count]
         self._length = count
 
-    def rows(self, start: int, end: int) -> Tensor:
-        """A view of the entries of some tokens in all layers: (layers, end - start, C+R)."""
-        return self._entries[:, start:end]
+    def entries(self, start: int, end: int) -> Tensor:
+        """Entries of some tokens in host memory, (layers, end - start, C+R); a view where they lie there."""
+        if len(self._block[0]) == self.max_tokens and self._block.device.type == "cpu":
+            return self._block[:, start:end]
+        shape = (len(self._layers), end - start, self._block.shape[2])
+        found = torch.empty(shape, dtype=self._block.dtype)
+        for own, layer in zip(found, self._layers, strict=True):
+            own.copy_(layer[start:end])
+        return found
 
-    def put(self, rows: Tensor) -> None:
-        """Append tokens with their entries (layers, T, C+R)."""
-        end = self._length + rows.shape[1]
-        self._entries[:, self._length : end] = rows
+    def put(self, entries: Tensor) -> None:
+        """Append tokens whose entries (layers, T, C+R) are known."""
+        end = self._ensure(entries.shape[1])
+        for own, known in zip(self._layers, entries, strict=True):
+            own[self._length : end] = known
         self._length = end
 
     def truncate(self, length: int) -> None:
-        """Drop every token from `length` on."""
+        """Forget every token from `length` on."""
         if not 0 <= length <= self._length:
             raise ValueError(f"cannot truncate {self._length} tokens to {length}")
         self._length = length
+
+    def _ensure(self, count: int) -> int:
+        """Make room for `count` more tokens; returns how many there are with them. Raises ContextFullError."""
+        end = self._length + count
+        if end > self.max_tokens:
+            raise ContextFullError(f"{end} tokens do not fit into a context of {self.max_tokens}")
+        if end > self.capacity:
+            grown = max(end, self.capacity * 3 // 2)
+            capacity = min(self.max_tokens, -(-grown // _STEP) * _STEP)
+            for index, layer in enumerate(self._layers):  # where memory runs out here, those behind have yet to grow
+                if len(layer) < capacity:
+                    larger = layer.new_empty(capacity, layer.shape[1])
+                    larger[: self._length] = layer[: self._length]
+                    self._layers[index] = larger
+                    del layer
+        return end
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> int:

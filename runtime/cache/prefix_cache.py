@@ -26,7 +26,7 @@ class CachedTokens:
 
     def copy(self, other: "CachedTokens", count: int) -> None:
         """Begin anew with the first `count` tokens of another sequence."""
-        self.cache.copy_rows(other.cache, count)
+        self.cache.copy_prefix(other.cache, count)
         self.ids = other.ids[:count]
 
 
@@ -75,7 +75,7 @@ class PrefixCache:
             entry.copy(source, shared)
         elif best is not None:
             self._finished.remove(best)
-            self._host.put(best.ids, known, best.cache.rows(known, best.cache.length))
+            self._host.put(best.ids, known, best.cache.entries(known, best.cache.length))
             best.cache.truncate(known)
             best.ids = list(ids[:known])
             entry = best
@@ -117,7 +117,7 @@ class PrefixCache:
             return False
         entry = self._finished.pop(0)
         if not drop:
-            self._host.put(entry.ids, 0, entry.cache.rows(0, entry.cache.length))
+            self._host.put(entry.ids, 0, entry.cache.entries(0, entry.cache.length))
         return True
 
     def clear(self) -> None:

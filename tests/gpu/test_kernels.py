@@ -75,7 +75,7 @@ def test_attention_equals_torchs_at_every_length(position: int, dtype: torch.dty
     q, kv = normal(HEADS * (NOPE + ROPE), dtype=dtype, seed=2), normal(LATENT + ROPE, dtype=dtype, seed=3)
     kv_norm, kv_b = 1 + normal(LATENT, dtype=dtype, seed=4, std=0.1), normal(HEADS * (NOPE + VALUE), LATENT, seed=5)
     kv_b = (kv_b * LATENT**-0.5).to(dtype)
-    state = torch.tensor([0, position, rows.data_ptr(), rows.stride(0)], device=DEVICE)
+    state = torch.tensor([0, position, *(layer.data_ptr() for layer in rows)], device=DEVICE)
     factors = rotation(state[1:2], torch.rand(ROPE // 2, device=DEVICE), 1.0)
     queries, values = poisoned(HEADS, LATENT + ROPE, dtype=dtype), poisoned(HEADS, VALUE, dtype=dtype)
     splits = triton_attention.SPLITS

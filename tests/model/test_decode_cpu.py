@@ -108,7 +108,7 @@ def assert_no_worse_than_torch(
     assert error.mean() <= 1.1 * reference_error.mean()
     for each, length, count in zip(caches, lengths, counts, strict=True):
         assert each.length == length + count
-        assert torch.isfinite(each.rows(0, each.length)).all()
+        assert torch.isfinite(each.entries(0, each.length)).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

@@ -119,7 +119,7 @@ def test_tokens_decode_as_by_torchs_products(config: dict[str, Any]) -> None:
         torch.testing.assert_close(logprobs, expected, rtol=0, atol=TOLERANCE)
     assert chosen[0] == chosen[1]
     assert (recorder.recorded, recorder.replayed) == (1, 3)
-    torch.testing.assert_close(cache.rows(0, 49), expected_cache.rows(0, 49), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(cache.entries(0, 49), expected_cache.entries(0, 49), rtol=0, atol=TOLERANCE)
 
 
 def create_dot(self: Any, a: Any, b: Any, total: Any, *_: Any) -> Any:
@@ -249,7 +249,7 @@ def test_a_recording_keeps_no_cache_and_no_network_alive() -> None:
     model = replace(model, recorder=PlainDevice(CPU))
     cache = new_cache(model, 8)
     read(model, cache, [1])
-    gone = weakref.ref(cache.rows(0, 1)._base), weakref.ref(model)
+    gone = weakref.ref(cache.entries(0, 1)._base), weakref.ref(model)
     gc.disable()
     try:
         del cache, model

@@ -107,7 +107,7 @@ class Attending:
         """By the kernels: the heads' values (H, V), the token's row in the buffer."""
         config, own = self.config, self.own
         heads, latent, nope = config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim
-        state = torch.tensor([0, self.position, self.buffer.data_ptr(), self.buffer.stride(0)])
+        state = torch.tensor([0, self.position, *(layer.data_ptr() for layer in self.buffer)])
         assert own.q_proj is not None
         q, kv = F.linear(self.hidden, own.q_proj)[0], F.linear(self.hidden, own.kv_a_proj_with_mqa)[0]
         queries, values = poisoned(heads, config.latent_width), poisoned(heads, config.v_head_dim)

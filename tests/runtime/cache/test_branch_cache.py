@@ -28,7 +28,7 @@ class Follower:
 
     def go_to(self, path: list[int]) -> None:
         known = common_prefix(self.ids, path)
-        self.shelf.put(self.ids, known, self.cache.rows(known, self.cache.length))
+        self.shelf.put(self.ids, known, self.cache.entries(known, self.cache.length))
         self.cache.truncate(known)
         while (rows := self.shelf.take(path, known)) is not None:
             self.cache.put(rows)
@@ -67,7 +67,7 @@ def test_any_walk_over_branches_leaves_the_rows_of_the_path(walk: list[list[int]
     for path in walk:
         follower.go_to(path)
         assert follower.cache.length == len(path)
-        assert torch.equal(follower.cache.rows(0, len(path)), expected(path))
+        assert torch.equal(follower.cache.entries(0, len(path)), expected(path))
         assert follower.shelf.nbytes <= shelf_bytes
 
 
@@ -87,7 +87,7 @@ def test_any_walk_with_restarts_leaves_the_rows_of_the_path(walk: list[list[int]
                 follower.ids = saved
                 continue
             follower.go_to(step)
-            assert torch.equal(follower.cache.rows(0, len(step)), expected(step))
+            assert torch.equal(follower.cache.entries(0, len(step)), expected(step))
 
 
 def test_returning_to_a_branch_computes_only_what_is_new() -> None:
@@ -128,4 +128,4 @@ def test_append_and_truncate_in_any_order(operations: list[tuple[str, int]]) -> 
             if kind == "append":  # an abandoned pass leaves rows behind the end, where nobody reads them
                 cache.commit(size)
                 truth = torch.cat([truth, rows], dim=1)
-        assert torch.equal(cache.rows(0, cache.length), truth)
+        assert torch.equal(cache.entries(0, cache.length), truth)

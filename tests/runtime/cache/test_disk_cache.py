@@ -45,7 +45,7 @@ def test_saved_rows_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype, co
     assert store.save("chat", IDS[:count], saved)
     loaded = empty(dtype)
     assert store.load("chat", IDS[:count], loaded) == count
-    assert torch.equal(loaded.rows(0, count), saved.rows(0, count))
+    assert torch.equal(loaded.entries(0, count), saved.entries(0, count))
 
 
 @settings(max_examples=60)
@@ -59,9 +59,9 @@ def test_only_the_common_beginning_is_used(
     store.save("chat", IDS[:count], saved)
     other = IDS[:same] + [999] * 50
     loaded = empty()
-    loaded.put(saved.rows(0, known))
+    loaded.put(saved.entries(0, known))
     assert store.load("chat", other, loaded) == same
-    assert torch.equal(loaded.rows(0, same), saved.rows(0, same))
+    assert torch.equal(loaded.entries(0, same), saved.entries(0, same))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -85,7 +85,7 @@ def test_going_on_after_a_restart_equals_never_having_stopped(tmp_path: Path, dt
     assert found is not None
     assert right is not None
     assert found.ids == right.ids
-    assert torch.equal(found.cache.rows(0, found.cache.length), right.cache.rows(0, right.cache.length))
+    assert torch.equal(found.cache.entries(0, found.cache.length), right.cache.entries(0, right.cache.length))
 
 
 def test_every_flipped_byte_gives_the_right_rows_or_none(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_every_flipped_byte_gives_the_right_rows_or_none(tmp_path: Path) -> None
         file.write_bytes(sound[:place] + bytes([sound[place] ^ 0x11]) + sound[place + 1 :])
         loaded = empty()
         count = store.load("chat", IDS[:40], loaded)
-        assert torch.equal(loaded.rows(0, count), saved.rows(0, count)), f"byte {place}"
+        assert torch.equal(loaded.entries(0, count), saved.entries(0, count)), f"byte {place}"
         used += count > 0
     logging.disable(logging.NOTSET)
     assert used < len(sound) // 20  # padding of the header may flip; little else
@@ -111,7 +111,7 @@ def test_a_file_cut_at_every_block_edge_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "chat.safetensors"
     sound = file.read_bytes()
     block = CONFIG.num_hidden_layers * 1024 * CONFIG.latent_width * 2
-    tail = len(sound) - 3 * 32 - saved.rows(0, 2500).nbytes
+    tail = len(sound) - 3 * 32 - saved.entries(0, 2500).nbytes
     for place in [0, 8, tail - 10_000, tail, tail + block, tail + 2 * block, len(sound) - 96, len(sound) - 1]:
         file.write_bytes(sound[:place])
         assert store.load("chat", IDS, empty()) == 0
@@ -123,12 +123,12 @@ def test_a_damaged_block_ends_what_is_used(tmp_path: Path) -> None:
     file = tmp_path / "chat.safetensors"
     data = bytearray(file.read_bytes())
     block = CONFIG.num_hidden_layers * 1024 * CONFIG.latent_width * 2
-    first = len(data) - 3 * 32 - saved.rows(0, 2500).nbytes
+    first = len(data) - 3 * 32 - saved.entries(0, 2500).nbytes
     data[first + block + 5] ^= 1
     file.write_bytes(data)
     loaded = empty()
     assert store.load("chat", IDS, loaded) == 1024
-    assert torch.equal(loaded.rows(0, 1024), saved.rows(0, 1024))
+    assert torch.equal(loaded.entries(0, 1024), saved.entries(0, 1024))
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_rows_of_another_model_are_ignored(tmp_path: Path) -> None:
 
 
 def test_the_folder_never_exceeds_its_bound(tmp_path: Path) -> None:
-    size = filled(200).rows(0, 200).nbytes
+    size = filled(200).entries(0, 200).nbytes
     store = LatentDiskCache(tmp_path, "model", most_bytes=4 * size)
     for number in range(8):
         assert store.save(f"chat{number}", IDS[:200], filled(200))
@@ -182,7 +182,7 @@ def test_the_folder_never_exceeds_its_bound(tmp_path: Path) -> None:
 
 
 def test_using_a_file_keeps_it_longer(tmp_path: Path) -> None:
-    size = filled(200).rows(0, 200).nbytes
+    size = filled(200).entries(0, 200).nbytes
     store = LatentDiskCache(tmp_path, "model", most_bytes=int(2.5 * size))
     for number in range(2):
         store.save(f"chat{number}", IDS[:200], filled(200))
@@ -257,14 +257,14 @@ def test_a_kill_at_any_point_leaves_a_whole_file(tmp_path: Path, writer: "subpro
     while len(seen) < 25:  # a second process reads while the first one writes
         loaded = empty()
         count = store.load("chat", IDS, loaded)
-        assert torch.equal(loaded.rows(0, count), saved.rows(0, count))
+        assert torch.equal(loaded.entries(0, count), saved.entries(0, count))
         seen.add(count)
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     loaded = empty()
     count = store.load("chat", IDS, loaded)
     assert count >= 1
-    assert torch.equal(loaded.rows(0, count), saved.rows(0, count))
+    assert torch.equal(loaded.entries(0, count), saved.entries(0, count))
 
 
 def test_two_processes_that_save_one_conversation_never_mix_their_rows(
@@ -274,14 +274,14 @@ def test_two_processes_that_save_one_conversation_never_mix_their_rows(
     assert writer.stdout.readline() == "ready\n"
     store, other = LatentDiskCache(tmp_path, "model"), IDS[::-1]  # another branch of the same conversation
     theirs, ours = filled(2500), empty()
-    ours.put(filled(2500).rows(0, 900).flip(1))
+    ours.put(filled(2500).entries(0, 900).flip(1))
     seen: set[int] = set()
     while len(seen) < 15:
         assert store.save("chat", other[:900], ours)
         for ids, truth in ((IDS, theirs), (other, ours)):
             loaded = empty()
             count = store.load("chat", ids, loaded)
-            assert torch.equal(loaded.rows(0, count), truth.rows(0, count))
+            assert torch.equal(loaded.entries(0, count), truth.entries(0, count))
             seen.add(count)
 
 

@@ -1,7 +1,11 @@
 """The buffer of latents: append, commit, truncate."""
 
+import weakref
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.checkpoints import tiny_config
 from support.memory import anonymous_bytes
 from support.reference import golden
@@ -96,3 +100,87 @@ def test_a_whole_context_costs_no_memory_before_it_is_used() -> None:
 
     assert cache.nbytes == 163_840 * 31_104
     assert anonymous_bytes() - before < 64 * 2**20
+
+
+def growing(max_tokens: int = 5000) -> LatentKVCache:
+    """As on a device: with buffers for what it holds."""
+    return LatentKVCache(CONFIG, max_tokens, dtype=torch.float32, grows=True)
+
+
+def test_a_cache_that_grows_takes_memory_for_what_it_holds() -> None:
+    cache = growing()
+    assert cache.nbytes == 0
+    cache.put(torch.ones(CONFIG.num_hidden_layers, 300, CONFIG.latent_width))
+    assert cache.nbytes == 512 * kv_bytes_per_token(CONFIG, torch.float32)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(1, 400)),
+        st.tuples(st.just("put"), st.integers(1, 400)),
+        st.tuples(st.just("truncate"), st.floats(0, 1)),
+        st.tuples(st.just("copy"), st.floats(0, 1)),
+    ),
+    max_size=12,
+)
+
+
+@given(STEPS)
+def test_a_cache_that_grows_holds_what_a_reserved_one_holds(steps: list[tuple[str, float]]) -> None:
+    pair = [growing(), new_cache(5000)]
+    value = 0.0
+    for step, amount in steps:
+        count = int(amount)
+        for number, cache in enumerate(pair):
+            new = torch.arange(count * CONFIG.latent_width).view(count, CONFIG.latent_width) + value
+            if step == "append":
+                for layer in range(CONFIG.num_hidden_layers):
+                    cache.append(layer, new + layer)
+                cache.commit(count)
+            elif step == "put":
+                cache.put(torch.stack([new + layer for layer in range(CONFIG.num_hidden_layers)]))
+            elif step == "truncate":
+                cache.truncate(int(amount * cache.length))
+            else:
+                pair[number] = growing() if number == 0 else new_cache(5000)
+                pair[number].copy_prefix(cache, int(amount * cache.length))
+        value += 1
+        grown, reserved = pair
+        assert grown.length == reserved.length
+        assert torch.equal(grown.entries(0, grown.length), reserved.entries(0, reserved.length))
+        held = [grown.append(layer, rows(0, 0.0)) for layer in range(CONFIG.num_hidden_layers)]
+        assert not grown.length or grown.addresses(0) == [layer.data_ptr() for layer in held]
+
+
+def test_growing_never_holds_more_than_one_layer_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = growing()
+    cache.put(torch.ones(CONFIG.num_hidden_layers, 200, CONFIG.latent_width))
+    old = [weakref.ref(layer) for layer in cache._layers]
+    new_empty, alive = torch.Tensor.new_empty, []
+
+    def count(self: Tensor, *size: int) -> Tensor:
+        alive.append(sum(layer() is not None for layer in old))
+        return new_empty(self, *size)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", count)
+    cache.append(0, rows(100, 1.0))
+    assert alive == [CONFIG.num_hidden_layers - grown for grown in range(CONFIG.num_hidden_layers)]
+
+
+def test_memory_that_runs_out_while_a_cache_grows_leaves_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = growing()
+    cache.put(torch.ones(CONFIG.num_hidden_layers, 200, CONFIG.latent_width))
+    new_empty, calls = torch.Tensor.new_empty, iter([True, False])
+
+    def fail(self: Tensor, *size: int) -> Tensor:
+        if next(calls, True):
+            return new_empty(self, *size)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            cache.append(0, rows(100, 1.0))
+    assert torch.equal(cache.entries(0, 200), torch.ones(CONFIG.num_hidden_layers, 200, CONFIG.latent_width))
+    cache.put(torch.ones(CONFIG.num_hidden_layers, 100, CONFIG.latent_width) * 2)
+    assert cache.entries(0, 300).sum() == CONFIG.num_hidden_layers * CONFIG.latent_width * 400

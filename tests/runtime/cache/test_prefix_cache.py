@@ -52,7 +52,7 @@ def compute(entry: CachedTokens, path: list[int]) -> int:
 
 def check(entry: CachedTokens) -> None:
     assert entry.cache.length == len(entry.ids)
-    assert torch.equal(entry.cache.rows(0, len(entry.ids)), right_entries(entry.ids))
+    assert torch.equal(entry.cache.entries(0, len(entry.ids)), right_entries(entry.ids))
 
 
 def path_of(turns: list[int]) -> list[int]:

@@ -121,6 +121,7 @@ class Step:
     def token(self, token: Tensor, position: int, capacity: int = 64) -> Tape:
         """Make a token behind `position` others of a new cache; tell what was launched."""
         cache = LatentKVCache(self.model.config, capacity, device=CUDA)
+        cache.addresses(position + 1)  # grows to what it is to hold: outside of the step that is watched
         cache.commit(position)
         with Tape(self._gpu) as tape:
             logits = self.model.logits(self.model.forward(token, [Span(cache, 1)]))
