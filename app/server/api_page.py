@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 
-from dslite.app.server.json_fields import Field, NoOp, Object, ObjectList, Support, Table
+from dslite.app.server.json_fields import NoOp, Object, ObjectList, RequestField, Support, Table
 from dslite.app.server.limits import Limits
 from dslite.app.server.request_fields import MESSAGE_PART, chat_fields, completion_fields
 
@@ -76,7 +76,7 @@ def _object(title: str, table: Table, level: int = 2) -> Iterable[str]:
     yield from _by_reason("refused", table.with_support(Support.REFUSED))
 
 
-def _by_reason(title: str, fields: Iterable[Field]) -> Iterable[str]:
+def _by_reason(title: str, fields: Iterable[RequestField]) -> Iterable[str]:
     """A table with one line for each reason and set of values that pass."""
     lines: dict[tuple[str, str], list[str]] = {}
     for field in fields:
@@ -87,12 +87,12 @@ def _by_reason(title: str, fields: Iterable[Field]) -> Iterable[str]:
         yield f"| {', '.join(names)} | {_cell(about)} |{f' {no_op} |' if passes else ''}\n"
 
 
-def _about(field: Field) -> str:
+def _about(field: RequestField) -> str:
     passes = _no_op(field)
     return _cell(field.about) + (f" ({passes} asks for nothing)" if passes else "")
 
 
-def _no_op(field: Field) -> str:
+def _no_op(field: RequestField) -> str:
     return ", ".join(value.text if isinstance(value, NoOp) else f"`{json.dumps(value)}`" for value in field.no_op)
 
 

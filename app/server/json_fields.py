@@ -237,7 +237,7 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class Field:
+class RequestField:
     """One field of a JSON object. null and the values of `no_op` count as absent."""
 
     name: str
@@ -262,29 +262,29 @@ class Field:
 class Table:
     """The fields of one JSON object by their names."""
 
-    fields: Mapping[str, Field] = field(default_factory=dict)
+    fields: Mapping[str, RequestField] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, *groups: Iterable[Field]) -> "Table":
+    def of(cls, *groups: Iterable[RequestField]) -> "Table":
         return cls({item.name: item for group in groups for item in group})
 
-    def with_support(self, support: Support) -> Sequence[Field]:
+    def with_support(self, support: Support) -> Sequence[RequestField]:
         return [item for item in self.fields.values() if item.support is support]
 
 
-def honoured(name: str, kind: Kind, about: str, **more: Any) -> Field:
-    return Field(name, Support.HONOURED, kind, about, **more)
+def honoured(name: str, kind: Kind, about: str, **more: Any) -> RequestField:
+    return RequestField(name, Support.HONOURED, kind, about, **more)
 
 
-def harmless(about: str, *names: str) -> list[Field]:
+def harmless(about: str, *names: str) -> list[RequestField]:
     """Fields of any value that change nothing in the answer."""
-    return [Field(name, Support.HARMLESS, Anything(), about) for name in names]
+    return [RequestField(name, Support.HARMLESS, Anything(), about) for name in names]
 
 
-def refused(about: str, names: str | Sequence[str], *no_op: Any) -> list[Field]:
+def refused(about: str, names: str | Sequence[str], *no_op: Any) -> list[RequestField]:
     """Fields that would be ignored in silence, were they not refused; `no_op` are the values that pass."""
     names = names.split() if isinstance(names, str) else names
-    return [Field(name, Support.REFUSED, Anything(), about, no_op) for name in names]
+    return [RequestField(name, Support.REFUSED, Anything(), about, no_op) for name in names]
 
 
 def read_fields(table: Table, raw: Mapping[str, Any], path: str = "") -> dict[str, Any]:

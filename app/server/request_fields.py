@@ -8,7 +8,6 @@ from dslite.app.server.json_fields import (
     AnyInteger,
     Anything,
     Boolean,
-    Field,
     Integer,
     IntegerList,
     NoOp,
@@ -16,6 +15,7 @@ from dslite.app.server.json_fields import (
     Object,
     ObjectList,
     OneOf,
+    RequestField,
     Table,
     Text,
     TextList,
@@ -74,7 +74,7 @@ _MESSAGE = Table.of(
 )
 
 
-def _answers(limits: Limits) -> list[Field]:
+def _answers(limits: Limits) -> list[RequestField]:
     """Fields that both routes honour."""
     return [
         honoured("model", Text(), _MODEL, no_op=("",), default="the model that is served"),
