@@ -3,6 +3,7 @@
 XTermParser reads an ESC in a paste as the beginning of a key: the text behind it ran as keystrokes. Here all text up to
 the closing bracket is the paste, less its control characters. A terminal without bracketed paste sends a paste like
 typed keys, Enter for each line end; what arrives in one read with line ends inside is taken for a paste as well.
+A closing bracket that never comes must not swallow all later keys: a paste also ends after a silence, and at a size.
 """
 
 import re
@@ -14,6 +15,8 @@ from textual._xterm_parser import BRACKETED_PASTE_END, BRACKETED_PASTE_START, XT
 from textual.message import Message
 
 _CONTINUES_S = 0.05  # a paste without brackets may come in several reads
+_SILENCE_S = 2.0  # after which a paste without its closing bracket is over
+_LONGEST = 1 << 24  # characters of a paste
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _COMMAND = re.compile(r"/[a-z?_]+(?: .*)?")
 
@@ -43,6 +46,7 @@ class PasteParser(XTermParser):
         self._recent = ""  # the end of what was read, which may be the beginning of an opening bracket
         self._pasted: str | None = None  # what a paste amounts to so far
         self._continues_until = 0.0
+        self._read_at = 0.0  # when the last part of the paste came
 
     def feed(self, data: str) -> Iterable[Message]:
         """Messages of the keys, mouse events and pastes in `data`; the empty string is the end of input."""
@@ -67,14 +71,26 @@ class PasteParser(XTermParser):
         assert self._pasted is not None
         before = len(self._pasted)
         self._pasted += data
+        self._read_at = self._clock()
         end = self._pasted.find(BRACKETED_PASTE_END, max(before - len(BRACKETED_PASTE_END), 0))
         if end < 0:
+            if len(self._pasted) > _LONGEST:
+                yield from self._end_paste(self._pasted)
             return ""
-        text, behind = self._pasted[:end], self._pasted[end + len(BRACKETED_PASTE_END) :]
+        behind = self._pasted[end + len(BRACKETED_PASTE_END) :]
+        yield from self._end_paste(self._pasted[:end])
+        return behind
+
+    def _end_paste(self, text: str) -> Iterable[Message]:
         self._pasted = None
         yield from self._without_pastes(BRACKETED_PASTE_END)
         yield events.Paste(without_controls(text))
-        return behind
+
+    def tick(self) -> Iterable[Message]:
+        """Messages that are due without input: a lone Esc, and a paste that has stopped without its end."""
+        if self._pasted is not None and self._clock() - self._read_at > _SILENCE_S:
+            yield from self._end_paste(self._pasted)
+        yield from super().tick()
 
     def _read_keys(self, data: str) -> Iterable[Message]:
         now = self._clock()

@@ -100,3 +100,27 @@ def test_the_rest_of_such_a_paste_is_one_too_and_later_keys_are_keys() -> None:
 )
 def test_what_is_typed_stays_keys(data: str, keys: list[str]) -> None:
     assert told(read(data)) == keys
+
+
+@pytest.mark.parametrize("pasted", ["lost", "two\nlines\n", "\x1b[A half", "", "half of the end \x1b[20"])
+def test_a_paste_that_is_never_closed_ends_after_a_silence_and_later_keys_are_keys(pasted: str) -> None:
+    now = 0.0
+    parser = PasteParser(clock=lambda: now)
+    messages = list(parser.feed(f"{OPEN}{pasted}"))
+    now = 1.5
+    messages += [*parser.tick(), *parser.feed("!"), *parser.tick()]
+    now = 3.0
+    messages += parser.tick()
+    assert told(messages) == []
+    now = 4.0
+    messages += [*parser.tick(), *parser.feed("x\r"), *parser.tick()]
+    assert told(messages) == [f"paste: {pasted}!".replace("\x1b", ""), "x", "enter"]
+    assert told(list(parser.feed(f"{CLOSE}y{OPEN}again{CLOSE}z"))) == ["y", "paste: again", "z"]
+
+
+def test_a_paste_ends_at_a_size_too() -> None:
+    messages = read(OPEN, *["x" * (1 << 22)] * 5, "y", seconds=range(7))
+    [paste, key] = messages
+    assert isinstance(paste, events.Paste)
+    assert len(paste.text) == 5 << 22
+    assert isinstance(key, events.Key)
