@@ -10,11 +10,11 @@ from dslite.model.transformer import Transformer
 from dslite.runtime.cache.disk_cache import LatentDiskCache
 from dslite.runtime.cache.latent_cache import kv_bytes_per_token
 from dslite.runtime.cache.prefix_cache import PrefixCache
-from dslite.runtime.engine.request_log import RequestLog
+from dslite.runtime.engine.request_log import ReadRateLog, RequestLog
 from dslite.runtime.engine.runner import PREFILL_CHUNK, ModelRunner
 from dslite.runtime.engine.sequence import Request, Sequence
 from dslite.runtime.errors import ContextFullError, UsageError
-from dslite.runtime.events import Token
+from dslite.runtime.events import Done, Token
 from dslite.runtime.planning.footprint import LOGIT_ROWS
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.experts import ExpertCache
@@ -46,7 +46,10 @@ class EngineCore:
         self.memory_left = memory_left
         self.eos_token_ids = frozenset(model.config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         self.runner = ModelRunner(model, prefill_chunk)
-        self.log_answer = RequestLog(None if self.experts is None else self.experts.stats)
+        self._answer_logs = (
+            RequestLog(None if self.experts is None else self.experts.stats),
+            ReadRateLog(model.config, model.device.type, str(model.dtype).removeprefix("torch.")),
+        )
         self.prefix_cache = PrefixCache(
             lambda: self.runner.make_cache(context),
             most_tokens=context,
@@ -60,6 +63,11 @@ class EngineCore:
     def experts(self) -> ExpertCache | None:
         """The cache of routed experts; None where all are resident."""
         return self.runner.experts
+
+    def log_answer(self, done: Done) -> None:
+        """Write an answer's line to the log, and note how fast it read the weights."""
+        for log in self._answer_logs:
+            log(done)
 
     def check_fits(self, request: Request) -> None:
         """Raise ContextFullError for a prompt that leaves no room in the context, UsageError for an empty one."""

@@ -1,10 +1,19 @@
 """One line in the log for every answer: its speed, and the hits, misses and transfers of its experts."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from dslite.model.config import ModelConfig
 from dslite.runtime.events import Done
+from dslite.runtime.planning.bandwidth import note_read_rate
+from dslite.runtime.planning.footprint import Footprint
+from dslite.runtime.planning.hardware import unmeasured
+from dslite.runtime.planning.machine import machine_key
 from dslite.runtime.weights.expert_stats import ExpertStats
+
+_LEAST_READ_BYTES = 256 << 20  # what a token reads must not come from the processor's cache
+_LEAST_TOKENS = 16  # the time of fewer is too uneven
 
 log = logging.getLogger(__name__)
 
@@ -61,3 +70,32 @@ class RequestLog:
             f" {(now.bytes_moved - before.bytes_moved) / 1e9:.2f} GB moved,"
             f" {now.wait_s - before.wait_s:.2f} s waiting"
         )
+
+
+def _note_ram_rate(rate: float) -> None:
+    note_read_rate(machine_key(unmeasured()), "ram", rate)
+
+
+class ReadRateLog:
+    """Compares how fast answers read weights with the kept bandwidth of memory, which may be of a busy machine."""
+
+    def __init__(
+        self, config: ModelConfig, device: str, dtype: str, *, note: Callable[[float], object] = _note_ram_rate
+    ) -> None:
+        """`device` is a torch device type, `dtype` a key of ITEM_BYTES; `note` takes bytes per second."""
+        self._bytes = Footprint(config, dtype).read_per_token if device == "cpu" else 0
+        self._best = 0.0
+        self._note = note
+
+    def __call__(self, done: Done) -> None:
+        """Note the rate of an answer if it is the highest of this process.
+
+        Answers of one batch share their reads, so a rate is never more than what was read.
+        """
+        tokens, seconds = done.completion_tokens - 1, done.timing.decode_s  # the first comes of the prompt
+        if self._bytes < _LEAST_READ_BYTES or tokens < _LEAST_TOKENS or seconds <= 0:
+            return
+        rate = self._bytes * tokens / seconds
+        if rate > self._best:
+            self._best = rate
+            self._note(rate)

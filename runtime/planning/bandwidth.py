@@ -10,13 +10,14 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dslite.runtime.locked_file import LockTimeoutError, file_lock
 from dslite.runtime.paths import cache_dir, write_json
 from dslite.runtime.system.files import drop_cached_pages, open_descriptor, read_at
 from dslite.runtime.system.memory import anonymous_map, host_memory
@@ -36,7 +37,8 @@ _DAY_S = 86_400.0
 _MOST_DAYS = 32
 _SURPRISE = 1.1  # times the kept bandwidth: an answer that reads faster calls for a new measurement
 _SURPRISE_AGE_S = 3600.0
-_LOCK_S = 60.0
+_LOCK_S = 60.0  # another process measures for some seconds
+_NOTE_LOCK_S = 0.1  # an answer must not wait for it
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,30 @@ def bandwidths(
     record = _Record.read()
     if not refresh and not record.due(machine, asked_at):
         return record.best(machine)
-    with _locked():
-        record = _Record.read()
-        # Another process may have measured while this one waited.
-        if not record.due(machine, asked_at) and (not refresh or record.newest(machine) > asked_at):
-            return record.best(machine)
-        record.add(machine, (measure or measure_all)(device), now())
-        with suppress(OSError):  # without a record it is measured each time
-            write_json(_file(), record.machines)
+    refreshing = partial(_refreshed, machine, device, refresh, asked_at, measure or measure_all, now)
+    try:
+        with file_lock(_file(), timeout=_LOCK_S):
+            return refreshing()
+    except LockTimeoutError:
+        return refreshing()  # the worst that comes of it is a second measurement
+
+
+def _refreshed(
+    machine: str,
+    device: str,
+    refresh: bool,
+    asked_at: float,
+    measure: Callable[[str], Bandwidths],
+    now: Callable[[], float],
+) -> Bandwidths:
+    """Measure and record, unless another process has measured since `asked_at`."""
+    record = _Record.read()
+    if not record.due(machine, asked_at) and (not refresh or record.newest(machine) > asked_at):
         return record.best(machine)
+    record.add(machine, measure(device), now())
+    with suppress(OSError):  # without a record it is measured each time
+        write_json(_file(), record.machines)
+    return record.best(machine)
 
 
 def note_read_rate(machine: str, part: str, rate: float, *, now: Callable[[], float] = time.time) -> bool:
@@ -90,32 +107,18 @@ def note_read_rate(machine: str, part: str, rate: float, *, now: Callable[[], fl
         return False
     if now() - record.newest(machine) < _SURPRISE_AGE_S:
         return False  # measured a moment ago: a small model is read from the processor's cache, which is faster
-    with _locked(), suppress(OSError):
-        record = _Record.read()
-        record.expire(machine)
-        write_json(_file(), record.machines)
+    try:
+        with file_lock(_file(), timeout=_NOTE_LOCK_S):
+            record = _Record.read()
+            record.expire(machine)
+            write_json(_file(), record.machines)
+    except (OSError, LockTimeoutError):
+        return False  # another process measures at this moment, or nothing can be kept
     return True
 
 
 def _file() -> Path:
     return cache_dir() / _NAME
-
-
-@contextmanager
-def _locked() -> Iterator[None]:
-    """Hold the record's lock; without it after a minute, or where no lock file can be made."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(_file().with_suffix(".lock"))
-    try:
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_LOCK_S)
-    except (OSError, Timeout):
-        pass  # the worst that comes of it is a second measurement
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Record:

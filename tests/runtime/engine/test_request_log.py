@@ -1,21 +1,29 @@
 """The line behind every answer: its figures are those of the answer, and add up to the engine's."""
 
+import json
 import logging
 import re
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.forward import random_ids
-from support.machines import machine
+from support.machines import GOLDEN, machine
 
+from dslite.model.config import ModelConfig
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request_log import ReadRateLog
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.scheduler import Scheduler
 from dslite.runtime.engine.sequence import Request
-from dslite.runtime.events import Done
+from dslite.runtime.events import Done, Timing
+from dslite.runtime.planning.bandwidth import Bandwidths, bandwidths
 from dslite.runtime.planning.device_plan import PlanRequest
+from dslite.runtime.planning.footprint import Footprint
+from dslite.runtime.planning.hardware import unmeasured
+from dslite.runtime.planning.machine import machine_key
 from dslite.runtime.planning.placement import plan
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.checkpoint import Checkpoint
@@ -84,3 +92,67 @@ def test_a_resident_network_has_no_experts_to_tell_of(folder: Path, caplog: pyte
     message = caplog.records[-1].getMessage()
     assert "decode of 3 in" in message
     assert "experts" not in message
+
+
+LITE = ModelConfig.from_dict(json.loads((GOLDEN / "deepseek-v2-lite.config.json").read_text()))
+LITE_READS = Footprint(LITE, "bfloat16").read_per_token  # 4.8 GB
+
+
+def answer_of(tokens: int, seconds: float) -> Done:
+    return Done("length", "", tuple(range(tokens)), 9, 0, timing=Timing(decode_s=seconds))
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "tokens", "seconds", "noted"),
+    [
+        (LITE, "cpu", 33, 8.0, [LITE_READS * 4]),
+        (LITE, "cpu", 17, 8.0, [LITE_READS * 2]),
+        (LITE, "cpu", 16, 0.1, []),
+        (LITE, "cpu", 33, 0.0, []),
+        (LITE, "cpu", 0, 8.0, []),
+        (LITE, "cuda", 33, 8.0, []),
+        (LITE, "mps", 33, 8.0, []),
+        (ModelConfig.from_dict(tiny_config()), "cpu", 33, 8.0, []),
+    ],
+)
+def test_only_a_model_that_no_cache_of_a_processor_holds_shows_how_fast_memory_is(
+    config: ModelConfig, device: str, tokens: int, seconds: float, noted: list[float]
+) -> None:
+    rates: list[float] = []
+    ReadRateLog(config, device, "bfloat16", note=rates.append)(answer_of(tokens, seconds))
+    assert rates == noted
+
+
+def test_slower_answers_are_not_compared_again() -> None:
+    rates: list[float] = []
+    log = ReadRateLog(LITE, "cpu", "bfloat16", note=rates.append)
+    for seconds in (8.0, 16.0, 8.0, 4.0, 5.0):
+        log(answer_of(33, seconds))
+    assert rates == [LITE_READS * 4, LITE_READS * 8]
+
+
+@pytest.mark.parametrize(("kept", "measured"), [(0.1, 2), (100.0, 1)])
+def test_an_answer_that_read_faster_than_the_kept_bandwidth_has_it_measured_again(
+    hub_home: Path, kept: float, measured: int
+) -> None:
+    made: list[str] = []
+
+    def measure(device: str) -> Bandwidths:
+        made.append(device)
+        return Bandwidths(ram=kept * LITE_READS, disk=0.0, pcie=0.0, gpu=0.0)
+
+    def read() -> None:
+        bandwidths(machine_key(unmeasured()), "cpu", measure=measure, now=lambda: time.time() - 2 * 3600)
+
+    read()
+    ReadRateLog(LITE, "cpu", "bfloat16")(answer_of(33, 8.0))
+    read()
+    assert len(made) == measured
+
+
+def test_an_engine_compares_each_of_its_answers(folder: Path, hub_home: Path) -> None:
+    running = load_engine(folder, eos_token_ids=[])
+    done: list[Done] = []
+    running._answer_logs = (done.append,)
+    events = list(running.generate(request(running, 9, 3)))
+    assert done == [events[-1]]
