@@ -14,7 +14,7 @@ from dslite.app.settings.endpoint import RemoteModelRef, find_served
 from dslite.app.terminal.signals import Interruption
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.engine_options import EngineOptions, check_whole
-from dslite.runtime.text.prompt_limit import PromptLimit
+from dslite.runtime.text.prompt_limit import ByteLimit
 
 if TYPE_CHECKING:
     from dslite.app.completion.protocol import CompletionBackend, CompletionOptions
@@ -100,7 +100,7 @@ def complete(
 
 def _limit(
     given: "AnswerSettings", engine: EngineFlags, server: EndpointFlags, conversation: ConversationFlags, *, raw: bool
-) -> PromptLimit:
+) -> ByteLimit:
     """What a prompt may have, as far as it is known before the conversation is read and the model is loaded."""
     from dslite.app.settings.precedence import settle
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from dslite.app.terminal import streams
 from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.errors import DsliteError, UsageError
-from dslite.runtime.text.prompt_limit import PromptLimit, longest_token_of
+from dslite.runtime.text.prompt_limit import ByteLimit, longest_token_of
 
 # Where the model is not known, or not here: the most that any of its kind takes.
-ANY_MODEL = PromptLimit(163_840, lambda: 128)
+ANY_MODEL = ByteLimit(163_840, lambda: 128)
 _CHECKED_CHARACTERS = 1 << 20  # shorter prompts are left to the backend, which knows the context
 
 
@@ -19,7 +19,7 @@ def read_prompt(
     option: str | None,
     files: Sequence[Path],
     *,
-    limit: Callable[[], PromptLimit],
+    limit: Callable[[], ByteLimit],
     stdin: bool = True,
     may_be_empty: bool = False,
 ) -> str:
@@ -45,22 +45,22 @@ def read_prompt(
     if not prompt.strip() and not may_be_empty:
         raise UsageError("the prompt is empty", 'ask something: dslite complete "Why is the sky blue?"')
     if len(prompt) > _CHECKED_CHARACTERS:
-        limit().check_bytes(len(prompt.encode("utf-8", "surrogatepass")))
+        limit().check(len(prompt.encode("utf-8", "surrogatepass")))
     return prompt
 
 
-def _file_text(file: Path, limit: Callable[[], PromptLimit]) -> str:
+def _file_text(file: Path, limit: Callable[[], ByteLimit]) -> str:
     data = streams.read_file(file, "the file", most=lambda: limit().most_bytes())
     return _text(data, f"the file {file}", limit)
 
 
-def _text(data: bytes, what: str, limit: Callable[[], PromptLimit]) -> str:
+def _text(data: bytes, what: str, limit: Callable[[], ByteLimit]) -> str:
     if len(data) > _CHECKED_CHARACTERS:
-        limit().check_bytes(len(data))
+        limit().check(len(data))
     return streams.decode(data, what)
 
 
-def prompt_limit(ref: ModelRef, ctx_size: int | None) -> PromptLimit:
+def prompt_limit(ref: ModelRef, ctx_size: int | None) -> ByteLimit:
     """What the context of a model takes, found without loading it."""
     from dslite.runtime.downloads.model_config import config_of
     from dslite.runtime.planning.placement import DEFAULT_CONTEXT
@@ -70,7 +70,7 @@ def prompt_limit(ref: ModelRef, ctx_size: int | None) -> PromptLimit:
         longest = longest_token_of(locate(ref))
     except (DsliteError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return ANY_MODEL  # what is wrong with the model is reported when it is opened
-    return PromptLimit(ctx_size or min(DEFAULT_CONTEXT, config.max_position_embeddings), lambda: longest)
+    return ByteLimit(ctx_size or min(DEFAULT_CONTEXT, config.max_position_embeddings), lambda: longest)
 
 
 def read_stdin(*, optional: bool = False) -> str:

@@ -45,7 +45,7 @@ class LocalCompletion:
         self._options = options
         self._model_defaults = model_defaults(folder)
         self._template = None if options.raw else ChatTemplate(engine.tokenizer)
-        self._limit = PromptLimit(engine.context, lambda: engine.tokenizer.longest_token_bytes)
+        self._limit = PromptLimit(engine.context, engine.tokenizer)
         self._submitted: dict[int, Request] = {}
 
     @classmethod
@@ -69,8 +69,7 @@ class LocalCompletion:
         options = self._options
         chosen = {key: value for key, value in options.sampling.items() if value is not None}
         sampling = {**self._model_defaults, **chosen, **check_types(overrides)}
-        for text in [prompt] if isinstance(prompt, str) else [message.content for message in prompt]:
-            self._limit.check(text, self._engine.tokenizer)
+        self._limit.check([prompt] if isinstance(prompt, str) else [message.content for message in prompt])
         if self._template is None:
             sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
             ids = self._raw_ids(prompt)

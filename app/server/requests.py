@@ -17,10 +17,11 @@ from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.sequence import Request
 from dslite.runtime.text.chat_template import ChatTemplate, Message, Role
-from dslite.runtime.text.token_bounds import TokenBounds
+from dslite.runtime.text.prompt_limit import PromptLimit
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SEEDS = MOST_INTEGER + 1
+_MANY = 2**31 - 1  # tokens; more than any context holds, and the most that the engine counts
 _MOST_PARTS = 4096
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos")
 
@@ -35,19 +36,13 @@ class ServedModel:
     template: ChatTemplate | None = None
 
     @cached_property
-    def token_bounds(self) -> TokenBounds:
-        return TokenBounds(self.engine.tokenizer)
+    def _limit(self) -> PromptLimit:
+        return PromptLimit(self.engine.context, self.engine.tokenizer)
 
     def check_length(self, texts: Sequence[str]) -> None:
-        """Refuse texts that no tokenizer could make fit, before they are encoded. Raises ApiError."""
-        context = self.engine.context
-        if sum(map(len, texts)) < context:  # a token has at least a byte
-            return
-        least = 0
-        for text in texts:
-            least += self.token_bounds.least(text)
-            if least > context:
-                raise context_exceeded(context, f"at least {least}")
+        """Refuse the texts of a prompt that cannot fit, before they are encoded. Raises ApiError."""
+        if (least := self._limit.least_tokens(texts)) > self.engine.context:
+            raise context_exceeded(self.engine.context, f"at least {least}")
 
     def check_room(self, token_ids: Sequence[Any], max_tokens: int | None) -> None:
         """Refuse a prompt that leaves no room for an answer. Raises ApiError."""
@@ -152,7 +147,7 @@ def _model(values: Mapping[str, Any], served: ServedModel) -> str:
 
 def _params(values: Mapping[str, Any], served: ServedModel, max_tokens: int | None) -> SamplingParams:
     """Sampling values over the model's own defaults."""
-    asked: dict[str, Any] = {name: values[name] for name in _SAMPLING if name in values}
+    asked: dict[str, Any] = {name: min(values[name], _MANY) for name in _SAMPLING if name in values}
     if asked.get("top_p") == 0:
         asked["top_p"] = 1e-9  # the likeliest token alone
     if asked.get("top_k") == -1:
@@ -160,7 +155,7 @@ def _params(values: Mapping[str, Any], served: ServedModel, max_tokens: int | No
     if "seed" in values:
         asked["seed"] = values["seed"] % _SEEDS
     if max_tokens is not None and max_tokens >= 0:
-        asked["max_tokens"] = max_tokens
+        asked["max_tokens"] = min(max_tokens, _MANY)
     if asked.get("min_tokens", 0) > asked.get("max_tokens", MOST_INTEGER):
         raise invalid("min_tokens is more than max_tokens", "min_tokens")
     stop_tokens = values.get("stop_token_ids", [])

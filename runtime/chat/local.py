@@ -14,6 +14,7 @@ from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import ChatEvent, Prefilling
 from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
+from dslite.runtime.text.prompt_limit import PromptLimit
 
 
 class LocalChatBackend(ChatBackend):
@@ -23,6 +24,7 @@ class LocalChatBackend(ChatBackend):
         self.engine = engine
         self.name = name
         self._template = ChatTemplate(engine.tokenizer)
+        self._limit = PromptLimit(engine.context, engine.tokenizer)
         self._restored_key: str | None = None
 
     def prompt_ids(self, messages: Sequence[Message], *, continue_final_message: bool = False) -> list[int]:
@@ -39,6 +41,7 @@ class LocalChatBackend(ChatBackend):
         self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, continue_final_message: bool = False
     ) -> Iterator[ChatEvent]:
         """Answer, or continue the last message, without the space that the template leaves before an answer."""
+        self._limit.check(_texts(messages))
         ids, spaces = self._prompt(messages, continue_final_message)
         events = self.engine.generate(Request(ids, params), cancel)  # raises here, not when the first event is taken
         spacing = AnswerSpacing(spaces)
@@ -63,17 +66,24 @@ class LocalChatBackend(ChatBackend):
         kept = list(messages)
         first = 1 if kept and kept[0].role == "system" else 0
         room = self.engine.context - max(self.engine.context // 4, 1)
-        while (count := len(self.prompt_ids(kept, continue_final_message=continue_final_message))) > room:
+        while (count := self._count(kept, continue_final_message)) > room:
             later = [place for place, message in enumerate(kept) if message.role == "user" and place > first]
             if not later:
                 if count < self.engine.context:
                     return kept
                 raise ContextFullError(
-                    f"the last message alone has {count:,} tokens, and the context holds {self.engine.context:,}",
+                    f"the last message alone has at least {count:,} tokens, and the context holds "
+                    f"{self.engine.context:,}",
                     "shorten the message, or raise --ctx-size",
                 )
             del kept[first : later[0]]
         return kept
+
+    def _count(self, messages: Sequence[Message], continue_final_message: bool) -> int:
+        """The tokens of a prompt; of one that cannot fit a lower number, which is above the context."""
+        if (least := self._limit.least_tokens(_texts(messages))) > self.engine.context:
+            return least
+        return len(self.prompt_ids(messages, continue_final_message=continue_final_message))
 
     def reset_expert_counts(self) -> None:
         """Another conversation begins."""
@@ -105,3 +115,8 @@ class LocalChatBackend(ChatBackend):
             kv_bytes_per_token=memory["kv_bytes_per_token"],
             plain_kv_bytes_per_token=plain,
         )
+
+
+def _texts(messages: Sequence[Message]) -> list[str]:
+    """What of a conversation is encoded: answers go back in as their ids."""
+    return [message.content for message in messages if message.token_ids is None]

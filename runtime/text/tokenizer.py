@@ -16,6 +16,7 @@ import tokenizers
 
 from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.errors import CheckpointError, UsageError
+from dslite.runtime.text.token_bounds import TokenBounds
 
 _PIECE_CHARACTERS = 2**16  # encoded at once: 13 MB of the library's memory
 _CUT_CHARACTERS = 512  # at the end of a piece, in which a place to cut is sought
@@ -79,10 +80,10 @@ class Tokenizer:
         return cls(backend, config)
 
     @cached_property
-    def longest_token_bytes(self) -> int:
-        """Bytes of the longest token: a text of n bytes has at least n / this many tokens."""
-        vocabulary = self._backend.get_vocab(with_added_tokens=False)  # one character of its alphabet is a byte
-        return max(max(map(len, vocabulary)), *(len(name.encode("utf-8")) for name in self.added), 1)
+    def bounds(self) -> TokenBounds:
+        """Lower bounds on the tokens of a text; reading the vocabulary takes 0.15 s for 100,000 tokens."""
+        names = (name.encode("utf-8") for name in self.added)
+        return TokenBounds([*map(self.token_bytes, range(self.vocab_size)), *names])
 
     def encode(self, text: str, *, parse_special: bool = False, enough: int | None = None) -> list[int]:
         """Token ids of a text; nothing is added to it. Raises UsageError for a lone surrogate.

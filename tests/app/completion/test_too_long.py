@@ -11,7 +11,7 @@ from support.cli_process import Dslite
 
 from dslite.runtime.downloads.hub import locate, parse_model
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.text.prompt_limit import PromptLimit, longest_token_of
+from dslite.runtime.text.prompt_limit import ByteLimit, PromptLimit, longest_token_of
 from dslite.runtime.text.tokenizer import Tokenizer
 
 ENTRY = str(Path(sys.executable).with_name("dslite"))
@@ -92,21 +92,21 @@ def demo() -> Path:
 
 def test_the_longest_token_of_the_file_is_that_of_the_tokenizer(demo: Path, greeter: Path) -> None:
     for folder in (demo, greeter):
-        assert longest_token_of(folder) == Tokenizer.from_folder(folder).longest_token_bytes
+        assert longest_token_of(folder) == Tokenizer.from_folder(folder).bounds.longest
 
 
 @pytest.mark.parametrize("text", ["word " * 4000, "中文字" * 4000, "7" * 5000, "x" * 100_000])
 def test_a_text_is_refused_where_its_tokens_exceed_the_context_and_only_there(demo: Path, text: str) -> None:
     tokenizer = Tokenizer.from_folder(demo)
     count = len(tokenizer.encode(text))
-    PromptLimit(count, lambda: tokenizer.longest_token_bytes).check(text, tokenizer)
-    small = PromptLimit(min(count - 1, len(text.encode()) // 9), lambda: tokenizer.longest_token_bytes)
+    PromptLimit(count, tokenizer).check([text])
+    small = PromptLimit(min(count - 1, len(text.encode()) // 9), tokenizer)
     with pytest.raises(ContextFullError, match="tokens"):
-        small.check(text, tokenizer)
+        small.check([text])
 
 
 def test_a_text_of_as_many_bytes_as_could_fit_is_not_refused_by_its_size() -> None:
-    limit = PromptLimit(100, lambda: 7)
-    limit.check_bytes(700)
+    limit = ByteLimit(100, lambda: 7)
+    limit.check(700)
     with pytest.raises(ContextFullError, match=r"at least 101 tokens \(701 bytes were read\).*holds 100"):
-        limit.check_bytes(701)
+        limit.check(701)

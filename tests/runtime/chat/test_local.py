@@ -137,6 +137,23 @@ def test_a_message_that_alone_is_too_long_is_refused(engine: Engine) -> None:
         list(session.reply([Message("user", "x" * 500)], GREEDY, threading.Event()))
 
 
+@pytest.mark.parametrize("text", ["word " * 100_000, "x" * 500_000, "7" * 500_000, "中文字" * 100_000, "\n " * 100_000])
+def test_nothing_is_encoded_of_a_conversation_that_cannot_fit(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def encode(*_: object, **__: object) -> list[int]:
+        raise AssertionError("a prompt was encoded")
+
+    monkeypatch.setattr(engine.tokenizer, "encode", encode)
+    session = LocalChatBackend(engine, "tiny")
+    short = Message("user", "the")
+    for messages in ([Message("user", text)], [Message("system", text), short], [short, Message("assistant", text)]):
+        with pytest.raises(ContextFullError, match="the prompt has at least"):
+            session.reply(messages, GREEDY, threading.Event())
+    with pytest.raises(ContextFullError, match="the last message alone"):
+        session.trim_to_fit([Message("user", text)])
+
+
 def test_facts_compare_the_cache_with_plain_attention(engine: Engine) -> None:
     facts = LocalChatBackend(engine, "tiny").stats()
     # 3 layers of float32: a latent of 32 and 8 rotary values, against 4 heads of 24 key and 16 value each.

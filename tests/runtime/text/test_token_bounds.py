@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dslite.runtime.downloads.hub import locate, parse_model
-from dslite.runtime.text.token_bounds import TokenBounds
 from dslite.runtime.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.from_folder(locate(parse_model("demo")))
-BOUNDS = TokenBounds(TOKENIZER)
+BOUNDS = TOKENIZER.bounds
 
 
 @given(

@@ -274,12 +274,12 @@ def test_a_lone_surrogate_far_inside_is_named_by_its_place(own_tokenizer: Tokeni
 
 @given(st.lists(st.integers(0, N_TOKENS - 1)))
 def test_no_token_has_more_bytes_than_the_longest(coder: Tokenizer, ids: list[int]) -> None:
-    assert max((len(coder.token_bytes(token)) for token in ids), default=0) <= coder.longest_token_bytes
-    assert coder.longest_token_bytes == max(len(name.encode()) for name in [*FIM, BOS, EOS])
+    assert max((len(coder.token_bytes(token)) for token in ids), default=0) <= coder.bounds.longest
+    assert coder.bounds.longest == max(len(name.encode()) for name in [*FIM, BOS, EOS])
 
 
 def test_the_longest_token_of_the_real_tokenizer(deepseek: Tokenizer) -> None:
-    assert deepseek.longest_token_bytes == max(len(deepseek.token_bytes(token)) for token in range(100_002))
+    assert deepseek.bounds.longest == max(len(deepseek.token_bytes(token)) for token in range(100_002))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
