@@ -38,6 +38,8 @@ class BodyReader:
         if media != "application/json":
             # A form of a foreign page, which a browser sends without a preflight, ends here too.
             raise ApiError(415, "the body must be JSON: send Content-Type: application/json")
+        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise ApiError(415, "the body is compressed, which this server does not read: leave out Content-Encoding")
         announced = request.headers.get("content-length", "0")
         if not announced.isdecimal() or len(announced) > 18 or int(announced) > self._limits.body_bytes:
             raise self._too_large()

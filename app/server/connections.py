@@ -7,9 +7,12 @@ request, or half of one, for ever: as many of these as it admits would lock ever
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dslite.app.server.errors import invalid
 from dslite.app.server.limits import Limits
+from dslite.app.server.streaming import to_json
 
 
 class IdleTimeoutProtocol(H11Protocol):
@@ -40,6 +43,16 @@ class IdleTimeoutProtocol(H11Protocol):
         super().connection_lost(exc)
         self.idle.pop(self, None)
         self._stop_head_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP/1.1; where a response was sent already, nothing may follow it."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = to_json(invalid("the request is not HTTP/1.1").body)
+            length = str(len(body)).encode("ascii")
+            headers = [(b"Content-Type", b"application/json"), (b"Content-Length", length), (b"Connection", b"close")]
+            events = h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        self.transport.close()
 
     def _note_state(self, *, expects_head: bool) -> None:
         """Keep the list of idle connections, and the timer for the head of a request that has begun to come."""

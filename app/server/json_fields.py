@@ -13,6 +13,8 @@ would be one more dependency of `dslite[serve]`, for a reader of about 100 lines
 import difflib
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,25 +23,46 @@ from typing import Any, NoReturn, Protocol
 from dslite.app.server.errors import ApiError, invalid
 
 MOST_INTEGER = 2**63 - 1
-_MOST_BRACKETS = 500_000  # 16 MB of empty objects would take half a second and 400 MB
+_MOST_VALUES = 500_000  # parsing holds Python's lock: 40 ms for 500,000 token ids, 0.9 s for the 8 million of 16 MB
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SHOWN = 60  # characters of a value that an error repeats
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object from a request's body. Raises ApiError; NaN and infinity are not JSON."""
-    if body.count(b"{") + body.count(b"[") > _MOST_BRACKETS:
-        raise invalid(f"the body has more than {_MOST_BRACKETS:,} braces and brackets")
+    if _values(body) > _MOST_VALUES:
+        raise invalid(f"the body has more than {_MOST_VALUES:,} values: commas, braces and brackets outside of texts")
     try:
-        value = json.loads(body, parse_constant=_refuse_constant)
+        value = json.loads(str(body, "utf-8-sig"), parse_constant=_refuse_constant)
     except ApiError:
         raise
-    except (ValueError, RecursionError) as error:
-        # The place of the fault goes into the error, the body does not.
-        place = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise invalid(f"the body is not valid JSON{place}") from None
+    except json.JSONDecodeError as error:  # the place of the fault goes into the error, the body does not
+        raise invalid(f"the body is not valid JSON at character {error.pos}") from None
+    except UnicodeDecodeError:
+        raise invalid("the body is not valid JSON: it is not UTF-8") from None
+    except RecursionError:
+        raise invalid("the body is nested too deeply") from None
+    except ValueError:
+        raise invalid(f"the body has a number of more than {sys.get_int_max_str_digits():,} digits") from None
     if not isinstance(value, dict):
         raise invalid("the body must be a JSON object")
     return value
+
+
+def _values(body: bytes) -> int:
+    """About how many values a body has; nothing is built of one that has too many.
+
+    Commas, braces and brackets within texts count only where that makes a difference, since leaving texts out takes 10
+    ms a megabyte. Quotes bound how many texts there are to leave out.
+    """
+    count = _separators(body)
+    if count > _MOST_VALUES >= body.count(b'"') - body.count(b'\\"'):
+        count = _separators(_TEXT.sub(b"", body))
+    return count
+
+
+def _separators(body: bytes) -> int:
+    return body.count(b",") + body.count(b"{") + body.count(b"[")
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -157,6 +157,46 @@ def test_what_is_no_json_object_is_refused(server: Server, body: bytes) -> None:
     assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"prompt":"hi","seed":' + b"9" * 5000 + b"}", "a number of more than 4,300 digits"),
+        (b'{"prompt":"hi","max_tokens":-' + b"1" * 4301 + b"}", "a number of more than 4,300 digits"),
+        (b'{"prompt":"hi","metadata":' + b'{"a":' * 9000 + b"1" + b"}" * 9001, "nested too deeply"),
+        (b'{"prompt":' + b"[" * 9000 + b"]" * 9000 + b"}", "nested too deeply"),
+        ('{"prompt":"h\xe9"}'.encode("latin-1"), "not UTF-8"),
+        ('{"prompt":"hi"}'.encode("utf-16"), "not UTF-8"),
+        (b'{"prompt":"\xed\xa0\x80"}', "not UTF-8"),
+        (b'{"prompt":"hi",}', "at character 15"),
+        (b'{"prompt":"hi"}{}', "at character 15"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said(server: Server, body: bytes, reason: str) -> None:
+    status, answer, _ = post(server, "/completions", body)
+    assert (status, reason in answer["error"]["message"]) == (400, True), answer
+
+
+def test_a_byte_order_mark_is_no_part_of_a_body(server: Server) -> None:
+    assert post(server, "/completions", b"\xef\xbb\xbf" + json.dumps(TEXT).encode())[0] == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip"])
+def test_a_compressed_body_is_refused_with_the_reason(server: Server, encoding: str) -> None:
+    status, answer, _ = post(server, "/completions", b"\x1f\x8b", {"Content-Encoding": encoding})
+    assert (status, "Content-Encoding" in answer["error"]["message"]) == (415, True)
+    assert post(server, "/completions", json.dumps(TEXT).encode(), {"Content-Encoding": "Identity"})[0] == 200
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "n_predict", "top_k", "min_tokens"])
+@pytest.mark.parametrize("value", [2**31, 2**63 - 1])
+def test_a_count_that_the_table_takes_is_taken(server: Server, name: str, value: int) -> None:
+    body = {"prompt": "hi", "max_tokens": -1, "seed": 1, "temperature": 1}
+    if name == "n_predict":
+        del body["max_tokens"]
+    status, answer, _ = post(server, "/completions", json.dumps({**body, name: value}).encode())
+    assert status == 200, answer
+
+
 def test_a_body_of_100_megabytes_is_refused_unread(server: Server) -> None:
     with server.connect() as connection:
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -1,5 +1,6 @@
 """Connections that send nothing, or half a request, take nothing from the others."""
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -24,6 +25,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 def start(engine: Engine) -> Iterator[Callable[..., Server]]:
     with ExitStack() as stack:
         yield lambda **limits: stack.enter_context(serving_here(engine, Limits(**limits)))
+
+
+@pytest.fixture(scope="module")
+def server(engine: Engine) -> Iterator[Server]:
+    with serving_here(engine) as started:
+        yield started
 
 
 def test_connections_are_kept_longer_than_clients_keep_them() -> None:
@@ -72,6 +79,43 @@ def test_slow_bodies_give_way_to_others(start: Any) -> None:
         assert slow[0].recv(65536).startswith(b"HTTP/1.1 408 ")
         slow[2].sendall(b'":"h"}')
         assert slow[2].recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
+NOT_HTTP = {
+    "a TLS client": b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + bytes(160),
+    "two lengths": HEAD + b"Content-Length: 5\r\nContent-Length: 3\r\n\r\nhello",
+    "a negative length": HEAD + b"Content-Length: -5\r\n\r\n",
+    "no Host": b"GET /health HTTP/1.1\r\n\r\n",
+    "two Hosts": b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n",
+    "no version": b"GET /health\r\n\r\n",
+    "a compressed transfer": HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "a chunk without a size": HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", NOT_HTTP.values(), ids=NOT_HTTP)
+def test_what_is_not_http_is_refused_in_the_shape_of_all_errors(server: Server, request_bytes: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(request_bytes)
+        answer = connection.recv(65536)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["message"] == "the request is not HTTP/1.1"
+
+
+@pytest.mark.parametrize("behind", [b"zz\r\n", b"-1\r\n", b"\0\0\0\0\r\n"])
+def test_nothing_follows_a_response_whose_request_breaks_behind_it(
+    server: Server, caplog: pytest.LogCaptureFixture, behind: bytes
+) -> None:
+    with server.connect() as connection:
+        connection.sendall(HEAD.replace(b"application/json", b"text/plain") + b"Transfer-Encoding: chunked\r\n\r\n")
+        answer = connection.recv(65536)
+        connection.sendall(behind)
+        answer += b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 415 ")
+    assert answer.endswith(b"}")
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_bodies_together_hold_a_bounded_part_of_memory(start: Any) -> None:

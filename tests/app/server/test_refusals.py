@@ -1,6 +1,7 @@
 """What a refused request costs: no prompt is encoded that cannot fit, and small requests do not wait for large ones."""
 
 import asyncio
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from starlette.requests import Request
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.serving import Server, serving_here
 
+from dslite.app.server import json_fields
 from dslite.app.server.bodies import BodyReader
+from dslite.app.server.errors import ApiError
 from dslite.app.server.limits import Limits
 from dslite.runtime.engine.engine import Engine
 
@@ -114,3 +117,28 @@ def test_half_a_million_brackets_are_not_parsed(server: Server) -> None:
     status, answer, _ = server.request("POST", TEXT, b'{"prompt":[' + b"{}," * 500_001 + b"1]}")
     assert status == 400
     assert "braces and brackets" in answer["error"]["message"]
+
+
+MANY = {
+    "token ids": b"1," * 600_000,
+    "one list for each": b"[1]," * 300_000,
+    "texts": b'"a",' * 600_000,
+    "empty texts": b'"",' * 600_000,
+    "texts of a quote": b'"\\"",' * 600_000,
+    "texts of a backslash": b'"\\\\",' * 600_000,
+    "objects in objects": b'{"a":{"b":1}},' * 200_000,
+}
+
+
+@pytest.mark.parametrize("values", MANY.values(), ids=MANY)
+def test_half_a_million_values_are_not_parsed(monkeypatch: pytest.MonkeyPatch, values: bytes) -> None:
+    monkeypatch.setattr(json_fields, "json", None)
+    with pytest.raises(ApiError, match="more than 500,000 values"):
+        json_fields.parse_object(b'{"prompt":[' + values + b"1]}")
+
+
+@pytest.mark.parametrize(
+    "text", ["," * 600_000, "{[" * 300_000, '\\",' * 500_000, "\\,\n" * 600_000, '",' * 200_000 + "," * 400_000]
+)
+def test_commas_and_braces_of_a_text_are_no_values(text: str) -> None:
+    assert json_fields.parse_object(json.dumps({"user": text}).encode()) == {"user": text}
