@@ -82,6 +82,10 @@ MIGRATIONS: tuple[Migration, ...] = (
 VERSION = len(MIGRATIONS)
 _WAIT_S = 5.0  # for another dslite that is writing
 _VACUUM_SHARE = 4  # the file is written anew when a quarter of it is free
+# The file's application id says what is left of deleted texts in it. 0: an earlier version deleted without overwriting.
+_ERASED = 0x64736C74  # nothing ("dslt")
+_TRACES = 0x64736C75  # a process was killed, or another one was reading, before all was overwritten
+_FEW_DELETED = "CREATE INDEX IF NOT EXISTS conversations_deleted ON conversations (deleted) WHERE deleted IS NOT NULL"
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +127,7 @@ class Database:
                 if _version(connection) < VERSION:
                     _migrate(path, connection)
                 indexed = _match_index(connection, has_trigrams() if trigrams is None else trigrams)
+                _erase_leftovers(connection, indexed)
                 # With a write-ahead log, NORMAL loses nothing when the process is killed.
                 connection.execute("PRAGMA synchronous = NORMAL")
             except BaseException:
@@ -146,21 +151,50 @@ class Database:
         with self._lock, _sessions_errors(self.path), _transaction(self._connection):
             yield self._connection
 
-    def forget_deleted(self) -> None:
-        """Make what was deleted unreadable in the file, in its log and in the search index. Faults: SessionsError."""
-        with self._lock, _sessions_errors(self.path):
-            if self.indexed:
-                # Removed entries stay in the index until its parts are merged.
-                self._connection.execute("INSERT INTO message_search (message_search) VALUES ('optimize')")
-            pages, free = (
-                int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
-                for name in ("page_count", "freelist_count")
-            )
-            if free * _VACUUM_SHARE > pages:
-                with suppress(sqlite3.OperationalError):  # another process uses the file: another time
-                    self._connection.execute("VACUUM")
-            # Not where another process reads; its own next checkpoint does it then.
-            self._connection.execute("PRAGMA wal_checkpoint (TRUNCATE)")
+    def delete_conversations(self, condition: str, *values: object) -> list[str]:
+        """Delete conversations for good: unreadable in the file, in its log and in the search index. Returns their ids.
+
+        `condition` is one of SQL over `conversations`. Faults: SessionsError.
+        """
+        with self.writing() as db:
+            gone = db.execute(f"DELETE FROM conversations WHERE {condition} RETURNING id", values).fetchall()
+            if gone and _application(db) == _ERASED:
+                db.execute(f"PRAGMA application_id = {_TRACES}")
+        if gone:
+            with self._lock, _sessions_errors(self.path):
+                _erase(self._connection, self.indexed)
+        return [row["id"] for row in gone]
+
+
+def _application(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA application_id").fetchone()[0])
+
+
+def _erase_leftovers(connection: sqlite3.Connection, indexed: bool) -> None:
+    """Overwrite what an earlier version or a killed process has left of deleted texts."""
+    if (found := _application(connection)) == _ERASED:
+        return
+    try:
+        connection.execute(_FEW_DELETED)
+        if found != _TRACES:
+            connection.execute("VACUUM")
+        _erase(connection, indexed)
+    except sqlite3.OperationalError as error:  # a file that only reads, a full disk, another process: another time
+        log.warning("deleted texts may be left in the file: %s", error)
+
+
+def _erase(connection: sqlite3.Connection, indexed: bool) -> None:
+    """Overwrite deleted texts where secure_delete does not, and shrink the file where much of it is free."""
+    if indexed:
+        # Removed entries stay in the index until its parts are merged.
+        connection.execute("INSERT INTO message_search (message_search) VALUES ('optimize')")
+    pages, free = (int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "freelist_count"))
+    if free * _VACUUM_SHARE > pages:
+        with suppress(sqlite3.OperationalError):  # another process uses the file: another time
+            connection.execute("VACUUM")
+    # Not where another process reads; then the next opening does it.
+    if not connection.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()[0]:
+        connection.execute(f"PRAGMA application_id = {_ERASED}")
 
 
 @cache
@@ -215,13 +249,18 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise
         writable = False
     connection = _open_uri(path, "mode=rw" if writable else "mode=ro")
-    if not writable:
-        try:
-            _version(connection)
-        except sqlite3.OperationalError:
+    try:
+        _version(connection)
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if not writable:
             # The log's files cannot be made beside it; nobody else can, either, so the file stands still.
-            connection.close()
-            connection = _open_uri(path, "immutable=1")
+            return _open_uri(path, "immutable=1")
+        if _error_name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise
+        # A write-ahead log that was begun on another file system: this one has no shared memory for it.
+        connection = _open_uri(path, "mode=rw")
+        _use_rollback_journal(connection)
     return connection
 
 
@@ -248,9 +287,12 @@ def _migrate(path: Path, connection: sqlite3.Connection) -> None:
     choose_journal(connection)
     with _transaction(connection):
         _check_version(path, connection)  # another dslite may have been faster
+        if not _version(connection):
+            connection.execute(f"PRAGMA application_id = {_ERASED}")
         for migration in MIGRATIONS[_version(connection) :]:
             for statement in migration:
                 connection.execute(statement)
+        connection.execute(_FEW_DELETED)
         connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
@@ -261,10 +303,17 @@ def choose_journal(connection: sqlite3.Connection) -> None:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # uses it
     except sqlite3.OperationalError as error:
         log.warning("no write-ahead log: %s", error)
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # leaves the log without shared memory
-        mode = connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
-        connection.execute("PRAGMA locking_mode = NORMAL")
+        mode = _use_rollback_journal(connection)
     log.info("journal mode %s", mode)
+
+
+def _use_rollback_journal(connection: sqlite3.Connection) -> str:
+    """Leave a write-ahead log, without shared memory, after what stands in it was written to the file."""
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    mode = str(connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0])
+    connection.execute("PRAGMA locking_mode = NORMAL")
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # lets the lock go
+    return mode
 
 
 @contextmanager
@@ -296,11 +345,18 @@ def _sessions_errors(path: Path) -> Iterator[None]:
 
 
 def _remedy(error: sqlite3.DatabaseError) -> str:
-    name = getattr(error, "sqlite_errorname", "") or ""
+    name = _error_name(error)
     if name.startswith("SQLITE_FULL"):
         return "make room on the disk"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return "another dslite is writing: try again"
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return "the file is damaged: move it away, and dslite begins a new one"
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_PROTOCOL", "SQLITE_IOERR")):
+        return "check the disk and the folder's permissions, or set DSLITE_DATA_DIR to a folder on a local disk"
     return "check the file's permissions and the disk, or set DSLITE_DATA_DIR"
+
+
+def _error_name(error: sqlite3.Error) -> str:
+    """SQLite's name of an error, such as SQLITE_BUSY; empty where the error has none."""
+    return getattr(error, "sqlite_errorname", "") or ""

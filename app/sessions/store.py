@@ -15,6 +15,7 @@ file or the disk is a SessionsError.
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class SessionStore:
         """Open or create `path`, by default sessions.db in the data folder. Raises SessionsError."""
         store = cls(Database.open(path or data_dir() / "sessions.db"))
         store._close_abandoned()
+        with suppress(SessionsError):  # a file that only reads is still worth reading
+            store._end_deleted()
         return store
 
     def close(self) -> None:
@@ -131,27 +134,26 @@ class SessionStore:
         self._change(conversation_id, model=model, profile=profile, system=system and clean(system))
 
     def delete(self, conversation_id: str) -> None:
-        """Take a conversation out of every list. `restore` brings it back for a week; then a later delete ends it."""
-        now = time.time()
-        self._change(conversation_id, deleted=now)
-        with self.database.writing() as db:
-            gone = db.execute(
-                "DELETE FROM conversations WHERE deleted < ? RETURNING id", (now - _UNDO_DAYS * 86400,)
-            ).fetchall()
-        self._forget([identity for (identity,) in gone])
+        """Take a conversation out of every list. `restore` brings it back for a week; then the next opening ends it."""
+        self._change(conversation_id, deleted=time.time())
+        self._end_deleted()
 
     def purge(self, conversation_id: str) -> None:
         """Delete a conversation for good."""
-        with self.database.writing() as db:
-            db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
-        self._forget([conversation_id])
+        self._purge_where("id = ?", conversation_id)
 
-    def _forget(self, conversation_ids: Sequence[str]) -> None:
-        """Remove the last traces of deleted conversations: in the file, and what the model computed of them."""
-        for identity in conversation_ids:
+    def _end_deleted(self) -> None:
+        """Delete for good what was deleted over a week ago."""
+        before = time.time() - _UNDO_DAYS * 86400
+        with self.database.reading() as db:
+            if not db.execute("SELECT 1 FROM conversations WHERE deleted < ?", (before,)).fetchone():
+                return
+        self._purge_where("deleted < ?", before)
+
+    def _purge_where(self, condition: str, *values: object) -> None:
+        """Remove the last traces of conversations: in the file, and what the model computed of them."""
+        for identity in self.database.delete_conversations(condition, *values):
             remove_saved_cache(identity)
-        if conversation_ids:
-            self.database.forget_deleted()
 
     def restore(self, conversation_id: str) -> None:
         """Undo a delete."""

@@ -2,6 +2,8 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +185,39 @@ def test_where_a_write_ahead_log_fails_a_rollback_journal_is_used(tmp_path: Path
     connection.close()
     with SessionStore.open(path) as store:
         assert store.conversations() == []
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_log_is_left_on_a_file_system_without_shared_memory(tmp_path: Path, logged: bool) -> None:
+    """A copied data folder: the shared memory of its log cannot be opened there."""
+    path = tmp_path / "sessions.db"
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from dslite.app.sessions.store import SessionStore\n"
+        "store = SessionStore.open(Path(sys.argv[1]))\n"
+        "store.append(store.create(model='chat').id, 'user', 'quicksort', parent=None)\n"
+        f"{'os._exit(0)' if logged else 'store.close()'}\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    path.with_name("sessions.db-shm").unlink(missing_ok=True)
+    path.with_name("sessions.db-shm").symlink_to("nowhere/at all")
+    assert path.with_name("sessions.db-wal").exists() == logged
+    for number in range(2):
+        with SessionStore.open(path) as store, SessionStore.open(path) as other:
+            assert len(store.search("quicksort")) == 1
+            store.create(model="chat", title="another")
+            assert len(other.conversations()) == 2 + number
+            with store.database.reading() as db:
+                assert db.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
+
+
+def test_a_log_that_cannot_be_opened_names_a_local_disk(path: Path) -> None:
+    path.with_name("sessions.db-shm").symlink_to("nowhere/at all")
+    path.with_name("sessions.db-wal").mkdir()
+    with pytest.raises(SessionsError, match="unable to open") as caught:
+        SessionStore.open(path)
+    assert "DSLITE_DATA_DIR to a folder on a local disk" in caught.value.remedy
 
 
 def test_only_the_user_may_read_the_conversations(path: Path, tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from dslite.app.errors import NoConversationError
+from dslite.app.sessions import database
 from dslite.app.sessions.database import Database
+from dslite.app.sessions.ids import new_id
 from dslite.app.sessions.store import SessionStore, StoredMessage, title_of
 from dslite.runtime.paths import latents_file
 
@@ -344,6 +348,97 @@ def test_a_removed_conversation_is_in_no_file_any_more(
         assert len(store.search("question")) == 50
     assert traces(tmp_path) == []
     assert [file.name for file in latents.parent.iterdir()] == ["another.safetensors"]
+
+
+def talk_in(path: Path, *texts: str) -> str:
+    with SessionStore.open(path) as store:
+        return talk_with(store, *texts)[0]
+
+
+def deleted_by_an_earlier_version(path: Path, talk: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA secure_delete = OFF")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA application_id = 0")
+        db.execute("DELETE FROM conversations WHERE id = ?", (talk,))
+
+
+def deleted_by_a_process_that_is_killed(path: Path, talk: str) -> None:
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from dslite.app.sessions import database\n"
+        "from dslite.app.sessions.store import SessionStore\n"
+        "database._erase = lambda *_: os._exit(9)\n"
+        "SessionStore.open(Path(sys.argv[1])).purge(sys.argv[2])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path), talk]).returncode == 9
+
+
+def deleted_while_another_process_reads(path: Path, talk: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader, SessionStore.open(path) as store:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM messages").fetchone()
+        with store.database.reading() as db:
+            db.execute("PRAGMA busy_timeout = 0")
+        store.purge(talk)
+        assert traces(path.parent)
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [deleted_by_an_earlier_version, deleted_by_a_process_that_is_killed, deleted_while_another_process_reads],
+)
+def test_what_is_left_of_a_deleted_conversation_goes_with_the_next_opening(
+    tmp_path: Path, delete: Callable[[Path, str], None], hub_home: Path
+) -> None:
+    path = tmp_path / "data" / "sessions.db"
+    talk_in(path, *(f"question {number} " + "word " * 200 for number in range(50)))
+    talk = talk_in(path, SECRET, f"{SECRET} " * 500)
+    delete(path, talk)
+    with SessionStore.open(path) as store:
+        assert traces(path.parent) == []
+        assert len(store.conversations()) == 1
+        assert len(store.search("question")) == 1
+        with store.database.writing() as db:
+            db.execute("INSERT INTO message_search (message_search, rank) VALUES ('integrity-check', 1)")
+    assert traces(path.parent) == []
+
+
+def test_a_file_is_searched_for_old_traces_once(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    deleted_by_an_earlier_version(path, talk_in(path, SECRET))
+    talk_in(path, "a new one")
+    statements: list[str] = []
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.set_trace_callback(statements.append)
+        database._erase_leftovers(db, indexed=True)
+    assert statements == ["PRAGMA application_id"]
+
+
+@pytest.mark.parametrize(("days", "there"), [(6.9, True), (7.1, False), (400, False)])
+def test_a_conversation_whose_week_of_undo_is_over_is_gone_at_the_next_opening(
+    tmp_path: Path, days: float, there: bool, hub_home: Path
+) -> None:
+    path = tmp_path / "data" / "sessions.db"
+    talk = talk_in(path, SECRET, "Here.")
+    with SessionStore.open(path) as store:
+        store.delete(talk)
+        with store.database.writing() as db:
+            db.execute("UPDATE conversations SET deleted = ?", (time.time() - days * 86400,))
+    with SessionStore.open(path):
+        pass
+    assert bool(traces(path.parent)) == there
+    with SessionStore.open(path) as store:
+        if there:
+            store.restore(talk)
+        assert [conversation.id for conversation in store.conversations()] == [talk] * there
+
+
+def test_ids_made_in_one_millisecond_sort_by_age() -> None:
+    ids = [new_id(1.7e9) for _ in range(2000)]
+    assert ids == sorted(set(ids))
+    assert new_id(1.6e9) < ids[0] < ids[-1] < new_id(1.8e9)
 
 
 def test_the_file_shrinks_when_much_of_it_was_removed(tmp_path: Path) -> None:
