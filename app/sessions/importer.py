@@ -1,7 +1,8 @@
 """Conversations from files: what `to_dict` wrote, and ChatGPT's export, as conversations.json or as its ZIP.
 
-A file is foreign text: each conversation is imported whole or not at all, one that is not sound does not keep the
-others out, and sizes are bounded.
+A file is foreign text: each conversation is imported whole or not at all, and one that is not sound does not keep the
+others out. Sizes are bounded, as JSON takes up to thirty times its bytes in memory, and so is depth: what is read back
+in a deeper call must not reach Python's limit.
 """
 
 import codecs
@@ -14,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from dslite.app.sessions.export import VERSION
 from dslite.app.sessions.ids import clean, new_id, title_of
@@ -23,6 +24,8 @@ from dslite.app.sessions.store import SessionStore
 from dslite.runtime.errors import UsageError
 
 MAX_BYTES = 2**30  # of the texts of an archive
+MAX_JSON_BYTES = 2**28  # of one text; newer archives hold several of them
+_MAX_DEPTH = 64  # of what is kept of a conversation as JSON
 _ROLES = ("system", "user", "assistant")
 _CONVERSATIONS = re.compile(r"(^|/)conversations(-\d+)?\.json$")
 
@@ -65,16 +68,21 @@ class ImportResult:
     skipped: list[str]
 
 
-def import_file(store: SessionStore, data: bytes, name: str = "the file") -> ImportResult:
+def import_file(store: SessionStore, data: bytes | BinaryIO, name: str = "the file") -> ImportResult:
     """Add the conversations of an export of ours or of ChatGPT, as JSON or as its ZIP; what is not sound is skipped.
 
-    Raises UsageError for what is no such file, SessionsError where nothing can be saved.
+    `data` is the file's bytes, or the file itself, of which an archive's images are not read. Raises UsageError for
+    what is no such file or too large, OSError, and SessionsError where nothing can be saved.
     """
-    if data.startswith(b"PK"):
-        texts, skipped = _read_zip(data)
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    head = stream.read(2)
+    if head == b"PK":
+        # A pipe cannot be read from its end, where an archive has its table.
+        archive = stream if stream.seekable() else io.BytesIO(_read_bounded(head, stream, MAX_BYTES, name))
+        texts, skipped = _read_zip(archive)
     else:
         try:
-            texts, skipped = {"": _decode(data)}, []
+            texts, skipped = {"": _decode(_read_bounded(head, stream, MAX_JSON_BYTES, name))}, []
         except UnicodeDecodeError as error:
             raise UsageError(f"{name} is not valid UTF-8: {error.reason} at byte {error.start}") from None
     imported: list[str] = []
@@ -96,6 +104,14 @@ def import_file(store: SessionStore, data: bytes, name: str = "the file") -> Imp
     return ImportResult([store.get(identity) for identity in imported], skipped)
 
 
+def _read_bounded(head: bytes, stream: BinaryIO, most: int, name: str) -> bytes:
+    """The rest of a stream after its head. Raises UsageError where both are longer than `most` bytes, OSError."""
+    data = head + stream.read(most + 1 - len(head))
+    if len(data) > most:
+        raise UsageError(f"{name} has more than {most:,} bytes", "split its list of conversations into several files")
+    return data
+
+
 def _import_one(store: SessionStore, raw: Any, where: str) -> str:
     """Add one conversation; return its id. Raises UsageError for one that is not sound, of which nothing is kept."""
     try:
@@ -112,21 +128,24 @@ def _decode(data: bytes) -> str:
     return data.decode("utf-8-sig")
 
 
-def _read_zip(data: bytes) -> tuple[dict[str, str], list[str]]:
+def _read_zip(file: BinaryIO) -> tuple[dict[str, str], list[str]]:
     """The texts of conversations.json, or conversations-000.json and so on, of an archive, within bounds."""
     texts: dict[str, str] = {}
     skipped: list[str] = []
     left = MAX_BYTES
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = sorted(info.filename for info in archive.infolist() if _CONVERSATIONS.search(info.filename))
             for name in names:
                 with archive.open(name) as stream:
-                    raw = stream.read(left + 1)  # a header may lie about the size
+                    raw = stream.read(min(left, MAX_JSON_BYTES) + 1)  # a header may lie about the size
                 left -= len(raw)
                 if left < 0:
                     skipped.append(f"{name} and what follows: more than {MAX_BYTES:,} bytes unpacked")
                     break
+                if len(raw) > MAX_JSON_BYTES:
+                    skipped.append(f"{name}: more than {MAX_JSON_BYTES:,} bytes unpacked")
+                    continue
                 try:
                     texts[name] = _decode(raw)
                 except UnicodeDecodeError as error:
@@ -175,7 +194,7 @@ def _parse_ours(raw: dict[str, Any], where: str) -> _ImportedConversation:
                 message["content"],
                 ids,
                 message.get("finish_reason") if _is_text(message, "finish_reason") else None,
-                message["info"] if isinstance(message.get("info"), dict) else {},
+                _info(message.get("info"), f"{where}, message {place}"),
                 _number(message.get("created"), now),
                 _number(message.get("updated"), now),
             )
@@ -192,6 +211,21 @@ def _parse_ours(raw: dict[str, Any], where: str) -> _ImportedConversation:
         _number(raw.get("updated"), now),
         nodes,
     )
+
+
+def _info(raw: Any, where: str) -> dict[str, Any]:
+    """The table `info` of a message; empty for what is none. Raises UsageError for one that is nested too deeply."""
+    level = [raw]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    if level:
+        raise UsageError(f"{where}: info is nested more than {_MAX_DEPTH} levels deep")
+    return raw if isinstance(raw, dict) else {}
 
 
 def _parse_chatgpt(raw: dict[str, Any]) -> _ImportedConversation:

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +262,82 @@ def test_an_archive_that_unpacks_to_too_much_is_cut(store: SessionStore, monkeyp
     result = of_zip(store, {"conversations-0.json": titled("a"), "conversations-1.json": b" " * 10_000_000})
     assert [conversation.title for conversation in result.imported] == ["a"]
     assert "more than 5,000 bytes" in result.skipped[0]
+
+
+def test_a_large_file_of_an_archive_does_not_keep_the_others_out(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "MAX_JSON_BYTES", 5000)
+    result = of_zip(store, {"conversations-0.json": b" " * 10_000, "conversations-1.json": titled("a")})
+    assert [conversation.title for conversation in result.imported] == ["a"]
+    assert result.skipped == ["conversations-0.json: more than 5,000 bytes unpacked"]
+
+
+class Unseekable(io.BytesIO):
+    """A pipe."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        raise io.UnsupportedOperation("seek")
+
+
+@pytest.mark.parametrize("make", [io.BytesIO, Unseekable])
+@pytest.mark.parametrize("size", [0, 1, 4999])
+def test_json_is_read_up_to_a_bound(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch, make: Callable[[bytes], io.BytesIO], size: int
+) -> None:
+    monkeypatch.setattr(importer, "MAX_JSON_BYTES", 5000)
+    sound = titled("a")
+    assert [talk.title for talk in import_file(store, make(sound + b" " * (5000 - len(sound)))).imported] == ["a"]
+    stream = make(sound + b" " * (5001 - len(sound) + size))
+    with pytest.raises(UsageError, match="more than 5,000 bytes"):
+        import_file(store, stream)
+    assert len(stream.read()) == size, "no more is read than shows that it is too large"
+
+
+@pytest.mark.parametrize("make", [io.BytesIO, Unseekable])
+def test_an_archive_is_read_from_a_file_and_from_a_pipe(
+    store: SessionStore, make: Callable[[bytes], io.BytesIO]
+) -> None:
+    result = import_file(store, make(zipped({"conversations.json": titled("a"), "image.png": b"x" * 100_000})))
+    assert [conversation.title for conversation in result.imported] == ["a"]
+
+
+def nested(depth: int, inner: Any = 1, wrap: Callable[[Any], Any] = lambda value: {"k": value}) -> Any:
+    for _ in range(depth):
+        inner = wrap(inner)
+    return inner
+
+
+@pytest.mark.parametrize("wrap", [lambda value: {"k": value}, lambda value: {"k": [1, value]}])
+def test_a_message_keeps_no_value_that_is_nested_too_deeply(store: SessionStore, wrap: Callable[[Any], Any]) -> None:
+    def conversation(depth: int) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": "fine", "info": nested(depth, wrap=wrap)}]}
+
+    result = import_file(store, json.dumps([conversation(300), conversation(20), conversation(100)]).encode())
+    assert [fault.partition(":")[0] for fault in result.skipped] == [
+        "conversation 1, message 1",
+        "conversation 3, message 1",
+    ]
+    (talk,) = result.imported
+    assert store.path(talk.leaf)[0].info == nested(20, wrap=wrap)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"messages": [{"role": "user", "content": "fine", "info": {"x": 1' + "0" * 5000 + "}}]}",
+        '{"mapping": ' * 5000,
+        '[{"messages":' * 3000 + "1" + "}]" * 3000,
+        '{"messages": [' + "[" * 200_000,
+    ],
+)
+def test_json_made_to_break_the_parser_is_refused(store: SessionStore, text: str) -> None:
+    with pytest.raises(UsageError, match="not valid JSON"):
+        import_file(store, text.encode())
+    assert store.conversations() == []
 
 
 @pytest.mark.parametrize("data", [b"PK", zipped({"x.json": b""}), zipped({"conversations.json": b"[]" * 999})[:60]])
