@@ -90,7 +90,7 @@ class Splitter:
     def feed(self, text: str) -> None:
         """Append text."""
         self.text += text
-        if not self._append_lines():
+        if not self._append_words(text) and not self._append_lines():
             self._parse_tail()
 
     def finish(self) -> None:
@@ -98,6 +98,22 @@ class Splitter:
         self.first_changed = max(len(self.blocks) - 1, 0)
         if self.blocks:
             self.blocks[-1].closed = True
+
+    def _append_words(self, text: str) -> bool:
+        """Lengthen the last line of the paragraph at the end, where it begins like no other block; whether it did.
+
+        A line that begins with a letter stays the text of a paragraph, whatever follows in it.
+        """
+        block = self.blocks[-1] if self.blocks else None
+        if block is None or block.kind != "paragraph" or block.closed or not block.lines or _LINE_END.search(text):
+            return False
+        start = block.offsets[-1]
+        if start < self._last_line or not block.lines[-1][:1].isalpha():
+            return False
+        block.lines[-1] = self.text[start:].rstrip().replace("\0", "\ufffd")
+        block.end = start + len(block.lines[-1])
+        self.first_changed = len(self.blocks) - 1
+        return True
 
     def _append_lines(self) -> bool:
         """Append to the open fence or table at the end, where that is all that has happened; return whether it was."""

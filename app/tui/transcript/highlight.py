@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 from rich.style import Style
-from rich.text import Text
+from rich.text import Span, Text
 
 from dslite.app.tui.style.palette import Palette
 
@@ -31,14 +31,22 @@ def highlight(code: str, language: str, palette: Palette) -> list[Text]:
     lexer = _lexer(language) if language and len(code) <= MOST_CHARACTERS else None
     if lexer is None:
         return [Text(line, end="") for line in code.split("\n")]
-    lines = [Text(end="")]
+    lines: list[Text] = []
+    parts: list[str] = []
+    spans: list[Span] = []
+    length = 0
     for kind, value in _tokens(lexer, f"{code}\n"):  # rules of some lexers, as of diffs, want the line end
         style = _style(kind, palette)
-        first, *others = value.split("\n")
-        lines[-1].append(first, style)
-        for other in others:
-            lines.append(Text(end=""))
-            lines[-1].append(other, style)
+        for place, part in enumerate(value.split("\n")):
+            if place:
+                lines.append(Text("".join(parts), end="", spans=spans))
+                parts, spans, length = [], [], 0
+            if part:
+                parts.append(part)
+                if style:
+                    spans.append(Span(length, length + len(part), style))
+                length += len(part)
+    lines.append(Text("".join(parts), end="", spans=spans))
     return lines[: code.count("\n") + 1]
 
 

@@ -8,6 +8,8 @@ TAB = "    "
 
 def inert(text: str) -> str:
     """Printable text: control characters show as symbols (ESC as ␛), line ends are one kind, tabs are spaces."""
+    if text.isprintable():  # most text; the replacements below take longer
+        return text
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return visible(text).translate(_SEPARATORS).replace("\t", TAB)
 
