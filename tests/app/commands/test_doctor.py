@@ -7,15 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from support.checkpoints import load_engine, write_checkpoint
 from support.hub_fixtures import LITE
 from support.in_process import Dslite
 
 from dslite.app.commands import doctor as command
 from dslite.app.sessions.store import SessionStore
-from dslite.runtime.diagnostics import doctor
+from dslite.runtime.diagnostics import doctor, selftest
 from dslite.runtime.diagnostics.doctor import Examination, examine
 from dslite.runtime.downloads.hub import RepoCache
+from dslite.runtime.planning import bandwidth
 from dslite.runtime.planning.bandwidth import Bandwidths
 
 
@@ -25,7 +27,7 @@ def dslite(
 ) -> Dslite:
     """The command on a machine whose bandwidths are known, with settings of its own."""
     speeds = Bandwidths(ram=50e9, disk=3e9, pcie=0.0, gpu=0.0)
-    monkeypatch.setattr("dslite.runtime.planning.bandwidth.bandwidths", lambda *_, refresh: speeds)
+    monkeypatch.setattr(bandwidth, "bandwidths", lambda *_, refresh: speeds)
     monkeypatch.setenv("DSLITE_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("DSLITE_DATA_DIR", str(tmp_path / "data"))
     return Dslite(monkeypatch, capsys)
@@ -113,7 +115,7 @@ def test_a_begun_download_is_a_problem_with_both_ways_out(dslite: Dslite) -> Non
 
 
 def test_a_wrong_endpoint_is_a_problem(dslite: Dslite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "mirror.example")
+    monkeypatch.setattr(constants, "ENDPOINT", "mirror.example")
     assert "HF_ENDPOINT is 'mirror.example', which is no address" in findings(dslite)
 
 
@@ -173,7 +175,7 @@ def test_refresh_measures_anew(dslite: Dslite, monkeypatch: pytest.MonkeyPatch) 
         asked.append(refresh)
         return Bandwidths(1.0, 1.0, 0.0, 0.0)
 
-    monkeypatch.setattr("dslite.runtime.planning.bandwidth.bandwidths", measured)
+    monkeypatch.setattr(bandwidth, "bandwidths", measured)
     dslite("doctor")
     dslite("doctor", "--refresh")
     assert asked == [False, True]
@@ -201,7 +203,7 @@ def test_the_self_test_counts_what_a_present_model_says(
         ([wrong], "3 of 4 published tokens are the likeliest here; 0 near ties, 1 wrong", 1),
     ):
         sets = {"sets": [{"near_tie_nats": 0.0, "entries": entries}]}
-        monkeypatch.setattr("dslite.runtime.diagnostics.selftest.read_published", lambda sets=sets: sets)
+        monkeypatch.setattr(selftest, "read_published", lambda sets=sets: sets)
         code, out, _ = dslite("doctor", "--selftest")
         assert line in out
         assert code == expected

@@ -11,6 +11,7 @@ from pathlib import Path
 import pexpect
 import pyte
 import pytest
+from huggingface_hub import constants
 from support.checkpoints import write_checkpoint
 from support.hub_fixtures import LITE
 from support.hub_server import HubServer
@@ -130,7 +131,7 @@ def test_offline_commands_open_no_socket(dslite: Dslite, hub: HubServer, monkeyp
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket.socket, "sendto", refuse)
     # The library asks its Hub about this program's surroundings where it may.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
     assert dslite("model", "verify", "chat", "--offline")[0] == 0
     assert dslite("model", "info", "chat", "--offline")[0] == 0
     assert dslite("model", "info", "coder", "--offline")[0] == 0
@@ -139,7 +140,7 @@ def test_offline_commands_open_no_socket(dslite: Dslite, hub: HubServer, monkeyp
     code, _, err = dslite("model", "pull", "chat", "--offline")
     assert code == 3
     assert "--offline forbids" in err
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert dslite("model", "pull", "coder")[0] == 3
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from support.machines import GOLDEN, machine
 from typer.testing import CliRunner, Result
 
@@ -87,7 +88,7 @@ def test_described_bandwidths_change_the_prediction(folder: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_short_name_needs_no_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     shown = plan_json("-m", "chat", "--device", "cpu", "--offline")
     assert shown["model"] == "chat"
     assert shown["parameters"] == 15706484224

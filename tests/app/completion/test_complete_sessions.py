@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def test_a_database_that_only_reads_is_gone_on_from_with_a_warning(
         monkeypatch.setenv(name, folder)
     run = in_process.Dslite(monkeypatch, capsys)
     command = ("complete", "-m", str(greeter), "--json")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     session = json.loads(run(*command, "Say hello")[1])["session"]
     path = tmp_path / "data" / "sessions.db"
     before, really = path.read_bytes(), os.open

@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from support.hub_fixtures import BESIDE, LITE
 from support.hub_server import PIECE, HubServer, blob_name
 
@@ -195,7 +195,7 @@ def no_workers() -> bool:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads time out after longer than `wait_for` waits: a worker that ends was woken."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 600)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 600)
 
 
 @pytest.mark.usefixtures("patient")
@@ -498,7 +498,7 @@ def test_no_socket_is_opened_offline(hub: HubServer, monkeypatch: pytest.MonkeyP
     assert locate(parse_model("chat")) == folder
     with pytest.raises(ModelUnavailableError, match="--offline forbids"):
         pulled(offline=True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelUnavailableError, match="HF_HUB_OFFLINE forbids"):
         pulled()
     assert locate(parse_model("chat")) == folder
@@ -512,7 +512,7 @@ def test_a_present_model_is_located_without_a_request(hub: HubServer) -> None:
 
 
 def test_a_hub_that_cannot_be_reached_is_told_with_its_address(hub_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ModelUnavailableError, match=r"http://127.0.0.1:9 cannot be reached") as caught:
         pulled()
     assert "HF_ENDPOINT" in caught.value.remedy
