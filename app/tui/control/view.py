@@ -185,8 +185,8 @@ def _code_numbers(item: TranscriptItem, fences: list[Block]) -> list[int]:
     """For each fence the number of the same code among those that `/copy` counts, which sees nested fences too."""
     codes = [code.text for code in code_blocks(inert(item.text))]
     numbers, place = [], 0
-    for fence in fences:
-        found = codes.index(fence.source + "\n", place) + 1 if fence.source + "\n" in codes[place:] else 0
+    for source in (inert(fence.source) + "\n" for fence in fences):  # a block keeps its tabs, inert text has none
+        found = codes.index(source, place) + 1 if source in codes[place:] else 0
         numbers.append(found)
         place = found or place
     return numbers

@@ -8,7 +8,7 @@ from rich.style import Style
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from support.chat import Chat, drive, open_chat
 from support.chat_texts import prose
-from support.fake_engine import FakeResponder
+from support.fake_engine import FakeBackend
 from textual.color import Color
 from textual.geometry import Offset
 from textual.selection import Selection
@@ -67,7 +67,7 @@ def between(first: str, last: str) -> str:
 @pytest.mark.parametrize("size", [(110, 36), (80, 24), (40, 10)])
 @drive
 async def test_what_is_copied_is_the_source_between_the_ends(home: Path, size: tuple[int, int]) -> None:
-    async with open_chat(home, FakeResponder(ANSWER), size=size) as chat:
+    async with open_chat(home, FakeBackend(ANSWER), size=size) as chat:
         await chat.ask("go")
         for first, last in [
             ("Headline", "Family"),
@@ -89,8 +89,9 @@ async def test_what_is_copied_is_the_source_between_the_ends(home: Path, size: t
 
 @drive
 async def test_all_of_a_block_is_selected_from_its_margins_with_its_markdown(home: Path) -> None:
-    async with open_chat(home, FakeResponder(ANSWER), size=(110, 36)) as chat:
+    async with open_chat(home, FakeBackend(ANSWER), size=(110, 36)) as chat:
         await chat.ask("go")
+        await chat.until("copy: /copy 1")  # drawn once the answer is whole
         code = place_of(chat, "copy: /copy 1")
         text, _ = chat.transcript.get_selection(Selection(Offset(0, code.y), Offset(109, code.y + 1)))
         assert text == "```make\nall:"
@@ -105,7 +106,7 @@ async def test_all_of_a_block_is_selected_from_its_margins_with_its_markdown(hom
 @drive
 async def test_a_selection_over_messages_has_no_names_and_keeps_what_was_typed(home: Path) -> None:
     question = "first line\n  second\tline " + WORDS
-    async with open_chat(home, FakeResponder("**answer** here"), size=(60, 30)) as chat:
+    async with open_chat(home, FakeBackend("**answer** here"), size=(60, 30)) as chat:
         await chat.ask(question)
         text = copied(chat, "second", "here")
         assert text == question[question.index("second") :] + "\n\n**answer** here"
@@ -121,7 +122,7 @@ async def scrolled_into(chat: Chat) -> int:
 
 @drive
 async def test_a_click_in_a_tall_answer_chooses_it_and_scrolls_nothing(home: Path) -> None:
-    async with open_chat(home, FakeResponder(prose(3000)), size=(80, 24)) as chat:
+    async with open_chat(home, FakeBackend(prose(3000)), size=(80, 24)) as chat:
         top = await scrolled_into(chat)
         await chat.pilot.mouse_down(chat.transcript, offset=(10, 8))
         await chat.pilot.pause()
@@ -135,7 +136,7 @@ async def test_a_click_in_a_tall_answer_chooses_it_and_scrolls_nothing(home: Pat
 
 @drive
 async def test_a_double_click_selects_a_word_and_a_second_drag_is_no_double_click(home: Path) -> None:
-    async with open_chat(home, FakeResponder(ANSWER), size=(110, 60)) as chat:
+    async with open_chat(home, FakeBackend(ANSWER), size=(110, 60)) as chat:
         await chat.ask("go")
         place = place_of(chat, "star") - Offset(0, round(chat.transcript.scroll_offset.y))
         await chat.pilot.click(chat.transcript, offset=place + Offset(1, 0), times=2)
@@ -164,7 +165,7 @@ async def test_backspace_and_delete_take_a_whole_cluster_of_the_input(home: Path
 @drive
 async def test_a_resize_keeps_the_line_that_is_being_read(home: Path, narrower: tuple[int, int]) -> None:
     answer = "\n\n".join(f"p{number:03d} {'some words of a paragraph ' * 12}" for number in range(80))
-    async with open_chat(home, FakeResponder(answer), size=(80, 24)) as chat:
+    async with open_chat(home, FakeBackend(answer), size=(80, 24)) as chat:
         top = await scrolled_into(chat)
         renderer, at = chat.transcript.virtual_list.renderer, chat.transcript.virtual_list.at(top)
         word = first_paragraph(chat)
@@ -211,9 +212,9 @@ def shown_colours(style: Style) -> tuple[Color, Color]:
 @pytest.mark.parametrize("theme", [theme.name for theme in THEMES])
 @drive
 async def test_selected_text_has_a_contrast_of_at_least_four_and_a_half(home: Path, theme: str) -> None:
-    async with open_chat(home, FakeResponder(ANSWER), size=(100, 60)) as chat:
+    async with open_chat(home, FakeBackend(ANSWER), size=(100, 60)) as chat:
         await chat.ask("go")
-        chat.app.use_theme(theme)
+        chat.app.theme = theme
         await chat.pilot.pause()
         await chat.pilot.mouse_down(chat.transcript, offset=(3, 1))
         await chat.pilot.hover(chat.transcript, offset=(60, 40))
@@ -237,7 +238,7 @@ async def test_selected_text_has_a_contrast_of_at_least_four_and_a_half(home: Pa
 @drive
 async def test_text_selected_in_the_prompt_has_that_contrast_too(home: Path, theme: str) -> None:
     async with open_chat(home) as chat:
-        chat.app.use_theme(theme)
+        chat.app.theme = theme
         chat.prompt.put("selected words")
         await chat.press("shift+home")
         await chat.pilot.pause()
