@@ -231,7 +231,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # of a fixed date
     return buffer.getvalue()
 
 
@@ -333,6 +333,7 @@ def test_a_message_keeps_no_value_that_is_nested_too_deeply(store: SessionStore,
         '[{"messages":' * 3000 + "1" + "}]" * 3000,
         '{"messages": [' + "[" * 200_000,
     ],
+    ids=["digits", "mappings", "messages", "lists"],
 )
 def test_json_made_to_break_the_parser_is_refused(store: SessionStore, text: str) -> None:
     with pytest.raises(UsageError, match="not valid JSON"):
@@ -340,7 +341,11 @@ def test_json_made_to_break_the_parser_is_refused(store: SessionStore, text: str
     assert store.conversations() == []
 
 
-@pytest.mark.parametrize("data", [b"PK", zipped({"x.json": b""}), zipped({"conversations.json": b"[]" * 999})[:60]])
+@pytest.mark.parametrize(
+    "data",
+    [b"PK", zipped({"x.json": b""}), zipped({"conversations.json": b"[]" * 999})[:60]],
+    ids=["the first two bytes", "other files only", "cut"],
+)
 def test_what_is_no_archive_of_conversations_is_refused(store: SessionStore, data: bytes) -> None:
     with pytest.raises(UsageError, match="archive"):
         import_file(store, data)
