@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from dslite.app.chat.autosave import ConversationWriter
 from dslite.app.chat.model_loading import ModelLoader
 from dslite.app.chat.model_setup import FirstRun
 from dslite.app.chat.settings import ChatSettings
-from dslite.app.errors import ConfigFileError
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from dslite.app.settings.config_file import Config
 
 WhenFull = Literal["ask", "forget", "summary", "stop"]  # what to do when a conversation fills the context
-WAYS = get_args(WhenFull)
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,8 @@ class ChatConfig:
 
     @classmethod
     def of_config(cls, config: "Config") -> "ChatConfig":
-        """Raises ConfigFileError."""
-        mouse = config.table("chat").get("mouse", True)
-        if not isinstance(mouse, bool):
-            raise ConfigFileError(f"{config.path}, [chat]: mouse is {mouse!r}; it must be true or false")
-        keymap = config.table("keys")
-        for name, key in keymap.items():
-            if not isinstance(key, str):
-                raise ConfigFileError(f"{config.path}, [keys]: {name} is {key!r}; it must be a text such as 'f6'")
-        when_full: Any = config.table("chat").get("when_full", "ask")
-        if when_full not in WAYS:
-            ways = ", ".join(map(repr, WAYS))
-            raise ConfigFileError(f"{config.path}, [chat]: when_full is {when_full!r}; it must be one of {ways}")
-        return cls(config.text("chat", "theme"), mouse, dict(keymap), when_full)
+        chat = config.table("chat")
+        return cls(chat.get("theme"), chat.get("mouse", True), dict(config.table("keys")), chat.get("when_full", "ask"))
 
 
 @dataclass

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from support.cli_process import Dslite
@@ -133,12 +133,12 @@ def test_what_is_unknown_is_named(raw: dict[str, Any], problem: str) -> None:
 def test_the_themes_of_the_file_are_those_of_the_screen() -> None:
     from textual.app import App
 
-    from dslite.app.chat.launch import WAYS
+    from dslite.app.chat.launch import WhenFull
     from dslite.app.tui.style.themes import THEMES
 
     assert [theme.name for theme in THEMES] == list(config_schema.THEMES)
     assert sorted(App().available_themes) == list(config_schema.TEXTUAL_THEMES)
-    assert config_schema.WHEN_FULL == WAYS
+    assert get_args(WhenFull) == config_schema.WHEN_FULL
 
 
 def test_problems_are_shown_once_and_the_rest_of_the_file_applies(dslite: Dslite) -> None:
