@@ -12,8 +12,7 @@ from dslite.model.attention import Span, last_of_each
 from dslite.model.transformer import OnLayer, Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.cache.prefix_cache import PrefixCache
-from dslite.runtime.errors import OutOfMemoryError
-from dslite.runtime.memory import is_out_of_memory, with_room
+from dslite.runtime.memory import with_room
 from dslite.runtime.weights.loader import expert_cache
 
 log = logging.getLogger("dslite.engine")
@@ -86,8 +85,3 @@ class ModelRunner:
             log.warning("memory is short: prompts are read %d tokens at a time", self.prefill_chunk)
             return True
         return given_back
-
-
-def as_out_of_memory(error: BaseException, what: str) -> OutOfMemoryError | None:
-    """An error as OutOfMemoryError where it says that memory is short."""
-    return OutOfMemoryError.of(error, what) if is_out_of_memory(error) else None
