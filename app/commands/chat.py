@@ -15,6 +15,7 @@ from dslite.runtime.errors import DsliteError, UsageError
 if TYPE_CHECKING:
     from dslite.app.chat.launch import ChatLaunch
     from dslite.app.sessions.store import Conversation, SessionStore
+    from dslite.app.settings.config_file import Config
     from dslite.app.settings.precedence import AnswerSettings
 
 _CHAT_MODEL = "chat"
@@ -30,14 +31,13 @@ def chat(
     conversation: ConversationFlags,
 ) -> None:
     """Chat with a model in the terminal."""
-    from dslite.app.settings.precedence import AnswerSettings, save_flags
+    from dslite.app.settings.precedence import save_flags
 
-    given = AnswerSettings(engine.model, system=answer.system_message(), sampling=answer.sampling())
+    given = answer.settings(engine.model)
     engine.options()  # a wrong flag is an error before anything starts
     save_flags(conversation.save_profile, given, conversation.profile)
     plain = plain or os.environ.get("TERM") in ("dumb", "")
-    talk = _find(latest=conversation.continue_, id=conversation.session)
-    start = _start(given, talk, engine, server, conversation)
+    start = _start(given, _find(conversation), engine, server, conversation)
     if not plain and not (sys.stdin.isatty() and sys.stderr.isatty()):
         if server.endpoint is None:
             locate(start.ref)  # a model that is absent is reported first: a terminal alone would not help
@@ -55,71 +55,73 @@ def chat(
     raise typer.Exit(run_chat(start))
 
 
-def _find(*, latest: bool, id: str | None) -> "Conversation | None":
+def _find(flags: ConversationFlags) -> "Conversation | None":
     """The conversation to go on with. Raises SessionsError, NotFoundError."""
-    if not latest and id is None:
+    if not flags.continues:
         return None
-    from dslite.app.sessions.store import SessionStore
-
-    with SessionStore.open() as store:
-        return store.find(id) if id is not None else store.latest()
+    with _open_store() as store:
+        return flags.find(store)
 
 
 def _open_store() -> "SessionStore":
-    from dslite.app.sessions.store import (
-        SessionStore,  # by the writer's thread: the first picture does not wait for SQLite
-    )
+    # Imported by the writer's thread, so that the first picture does not wait for SQLite.
+    from dslite.app.sessions.store import SessionStore
 
     return SessionStore.open()
 
 
+def _read_config(*, required: bool) -> "tuple[Config, list[DsliteError]]":
+    """config.toml and what is wrong in it. A broken file is a warning too, except where it is `required`.
+
+    Raises ConfigFileError.
+    """
+    from dslite.app.errors import ConfigFileError
+    from dslite.app.settings.config_file import Config, config_path, read_config
+
+    warnings: list[DsliteError] = []
+    try:
+        return read_config(report=lambda fault: warnings.append(ConfigFileError(fault))), warnings
+    except ConfigFileError as error:
+        if required:
+            raise
+        return Config(config_path(), {}), [error]
+
+
 def _start(
     given: "AnswerSettings",
-    talk: "Conversation | None",
+    earlier: "Conversation | None",
     engine: EngineFlags,
     server: EndpointFlags,
     conversation: ConversationFlags,
 ) -> "ChatLaunch":
-    """What the chat starts with. A broken config.toml is a warning, and the chat starts without it."""
+    """What the chat starts with. Raises NotFoundError, UsageError, ConfigFileError, ModelUnavailableError."""
     from dslite.app.chat.autosave import ConversationWriter
     from dslite.app.chat.launch import ChatConfig, ChatLaunch
     from dslite.app.chat.model_loading import LocalModelLoader, RemoteModelLoader
     from dslite.app.chat.model_setup import FirstRun
     from dslite.app.chat.settings import ChatSettings
-    from dslite.app.errors import ConfigFileError
-    from dslite.app.settings.config_file import Config, config_path, read_config
     from dslite.app.settings.endpoint import find_served
     from dslite.app.settings.precedence import settle
     from dslite.app.settings.profiles import default_values
 
-    profile, warnings = conversation.profile, list[DsliteError]()
-    try:
-        config: Config = read_config(report=lambda fault: warnings.append(ConfigFileError(fault)))
-        made = settle(given, profile, talk, raw=False, config=config)
-        defaults = default_values(config)
-        chat_config = ChatConfig.of_config(config)
-    except ConfigFileError as error:
-        if profile is not None:
-            raise
-        warnings.append(error)
-        made, defaults, chat_config = given, {}, ChatConfig.of_config(Config(config_path(), {}))
-    served = find_served(server.endpoint, server.endpoint_key_env, given.model, made.model)
-    ref = served.ref if served else model_ref(made.model or _CHAT_MODEL, engine.revision)
+    config, warnings = _read_config(required=conversation.profile is not None)
+    settled = settle(given, conversation.profile, earlier, raw=False, config=config)
+    served = find_served(server.endpoint, server.endpoint_key_env, given.model, settled.model)
+    ref = served.ref if served else model_ref(settled.model or _CHAT_MODEL, engine.revision)
     settings = ChatSettings(
         model=ref.name,
-        profile=made.profile,
+        profile=settled.profile,
         chosen=dict(given.sampling),
-        defaults=defaults,
-        system=None if made.system == made.profile.system else made.system or "",
+        defaults=default_values(config),
+        system=None if settled.system == settled.profile.system else settled.system or "",
     )
-    identity = talk.id if talk is not None else None
     return ChatLaunch(
         ref=ref,
         settings=settings,
         loader=RemoteModelLoader(served) if served else LocalModelLoader(engine.options()),
         writer=ConversationWriter(_open_store, saving=not conversation.no_save),
-        resume=(lambda _: identity) if identity else None,
-        config=chat_config,
+        resume=None if earlier is None else lambda _: earlier.id,
+        config=ChatConfig.of_config(config),
         first_run=FirstRun.of(offline=engine.offline),
         warnings=warnings,
     )

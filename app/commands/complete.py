@@ -1,13 +1,20 @@
 """`dslite complete`: one answer on stdout, then exit."""
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dslite.app.commands.command import Excludes, Needs, flag, handles_signals, rules
-from dslite.app.commands.flags import AnswerFlags, ConversationFlags, EndpointFlags, EngineFlags, OutputFlags, model_ref
+from dslite.app.commands.command import Excludes, flag, handles_signals, rules
+from dslite.app.commands.flags import (
+    AnswerFlags,
+    ConversationFlags,
+    EndpointFlags,
+    EngineFlags,
+    OutputFlags,
+    PromptFlags,
+    model_ref,
+)
 from dslite.app.commands.model_prompt import ensure_model
 from dslite.app.commands.prompt_input import ANY_MODEL, prompt_limit, read_batch, read_prompt
 from dslite.app.settings.endpoint import RemoteModelRef, find_served
@@ -28,18 +35,12 @@ _GRACE_S = 0.8  # after a signal, while the model is loaded
 @handles_signals
 @rules(
     Excludes("words", ("prompt",), "the prompt is given twice, as words and with --prompt"),
-    Excludes("raw", ("system", "system_file", "continue_", "session")),
     Excludes("batch", ("words", "prompt", "file", "continue_", "session")),
-    Needs("no_bos", "raw"),
 )
 def complete(
     words: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - reads stdin.")] = None,
     *,
-    prompt: Annotated[str | None, flag("--prompt", "-p", help="The prompt.")] = None,
-    file: Annotated[list[Path] | None, flag("--file", "-f", help="Put a file before the prompt (repeatable).")] = None,
-    raw: Annotated[bool, flag("--raw", help="Complete the text itself, without the chat template.")] = False,
-    no_stdin: Annotated[bool, flag("--no-stdin", help="Read no stdin, as in a loop that reads it.")] = False,
-    no_bos: Annotated[bool, flag("--no-bos", help="With --raw: no begin-of-sentence token.")] = False,
+    source: PromptFlags,
     output: OutputFlags,
     logprobs: Annotated[int | None, flag("--logprobs", help="Log-probabilities and the K best; 0: own only.")] = None,
     echo: Annotated[bool, flag("--echo", help="The prompt's tokens first.")] = False,
@@ -53,34 +54,33 @@ def complete(
 
     Piped text goes before the prompt; --no-stdin or </dev/null where there is none.
     """
-    from dslite.app.settings.precedence import AnswerSettings, save_flags, settle
+    from dslite.app.settings.precedence import save_flags, settle
 
     with Interruption(grace_s=_GRACE_S) as interruption:
-        # Whatever can be wrong with the request is found before torch is imported: an error should not take seconds.
+        # Errors of the request are found before torch is imported, which takes seconds.
         check_whole("--logprobs", logprobs, 0, _MOST_LOGPROBS)
-        given = AnswerSettings(engine.model, system=answer.system_message(), sampling=answer.sampling())
+        given = answer.settings(engine.model)
         options, target = engine.options(), output.target()
         saves_profile = save_flags(conversation.save_profile, given, conversation.profile)
         lines = None if batch is None else read_batch(batch)
-        may_be_empty = (prompt is not None and raw and not no_bos) or saves_profile
         text = ""
         if lines is None:
             text = read_prompt(
                 words or [],
-                prompt,
-                file or [],
-                limit=lambda: _limit(given, engine, server, conversation, raw=raw),
-                stdin=not no_stdin,
-                may_be_empty=may_be_empty,
+                source.prompt,
+                source.file or [],
+                limit=lambda: _limit(given, source, engine, server, conversation),
+                stdin=not source.no_stdin,
+                may_be_empty=source.may_be_empty or saves_profile,
             )
-        if saves_profile and lines is None and not text:
-            return
-        saves = lines is None and not raw and not conversation.no_save
-        store, talk = _open_conversation(saves=saves, latest=conversation.continue_, id=conversation.session)
+            if saves_profile and not text:
+                return
+        saves = lines is None and not source.raw and not conversation.no_save
+        store, earlier = _open_conversation(conversation, saves=saves)
         with store or nullcontext():
-            settings = settle(given, conversation.profile, talk, raw=raw)
+            settings = settle(given, conversation.profile, earlier, raw=source.raw)
             served = find_served(server.endpoint, server.endpoint_key_env, engine.model, settings.model)
-            named = model_ref(settings.model or ("base" if raw else "chat"), engine.revision)
+            named = model_ref(settings.model or source.default_model, engine.revision)
             ref = served.ref if served else ensure_model(named, offline=engine.offline)
 
             from dslite.app.completion.autosave import ConversationSaver
@@ -88,26 +88,30 @@ def complete(
             from dslite.app.completion.protocol import CompletionOptions
             from dslite.app.completion.single import complete_one
 
-            how = CompletionOptions(settings.sampling, raw, not no_bos, settings.system, logprobs, echo)
-            backend = _backend(ref, how, options, served)
+            prompts = CompletionOptions(
+                settings.sampling, source.raw, not source.no_bos, settings.system, logprobs, echo
+            )
+            backend = _backend(ref, prompts, options, served)
             if lines is not None:
                 raise typer.Exit(complete_batch(backend, lines, target, interruption))
-            saver = ConversationSaver(
-                store, talk, saves=saves, model=ref.key, profile=settings.profile.name, system=settings.system
-            )
+            saver = ConversationSaver(store, earlier, saves=saves, model=ref.key, settings=settings)
             raise typer.Exit(complete_one(backend, text, target, saver, interruption))
 
 
 def _limit(
-    given: "AnswerSettings", engine: EngineFlags, server: EndpointFlags, conversation: ConversationFlags, *, raw: bool
+    given: "AnswerSettings",
+    source: PromptFlags,
+    engine: EngineFlags,
+    server: EndpointFlags,
+    conversation: ConversationFlags,
 ) -> ByteLimit:
-    """What a prompt may have, as far as it is known before the conversation is read and the model is loaded."""
+    """The most that a prompt may have, as far as it is known before a conversation is read and the model is loaded."""
     from dslite.app.settings.precedence import settle
 
-    if server.endpoint is not None or conversation.continue_ or conversation.session is not None:
+    if server.endpoint is not None or conversation.continues:
         return ANY_MODEL
-    settings = settle(given, conversation.profile, None, raw=raw)
-    return prompt_limit(model_ref(settings.model or ("base" if raw else "chat"), engine.revision), engine.ctx_size)
+    settings = settle(given, conversation.profile, None, raw=source.raw)
+    return prompt_limit(model_ref(settings.model or source.default_model, engine.revision), engine.ctx_size)
 
 
 def _backend(
@@ -122,25 +126,21 @@ def _backend(
     return LocalCompletion.open(ref, options, engine_options)
 
 
-def _open_conversation(
-    *, saves: bool, latest: bool, id: str | None
-) -> "tuple[SessionStore | None, Conversation | None]":
+def _open_conversation(flags: ConversationFlags, *, saves: bool) -> "tuple[SessionStore | None, Conversation | None]":
     """The store, and the conversation to go on with; with -c there may be none yet.
 
-    A store that only was to save may fail: the answer counts for more. Raises SessionsError, NotFoundError.
+    A store that is needed for saving alone may fail: the answer counts for more. Raises SessionsError, NotFoundError.
     """
     from dslite.app.sessions.store import SessionsError, SessionStore
     from dslite.app.terminal import console
 
-    if not (saves or latest or id is not None):
+    if not saves and not flags.continues:
         return None, None
     try:
         store = SessionStore.open()
     except SessionsError as error:
-        if latest or id is not None:
+        if flags.continues:
             raise
         console.warn(f"the conversation is not saved: {error.message}")
         return None, None
-    if id is not None:
-        return store, store.find(id)
-    return store, store.latest() if latest else None
+    return store, flags.find(store)

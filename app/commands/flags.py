@@ -14,6 +14,8 @@ from dslite.runtime.units import parse_size
 
 if TYPE_CHECKING:
     from dslite.app.completion.output import OutputOptions
+    from dslite.app.sessions.store import Conversation, SessionStore
+    from dslite.app.settings.precedence import AnswerSettings
 
 Model = Annotated[
     str | None,
@@ -108,8 +110,33 @@ class EndpointFlags:
 
 
 @dataclass(frozen=True)
+class PromptFlags:
+    """Where the prompt comes from, and whether it is a turn of a conversation or raw text."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Excludes("raw", ("system", "system_file", "continue_", "session")),
+        Needs("no_bos", "raw"),
+    )
+
+    prompt: Annotated[str | None, flag("--prompt", "-p", help="The prompt.")] = None
+    file: Annotated[list[Path] | None, flag("--file", "-f", help="Put a file before the prompt (repeatable).")] = None
+    raw: Annotated[bool, flag("--raw", help="Complete the text itself, without the chat template.")] = False
+    no_stdin: Annotated[bool, flag("--no-stdin", help="Read no stdin, as in a loop that reads it.")] = False
+    no_bos: Annotated[bool, flag("--no-bos", help="With --raw: no begin-of-sentence token.")] = False
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether an empty prompt has a token to start from: the begin-of-sentence token."""
+        return self.prompt is not None and self.raw and not self.no_bos
+
+    @property
+    def default_model(self) -> str:
+        return "base" if self.raw else "chat"
+
+
+@dataclass(frozen=True)
 class AnswerFlags:
-    """How an answer is made."""
+    """System message and sampling of an answer."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Excludes("system", ("system_file",), "the system message is given twice, with --system and --system-file"),
@@ -127,6 +154,12 @@ class AnswerFlags:
     seed: Annotated[int | None, flag("--seed", help="The same answer again.")] = None
     max_tokens: Annotated[int | None, flag("--max-tokens", "-n", help="Most tokens of the answer.")] = None
     stop: Annotated[list[str] | None, flag("--stop", metavar="TEXT", help="End before this text (repeatable).")] = None
+
+    def settings(self, model: str | None) -> "AnswerSettings":
+        """What the flags set, with the model that --model names. Raises UsageError."""
+        from dslite.app.settings.precedence import AnswerSettings
+
+        return AnswerSettings(model, system=self.system_message(), sampling=self.sampling())
 
     def sampling(self) -> dict[str, Any]:
         """The sampling values that were given, checked. Raises UsageError."""
@@ -160,6 +193,16 @@ class ConversationFlags:
         flag("--session", metavar="ID", help="Go on with this conversation.", autocompletion=complete.sessions),
     ] = None
     no_save: Annotated[bool, flag("--no-save", help="Save no conversation.")] = False
+
+    @property
+    def continues(self) -> bool:
+        return self.continue_ or self.session is not None
+
+    def find(self, store: "SessionStore") -> "Conversation | None":
+        """The conversation of --session, or the latest for --continue. Raises SessionsError, NotFoundError."""
+        if self.session is not None:
+            return store.find(self.session)
+        return store.latest() if self.continue_ else None
 
 
 _JSON = Excludes("as_json", ("output",), alias=True)

@@ -11,6 +11,7 @@ from dslite.app.terminal import console
 if TYPE_CHECKING:
     from dslite.app.completion.protocol import Answer
     from dslite.app.sessions.store import Conversation, SessionStore, StoredMessage
+    from dslite.app.settings.precedence import AnswerSettings
 
 _EVERY_S = 0.8
 _SLOW_S = 0.2  # tokens that come further apart are saved one by one: the next one may be long in coming
@@ -26,13 +27,12 @@ class ConversationSaver:
         *,
         saves: bool,
         model: str,
-        profile: str | None,
-        system: str | None,
+        settings: "AnswerSettings",
     ) -> None:
         """`store` None: nothing is read or saved. Without `saves` the conversation is only read."""
         self._store = store if saves else None
         self._conversation = conversation
-        self._settings: Any = {"model": model, "profile": profile, "system": system}
+        self._settings: Any = {"model": model, "profile": settings.profile.name, "system": settings.system}
         path = [] if store is None or conversation is None else store.path(conversation.leaf)
         self.messages = [message.to_message(model) for message in path]
         self.continued = conversation.id if conversation else None
