@@ -1,8 +1,8 @@
 """What the errors of OpenAI-compatible servers mean.
 
 Each server has its own shape and wording; `read_error` maps them to five kinds. The shapes and wordings are those of
-OpenAI, vLLM, SGLang, llama.cpp, ollama, LM Studio, text-generation-inference and transformers serve; the tests hold
-recorded bodies of each.
+OpenAI, vLLM, SGLang, llama.cpp, ollama, LM Studio, text-generation-inference, TensorRT-LLM, TabbyAPI, transformers
+serve, and of hosts; the tests hold recorded bodies of each.
 """
 
 import email.utils
@@ -30,14 +30,20 @@ _CONTEXT_WORDS = re.compile(
     r"[ _](len(gth)?|tokens)"
     r"|(prompt|input|inputs|messages)\b.{0,60}\b(is|are) too (long|large)|prompt too long"
     r"|reduce the length of the (messages|input|prompt)|max_tokens must be at least 1, got -\d"
-    r"|token count\b.{0,40}\bexceeds|exceeds? (the )?max(imum)? (number of )?tokens"
+    r"|token count\b.{0,40}\bexceeds|exceeds? (the )?max(imum)?[ _](number of |num_)?tokens"
+    r"|\b(prompt|inputs?|messages|tokens)\b.{0,20}\bexceeds? (the )?(max|configured limit)"
+    r"|(token|length) limit|too many tokens|range of input length"
     r"|`inputs`.{0,60}must (be <=|have less than)",
     re.IGNORECASE | re.DOTALL,
 )
-_CONTEXT_SIZE = re.compile(
-    r"(?:context|model|prompt|sequence|allowed|seq)[ _](?:length|len|size|window|limit)(?: of(?: only)?| is|:)?\s*\(?"
-    r"(\d[\d,]*)|n_ctx \((\d+)\)|must be <= (\d+)|have less than (\d+)",
-    re.IGNORECASE,
+_CONTEXT_SIZES = tuple(  # the first that matches: messages name the size of the prompt as well, often before the limit
+    re.compile(pattern + r"(\d[\d,]*)", re.IGNORECASE)
+    for pattern in (
+        r"(?:>=?|<=|less than|n_ctx|\[1,)\s*\(?",
+        r"max(?:imum)?[ _](?:\w+[ _]){0,3}?(?:len|length|tokens)(?: allowed| is| of|:)?\s*\(?",
+        r"limit(?: of| is|:)? ",
+        r"(?:context|model|prompt|sequence|allowed|seq)[ _](?:length|len|size|window)(?: of(?: only)?| is|:)?\s*\(?",
+    )
 )
 
 # In this order: what changes least comes first.
@@ -126,7 +132,9 @@ def _classify(status: int | None, raw: Any, text: str, headers: Mapping[str, str
     fields = _fields_of(raw, message)
     context = _context_of(raw, message)
     kind = ErrorKind.OTHER
-    if status in _CONTEXT_STATUSES and (_CONTEXT_CODES.search(codes) or _CONTEXT_WORDS.search(message)):
+    if status in _CONTEXT_STATUSES and (
+        _CONTEXT_CODES.search(codes) or _CONTEXT_WORDS.search(message) or (status == 413 and "rate_limit" not in codes)
+    ):
         kind = ErrorKind.CONTEXT_FULL
     elif status in (401, 403):
         kind = ErrorKind.AUTHENTICATION
@@ -199,8 +207,9 @@ def _fields_of(raw: Any, message: str) -> frozenset[str]:
 
 def _context_of(raw: Any, message: str) -> int | None:
     counts = [value for value in _values_of(raw, "n_ctx") if isinstance(value, int)]
-    if not counts and (found := _CONTEXT_SIZE.search(message)):
-        counts = [int(next(filter(None, found.groups())).replace(",", "")[:12])]
+    if not counts:
+        found = (pattern.search(message) for pattern in _CONTEXT_SIZES)
+        counts = [int(match.group(1).replace(",", "")[:12]) for match in found if match]
     return next((count for count in counts if count > 0), None)
 
 

@@ -181,7 +181,81 @@ CONTEXT_FULL: list[tuple[str, int, Any, int | None]] = [
         2048,
     ),
     ("transformers serve", 400, {"detail": "the prompt is longer than the maximum sequence length of 512"}, 512),
-    ("no json", 413, "prompt is too long: 204000 tokens > 200000 maximum", None),
+    ("no json", 413, "prompt is too long: 204000 tokens > 200000 maximum", 200000),
+    *(
+        (server, status, {"error": {"message": message, "type": "invalid_request_error", "code": None}}, context)
+        for server, status, message, context in (
+            ("ds4", 400, "Prompt tokens (9000) exceeds context size (8192)", 8192),
+            (
+                "openrouter",
+                400,
+                "This endpoint's maximum context length is 16384 tokens. However, you requested about 94307 tokens "
+                "(94307 of text input). Please reduce the length of either one.",
+                16384,
+            ),
+            (
+                "anthropic",
+                400,
+                "input length and `max_tokens` exceed context limit: 174167 + 64000 > 200000, decrease input length "
+                "or `max_tokens` and try again",
+                200000,
+            ),
+            ("bedrock", 400, "Input is too long for requested model.", None),
+            (
+                "gemini",
+                400,
+                "The input token count (1196265) exceeds the maximum number of tokens allowed (1048575).",
+                1048575,
+            ),
+            (
+                "grok",
+                400,
+                "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+                131072,
+            ),
+            ("groq", 400, "Please reduce the length of the messages or completion.", None),
+            ("copilot", 400, "prompt token count of 150000 exceeds the limit of 128000", 128000),
+            ("minimax", 400, "invalid params, context window exceeds limit (2013)", None),
+            (
+                "kimi",
+                400,
+                "Invalid request: Your request exceeded model token limit: 262144 (requested: 291351)",
+                262144,
+            ),
+            (
+                "openai, configured",
+                400,
+                "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 300000 tokens.",
+                272000,
+            ),
+            ("tabbyapi", 422, "Request length 71599 + 2048 is greater than max_seq_len 65536", 65536),
+            (
+                "tensorrt-llm",
+                400,
+                "The sum of prompt length (9000.0), query length (0) should not exceed max_num_tokens (8192)",
+                8192,
+            ),
+            ("tensorrt-llm, triton", 400, "Prompt length (5056) exceeds maximum sequence length (2048)", 2048),
+            (
+                "mlc",
+                400,
+                "Request prompt has 5000 tokens in total, larger than the model input length limit 4096.",
+                4096,
+            ),
+            ("dashscope", 400, "Range of input length should be [1, 129024]", 129024),
+            ("zhipu", 400, "Prompt exceeds max length", None),
+            ("mlx-serve", 400, "Prompt exceeds maximum context length", None),
+            ("lm studio, mlx", 400, "Context size has been exceeded", None),
+            ("siliconflow", 400, "length of prompt_tokens (40000) must be less than max_seq_len (32768).", 32768),
+            (
+                "cohere",
+                400,
+                "too many tokens: total number of tokens in the prompt exceeds the limit of 4081.",
+                4081,
+            ),
+        )
+    ),
+    ("mistral, without a body", 413, "", None),
 ]
 
 
