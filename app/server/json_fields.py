@@ -13,7 +13,6 @@ would be one more dependency of `dslite[serve]`, for a reader of about 100 lines
 import difflib
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +23,13 @@ from dslite.app.server.errors import ApiError, invalid
 
 MOST_INTEGER = 2**63 - 1
 _MOST_VALUES = 500_000  # parsing holds Python's lock: 40 ms for 500,000 token ids, 0.9 s for the 8 million of 16 MB
-_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_NO_SEPARATORS = bytes(byte for byte in range(256) if byte not in b'",{[')
 _SHOWN = 60  # characters of a value that an error repeats
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object from a request's body. Raises ApiError; NaN and infinity are not JSON."""
-    if _values(body) > _MOST_VALUES:
+    if _has_too_many_values(body):
         raise invalid(f"the body has more than {_MOST_VALUES:,} values: commas, braces and brackets outside of texts")
     try:
         value = json.loads(str(body, "utf-8-sig"), parse_constant=_refuse_constant)
@@ -49,20 +48,19 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _values(body: bytes) -> int:
-    """About how many values a body has; nothing is built of one that has too many.
+def _has_too_many_values(body: bytes) -> bool:
+    """Whether a body has more commas, braces and brackets outside of texts than may be parsed.
 
-    Commas, braces and brackets within texts count only where that makes a difference, since leaving texts out takes 10
-    ms a megabyte. Quotes bound how many texts there are to leave out.
+    It takes at most 50 ms. Without escaped characters a quote begins or ends a text, so behind every second one is
+    what lies outside.
     """
-    count = _separators(body)
-    if count > _MOST_VALUES >= body.count(b'"') - body.count(b'\\"'):
-        count = _separators(_TEXT.sub(b"", body))
-    return count
-
-
-def _separators(body: bytes) -> int:
-    return body.count(b",") + body.count(b"{") + body.count(b"[")
+    if len(body) <= _MOST_VALUES:
+        return False
+    separators = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_SEPARATORS)
+    if len(separators) <= _MOST_VALUES:
+        return False
+    quotes = separators.count(b'"')
+    return quotes > 2 * _MOST_VALUES or sum(map(len, separators.split(b'"')[::2])) > _MOST_VALUES
 
 
 def _refuse_constant(name: str) -> NoReturn:
