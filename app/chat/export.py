@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import TextIO
 
 from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.sessions.export import to_dict, to_markdown
@@ -25,12 +26,22 @@ def export(tree: MessageTree, path: Path) -> Path:
         text = to_markdown(conversation, [stored[node] for node in tree.path()])
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+            _write_whole(file, text)
     except FileExistsError:
         raise UsageError(f"{path} is there already", "choose another name") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}", "check the folder and the disk") from None
     return path
+
+
+def _write_whole(file: TextIO, text: str) -> None:
+    """Write a new file's text; remove the file where that fails. Raises OSError."""
+    try:
+        file.write(text)
+        file.flush()
+    except OSError:
+        Path(file.name).unlink()
+        raise
 
 
 def _nodes(tree: MessageTree) -> list[Node]:

@@ -16,6 +16,8 @@ from typer._click.shell_completion import CompletionItem, ShellComplete  # Typer
 
 from dslite.runtime.atomic_file import write_file
 from dslite.runtime.errors import DsliteError, UsageError
+from dslite.runtime.locked_file import LockTimeoutError, file_lock
+from dslite.runtime.system.folders import require_home
 
 if TYPE_CHECKING:
     from typer._click.core import Command
@@ -68,7 +70,7 @@ def install(shell: str | None = None) -> Path:
     Raises UsageError for an unknown shell, DsliteError where a file cannot be written.
     """
     shell = shell or detected_shell()
-    home = Path.home()
+    home = require_home("~")
     config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
     script, start, line = {
         "bash": (home / ".bash_completions" / "dslite.sh", home / ".bashrc", "source '{}'"),
@@ -83,7 +85,10 @@ def install(shell: str | None = None) -> Path:
         script.parent.mkdir(parents=True, exist_ok=True)
         write_file(script, SCRIPTS[shell].encode())
         if start is not None:
-            _add_line(start, line.format(script))
+            with file_lock(start):
+                _add_line(start, line.format(script))
+    except LockTimeoutError:
+        raise DsliteError(f"another dslite is changing {start}", "try again") from None
     except OSError as error:
         raise DsliteError(f"{error.filename or script} cannot be written: {error.strerror}") from None
     return script

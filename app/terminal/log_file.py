@@ -20,7 +20,8 @@ class _File(logging.Handler):
             file = log_file()
             file.parent.mkdir(parents=True, exist_ok=True)
             if file.is_file() and file.stat().st_size > _MOST_BYTES:
-                file.replace(file.with_name(file.name + ".1"))
+                with suppress(OSError):  # Windows renames no file that another process has open: it grows on
+                    file.replace(file.with_name(file.name + ".1"))
             with file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(self.format(record) + "\n")
 

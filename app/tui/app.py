@@ -32,11 +32,11 @@ from dslite.app.tui.textual_fixes.memory import free_closed_widgets
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
 from dslite.runtime.system import system_name
+from dslite.runtime.system.signals import can_suspend, stop_signals
 
 T = TypeVar("T")
 _TICK_S = 1 / 12
 _ESCAPE_DELAY_S = 0.025  # as vim and tmux users set it: Textual's 100 ms would be all the time that Esc may take
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
 _QUIT_HINT = "Ctrl+C again quits; so do Ctrl+D and /quit"
 # Commands that need an argument: the palette writes their beginning into the input.
 _PREFILLED = (
@@ -85,7 +85,9 @@ class ChatApp(App[int]):
 
     def on_mount(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in stop_signals():
+            if number == signal.SIGINT:
+                continue  # Ctrl+C is a key here
             # Not on Windows, and not where the screen runs in another thread.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.leave, 128 + number)
@@ -189,7 +191,7 @@ class ChatApp(App[int]):
 
     def action_suspend_process(self) -> None:
         """Ctrl+Z: back to the shell, where one waits."""
-        if os.name != "posix" or os.getpgrp() == os.getsid(0):  # no shell has started this job
+        if not can_suspend():
             self.chat.view.hint("no shell waits for this program; Ctrl+D quits")
         else:
             super().action_suspend_process()

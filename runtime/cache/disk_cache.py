@@ -86,9 +86,11 @@ class LatentDiskCache:
         if not count or rows.nbytes > self._most:
             return False
         try:
+            # The tokens of conversations are in these files: they are the user's alone.
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.chmod(0o700)
             self._make_room(self._file(key), rows.nbytes)
-            with replacing(self._file(key)) as stream:
+            with replacing(self._file(key), mode=0o600) as stream:
                 for part in self._parts(ids, rows):
                     stream.write(part)
         except OSError as error:

@@ -27,5 +27,5 @@ def no_home(*variables: str) -> DsliteError:
     """The error of a missing home folder; the variables are those that name the folder wanted."""
     return DsliteError(
         "there is no home folder: HOME is not set, and this user has no entry in the list of users",
-        f"set HOME to a folder that can be written, or set {' and '.join(variables)}",
+        "set HOME to a folder that can be written" + (f", or set {' and '.join(variables)}" if variables else ""),
     )

@@ -56,6 +56,17 @@ def test_installing_again_changes_no_file(shell: str, env: dict[str, str]) -> No
         assert (home / START[shell]).read_text().count("\n") == 2
 
 
+def test_many_installations_at_once_add_one_line_and_lose_none(env: dict[str, str]) -> None:
+    start = Path(env["HOME"]) / ".bashrc"
+    start.write_text("".join(f"alias a{number}=b\n" for number in range(200)))
+    command = [sys.executable, "-c", "from dslite.app.cli import main; main()", "--install-completion", "bash"]
+    installing = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) for _ in range(6)]
+    assert [process.wait() for process in installing] == [0] * 6
+    lines = start.read_text().splitlines()
+    assert len(lines) == 201
+    assert lines[-1].startswith("source ")
+
+
 def test_a_start_file_that_is_a_link_stays_one(env: dict[str, str]) -> None:
     home = Path(env["HOME"])
     (home / "dotfiles").mkdir()

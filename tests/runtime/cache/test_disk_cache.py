@@ -192,6 +192,17 @@ def test_using_a_file_keeps_it_longer(tmp_path: Path) -> None:
     assert sorted(file.stem for file in tmp_path.glob("*.safetensors")) == ["chat0", "chat2"]
 
 
+@pytest.mark.parametrize("before", [None, 0o755])
+def test_only_the_user_may_read_what_was_computed_of_conversations(tmp_path: Path, before: int | None) -> None:
+    folder = tmp_path / "latents"
+    if before is not None:
+        folder.mkdir()
+        folder.chmod(before)
+    assert LatentDiskCache(folder, "model").save("chat", IDS[:10], filled(10))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert [file.stat().st_mode & 0o777 for file in folder.iterdir()] == [0o600]
+
+
 def test_a_folder_that_takes_no_files_costs_only_the_saving(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")

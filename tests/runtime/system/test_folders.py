@@ -34,7 +34,18 @@ def homeless(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("command", [("model", "list"), ("session", "list"), ("complete", "-m", "demo", "hi")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("model", "list"),
+        ("session", "list"),
+        ("profile", "list"),
+        ("complete", "-m", "demo", "hi"),
+        ("--install-completion", "bash"),
+        ("--install-completion", "zsh"),
+        ("doctor",),
+    ],
+)
 def test_without_a_home_folder_a_command_names_home(command: tuple[str, ...]) -> None:
     done = homeless(*command)
     assert done.returncode == 1
