@@ -33,7 +33,10 @@ class ChatSettings:
 
     def describe(self) -> str:
         """Every value that is not the model's own, one a line."""
-        values = [f"{key} {' '.join(value) if key == 'stop' else value}" for key, value in self.sampling().items()]
+        values = [
+            f"{key} {' '.join(map(str, value)) if key in sampling.LISTS else value}"
+            for key, value in self.sampling().items()
+        ]
         return "\n".join([*(values or ["sampling as the model says"]), f"system {self.system_message or '(none)'}"])
 
     def set(self, key: str, value: str) -> str:
@@ -68,7 +71,10 @@ def _parse(name: str, value: str) -> Any:
     if name == "stop":
         return [value]
     try:
+        if name == "stop_token_ids":
+            return [int(token_id) for token_id in value.replace(",", " ").split()]
         return int(value) if name in _INTEGERS else float(value)
     except ValueError:
         kind = "a whole number" if name in _INTEGERS else "a number"
+        kind = "whole numbers" if name == "stop_token_ids" else kind
         raise UsageError(f"{name} is {value!r}; it must be {kind}") from None

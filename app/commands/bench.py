@@ -1,6 +1,7 @@
 """`dslite bench`: prefill and decode speed, by prompt length and depth."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dslite.model.transformer import Transformer
     from dslite.runtime.diagnostics.benchmark import SpeedRow, SpeedTest
 
+_PROMPTS, _DEPTHS = (512, 2048), (0, 4096, 16384)
 _MOST_TOKENS = 2**31 - 1  # of one number; what the model's context allows is checked with its config
 
 
@@ -24,9 +26,13 @@ _MOST_TOKENS = 2**31 - 1  # of one number; what the model's context allows is ch
 def bench(
     *,
     engine: EngineFlags,
-    prompt_tokens: Annotated[str, flag("--prompt-tokens", "-p", help="Prompt lengths, such as 512,2048.")] = "512,2048",
+    prompt_tokens: Annotated[
+        str | None, flag("--prompt-tokens", "-p", help="Prompt lengths; default: 512,2048, if they fit the model.")
+    ] = None,
     gen_tokens: Annotated[int, flag("--gen-tokens", "-n", help="Tokens to make; 0: none.")] = 64,
-    depth: Annotated[str, flag("--depth", "-d", help="Cached tokens before, such as 0,4096,16384.")] = "0,4096,16384",
+    depth: Annotated[
+        str | None, flag("--depth", "-d", help="Cached tokens before; default: 0,4096,16384, if they fit the model.")
+    ] = None,
     repeat: Annotated[int, flag("--repeat", "-r", help="Runs of each test.")] = 3,
     batch_size: Annotated[int, flag("--batch-size", help="Sequences decoded together.")] = 1,
     random_weights: Annotated[bool, flag("--random-weights", help="Needs config.json only.")] = False,
@@ -34,23 +40,29 @@ def bench(
     listing: ListFlags,
 ) -> None:
     """Measure how fast prompts are read and tokens are made."""
-    prompts, depths = numbers("--prompt-tokens", prompt_tokens, least=1), numbers("--depth", depth, least=0)
+    prompts = None if prompt_tokens is None else numbers("--prompt-tokens", prompt_tokens, least=1)
+    depths = None if depth is None else numbers("--depth", depth, least=0)
     check_whole("--repeat", repeat, 1, 1000)
     check_whole("--batch-size", batch_size, 1, 1024)
     check_whole("--gen-tokens", gen_tokens, 0, _MOST_TOKENS)
-    if not depths or not (prompts or gen_tokens):
+    if depths == [] or (prompts == [] and not gen_tokens):
         raise UsageError("there is nothing to measure", "give --prompt-tokens or --gen-tokens, and --depth")
     ref, options = engine.ref("chat"), engine.options()
 
     from dslite.runtime.diagnostics.benchmark import SpeedTest
 
+    config = config_of(ref, offline=options.offline)
+    most = options.ctx_size or config.max_position_embeddings
+    if prompts is None:
+        prompts = _fitting(_PROMPTS, most - min(depths or [0]))
+    if depths is None:
+        depths = _fitting(_DEPTHS, most - max([*prompts, gen_tokens])) or [0]
     test = SpeedTest(prompts, gen_tokens, depths, repeat, batch_size)
     if options.ctx_size is not None and options.ctx_size < test.context:
         raise UsageError(
             f"--ctx-size is {options.ctx_size:,}, and the tests need {test.context:,} tokens",
             "raise it, or measure less",
         )
-    config = config_of(ref, offline=options.offline)
     _check_context(test, config)
     options = replace(options, ctx_size=options.ctx_size or test.context)
     network, chunk = _random(config, options, layers) if random_weights else _real(ref, options)
@@ -59,6 +71,11 @@ def bench(
         print(json.dumps([row_object(row) for row in rows]))
     else:
         _print(rows)
+
+
+def _fitting(counts: Sequence[int], most: int) -> list[int]:
+    """The defaults that a context has room for."""
+    return [count for count in counts if count <= most]
 
 
 def numbers(name: str, text: str, *, least: int) -> list[int]:
@@ -77,10 +94,11 @@ def _check_context(test: "SpeedTest", config: "ModelConfig") -> None:
     if test.context > config.max_position_embeddings:
         longest = max([*test.prompts, test.gen_tokens])
         name = "--prompt-tokens" if test.prompts and longest == max(test.prompts) else "--gen-tokens"
+        deepest = max(test.depths)
         raise UsageError(
-            f"{name} {longest} after --depth {max(test.depths)} needs {test.context} tokens, "
+            f"{name} {longest}{f' after --depth {deepest}' if deepest else ''} needs {test.context} tokens, "
             f"and the model's context is at most {config.max_position_embeddings}",
-            f"give a smaller {name} or --depth",
+            f"give a smaller {name}{' or --depth' if deepest else ''}",
         )
 
 

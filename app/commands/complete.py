@@ -21,6 +21,7 @@ from dslite.app.settings.endpoint import RemoteModelRef, find_served
 from dslite.app.terminal.signals import Interruption
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.engine_options import EngineOptions, check_whole
+from dslite.runtime.errors import UsageError
 from dslite.runtime.text.prompt_limit import ByteLimit
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def complete(
         given = answer.settings(engine.model)
         options, target = engine.options(), output.target()
         saves_profile = save_flags(conversation.save_profile, given, conversation.profile)
+        if batch == "-" and source.no_stdin:
+            raise UsageError("--batch - reads stdin, and --no-stdin forbids it", "leave one of them out")
         lines = None if batch is None else read_batch(batch)
         text = ""
         if lines is None:
@@ -89,7 +92,13 @@ def complete(
             from dslite.app.completion.single import complete_one
 
             prompts = CompletionOptions(
-                settings.sampling, source.raw, not source.no_bos, settings.system, logprobs, echo
+                settings.sampling,
+                raw=source.raw,
+                bos=not source.no_bos,
+                parse_special=source.parse_special,
+                system=settings.system,
+                logprobs=logprobs,
+                echo=echo,
             )
             backend = _backend(ref, prompts, options, served)
             if lines is not None:

@@ -116,6 +116,7 @@ class PromptFlags:
     RULES: ClassVar[tuple[Rule, ...]] = (
         Excludes("raw", ("system", "system_file", "continue_", "session")),
         Needs("no_bos", "raw"),
+        Needs("parse_special", "raw"),
     )
 
     prompt: Annotated[str | None, flag("--prompt", "-p", help="The prompt.")] = None
@@ -123,6 +124,9 @@ class PromptFlags:
     raw: Annotated[bool, flag("--raw", help="Complete the text itself, without the chat template.")] = False
     no_stdin: Annotated[bool, flag("--no-stdin", help="Read no stdin, as in a loop that reads it.")] = False
     no_bos: Annotated[bool, flag("--no-bos", help="With --raw: no begin-of-sentence token.")] = False
+    parse_special: Annotated[
+        bool, flag("--parse-special", help="With --raw: spellings of special tokens are those tokens.")
+    ] = False
 
     @property
     def may_be_empty(self) -> bool:
@@ -154,6 +158,9 @@ class AnswerFlags:
     seed: Annotated[int | None, flag("--seed", help="The same answer again.")] = None
     max_tokens: Annotated[int | None, flag("--max-tokens", "-n", help="Most tokens of the answer.")] = None
     stop: Annotated[list[str] | None, flag("--stop", metavar="TEXT", help="End before this text (repeatable).")] = None
+    stop_token_ids: Annotated[
+        list[int] | None, flag("--stop-token-id", metavar="N", help="End at this token (repeatable).")
+    ] = None
 
     def settings(self, model: str | None) -> "AnswerSettings":
         """What the flags set, with the model that --model names. Raises UsageError."""

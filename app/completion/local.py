@@ -69,7 +69,8 @@ class LocalCompletion:
         options = self._options
         chosen = {key: value for key, value in options.sampling.items() if value is not None}
         sampling = {**self._model_defaults, **chosen, **check_types(overrides)}
-        self._limit.check([prompt] if isinstance(prompt, str) else [message.content for message in prompt])
+        texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+        self._limit.check(texts, parse_special=options.parse_special)
         if self._template is None:
             sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
             ids = self._raw_ids(prompt)
@@ -81,7 +82,7 @@ class LocalCompletion:
         if not isinstance(prompt, str):
             raise UsageError("messages need the chat template", "leave out --raw")
         start = [self._engine.model.config.bos_token_id] if self._options.bos else []
-        return start + self._engine.tokenizer.encode(prompt)
+        return start + self._engine.tokenizer.encode(prompt, parse_special=self._options.parse_special)
 
     def check_fits(self, request: Request) -> None:
         self._engine.check_fits(request)

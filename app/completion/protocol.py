@@ -22,6 +22,7 @@ class CompletionOptions:
     sampling: Mapping[str, Any]
     raw: bool = False
     bos: bool = True
+    parse_special: bool = False  # spellings of added tokens in a raw prompt are those tokens
     system: str | None = None
     logprobs: int | None = None
     echo: bool = False

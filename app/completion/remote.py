@@ -63,7 +63,14 @@ class RemoteCompletion:
             raise UsageError("messages need the chat template", "leave out --raw")
         sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
         params = SamplingParams(**sampling)
-        return RemoteRequest(params, text=prompt, bos=options.bos, logprobs=options.logprobs, echo=options.echo)
+        return RemoteRequest(
+            params,
+            text=prompt,
+            bos=options.bos,
+            parse_special=options.parse_special,
+            logprobs=options.logprobs,
+            echo=options.echo,
+        )
 
     def check_fits(self, request: RemoteRequest) -> None:
         """The server knows what fits."""

@@ -39,9 +39,9 @@ class ServedModel:
     def _limit(self) -> PromptLimit:
         return PromptLimit(self.engine.context, self.engine.tokenizer)
 
-    def check_length(self, texts: Sequence[str]) -> None:
+    def check_length(self, texts: Sequence[str], *, parse_special: bool = False) -> None:
         """Refuse the texts of a prompt that cannot fit, before they are encoded. Raises ApiError."""
-        if (least := self._limit.least_tokens(texts)) > self.engine.context:
+        if (least := self._limit.least_tokens(texts, parse_special=parse_special)) > self.engine.context:
             raise context_exceeded(self.engine.context, f"at least {least}")
 
     def check_room(self, token_ids: Sequence[Any], max_tokens: int | None) -> None:
@@ -222,7 +222,7 @@ def _prompts(values: Mapping[str, Any], served: ServedModel, params: SamplingPar
         raise invalid(f"the request has {len(prompts)} prompts; the most is {limits.choices}", "prompt")
     for prompt in prompts:
         if isinstance(prompt, str):
-            served.check_length([prompt])
+            served.check_length([prompt], parse_special=values.get("parse_special", False))
         elif isinstance(prompt, list) and prompt:
             served.check_room(prompt, params.max_tokens)
         else:

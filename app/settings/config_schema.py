@@ -140,7 +140,6 @@ _ANSWER: dict[str, Check] = {
     "json_schema": _schema,
     "regex": _text,
     "grammar": _text,
-    "stop_token_ids": _list_of(int, "whole numbers"),
 }
 _PROFILE: dict[str, Check] = {**_ANSWER, "description": _text}
 _TABLES: dict[str, dict[str, Check]] = {

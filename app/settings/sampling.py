@@ -16,7 +16,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "seed": int,
     "max_tokens": int,
 }
-KEYS = (*_TYPES, "stop")
+LISTS = ("stop", "stop_token_ids")
+KEYS = (*_TYPES, *LISTS)
 
 
 def chosen(**flags: Any) -> dict[str, Any]:
@@ -37,6 +38,11 @@ def check_types(values: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
             raise UsageError(f"stop is {chosen['stop']!r}; it must be a text or a list of texts")
         chosen["stop"] = tuple(stop)
+    if "stop_token_ids" in chosen:
+        ids = chosen["stop_token_ids"]
+        if not isinstance(ids, list | tuple) or not all(type(token_id) is int for token_id in ids):
+            raise UsageError(f"stop_token_ids is {ids!r}; it must be a list of whole numbers")
+        chosen["stop_token_ids"] = tuple(ids)
     return chosen
 
 

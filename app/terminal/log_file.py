@@ -5,6 +5,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from dslite.app.terminal import console
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.paths import log_dir
 
@@ -27,11 +28,15 @@ class _File(logging.Handler):
 
 
 class _Stderr(logging.Handler):
-    """Shows records where stderr goes at that moment: a terminal application puts its own in that place."""
+    """Shows records where stderr goes at that moment: a terminal application puts its own in that place.
+
+    Their tracebacks are shown under --debug alone; the file always has them.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
+        shown = f"dslite: {self.format(record) if console.settings.debug else record.getMessage()}"
         with suppress(OSError, ValueError):
-            print(f"dslite: {self.format(record)}", file=sys.stderr)
+            print(shown, file=sys.stderr)
 
 
 def log_file() -> Path:

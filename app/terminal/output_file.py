@@ -136,15 +136,31 @@ def _replaced(file: Path) -> Iterator[_OutputStream]:
 
 def check_output(file: Path | None) -> None:
     """Raise UsageError where a file could not be written: before a model is loaded, not behind it."""
-    if file is None or _descriptor(file) is not None:
+    if file is None:
         return
-    file = expand_home(file)
+    number = _descriptor(file)
+    try:
+        if number is not None:
+            os.fstat(number)
+            return
+        file = expand_home(file)
+        if not _exists(file):
+            temporary, descriptor = _temporary(file.resolve())
+            os.close(descriptor)
+            temporary.unlink()
+    except OSError as error:  # a descriptor that is not open, a name that is too long, a loop of links
+        raise _cannot(file, error) from None
     if file.is_dir():
         raise UsageError(f"{file} is a folder", "choose another --output-file")
-    if not file.exists():
-        temporary, descriptor = _temporary(file.resolve())
-        os.close(descriptor)
-        temporary.unlink()
+
+
+def _exists(file: Path) -> bool:
+    """Raises OSError for what is neither there nor can be made, such as a link to itself."""
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _descriptor(file: Path) -> int | None:

@@ -63,6 +63,7 @@ class Endpoint:
             parts = urlsplit(url)
             port = parts.port  # ValueError for a port that is no number, or out of range
             httpx2.URL(url)
+            (parts.hostname or "").encode("idna")  # UnicodeError, a ValueError, for a label of no or of too many bytes
             if any(char.isspace() for char in url):
                 raise usage
         except (ValueError, httpx2.InvalidURL):

@@ -48,6 +48,7 @@ class RemoteRequest:
     messages: Sequence[Message] = ()
     text: str | None = None
     bos: bool = True
+    parse_special: bool = False
     logprobs: int | None = None
     echo: bool = False
     continue_final_message: bool = False
@@ -208,6 +209,8 @@ class RemoteModel:
         body |= {"prompt": request.text, "logprobs": request.logprobs, "echo": request.echo}
         if not request.bos:
             body["add_special_tokens"] = False
+        if request.parse_special:
+            body["parse_special"] = True
         return "/completions", {key: value for key, value in body.items() if value is not None}
 
 
@@ -219,6 +222,8 @@ def _sampling(request: RemoteRequest) -> dict[str, Any]:
         body["max_tokens"] = params.max_tokens
     if params.stop:
         body["stop"] = list(params.stop)
+    if params.stop_token_ids:
+        body["stop_token_ids"] = list(params.stop_token_ids)
     if params.seed is not None:
         body["seed"] = params.seed
     for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):

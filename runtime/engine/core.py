@@ -70,7 +70,15 @@ class EngineCore:
             log(done)
 
     def check_fits(self, request: Request) -> None:
-        """Raise ContextFullError for a prompt that leaves no room in the context, UsageError for an empty one."""
+        """Raise ContextFullError for a prompt that leaves no room in the context.
+
+        Raises UsageError for an empty prompt, and for an end token that the vocabulary does not have.
+        """
+        if beyond := [id for id in request.params.stop_token_ids if id >= self.tokenizer.vocab_size]:
+            raise UsageError(
+                f"stop_token_ids has {beyond[0]}, which no token has",
+                f"the ids of this model go from 0 to {self.tokenizer.vocab_size - 1}",
+            )
         count = len(request.prompt_ids)
         if not count:
             raise UsageError("the prompt is empty: there is nothing to go on from", "write one")

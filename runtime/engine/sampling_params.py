@@ -46,3 +46,5 @@ class SamplingParams:
             low, high, text = _RANGES[field.name]
             if not low <= value <= high:
                 raise UsageError(f"{field.name} is {value}; it must be {text}")
+        if wrong := [token_id for token_id in self.stop_token_ids if not 0 <= token_id <= _INT32_MAX]:
+            raise UsageError(f"stop_token_ids has {wrong[0]}; a token's id is from 0 to 2^31 - 1")

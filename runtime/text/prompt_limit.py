@@ -49,12 +49,12 @@ class PromptLimit:
         self.context = context
         self._tokenizer = tokenizer
 
-    def check(self, texts: Sequence[str]) -> None:
+    def check(self, texts: Sequence[str], *, parse_special: bool = False) -> None:
         """Raise ContextFullError for the texts of one prompt where they cannot fit."""
-        if (least := self.least_tokens(texts)) > self.context:
+        if (least := self.least_tokens(texts, parse_special=parse_special)) > self.context:
             raise _too_long(self.context, least)
 
-    def least_tokens(self, texts: Sequence[str]) -> int:
+    def least_tokens(self, texts: Sequence[str], *, parse_special: bool = False) -> int:
         """A number of tokens that the texts of one prompt have at least; above the context, they cannot fit.
 
         The work is bounded by the context, but for 10 ms a megabyte.
@@ -70,7 +70,7 @@ class PromptLimit:
             return least
         count = 0
         for text in texts:
-            count += len(self._tokenizer.encode(text, enough=self.context - count))
+            count += len(self._tokenizer.encode(text, parse_special=parse_special, enough=self.context - count))
             if count > self.context:
                 break
         return count

@@ -93,11 +93,7 @@ class Tokenizer:
         than `enough` tokens may be cut behind them, so that one that is too long is not encoded to its end.
         """
         if parse_special:
-            return [
-                token
-                for plain, added in self.split_added(text)
-                for token in (*self.encode(plain), *(() if added is None else (added,)))
-            ]
+            return self._encode_special(text, enough)
         ids: list[int] = []
         start = 0
         while start < len(text) and (enough is None or len(ids) <= enough):
@@ -113,6 +109,15 @@ class Tokenizer:
                 ) from None
             ids += self._backend.encode(piece, add_special_tokens=False).ids
             start = end
+        return ids
+
+    def _encode_special(self, text: str, enough: int | None) -> list[int]:
+        ids: list[int] = []
+        for plain, added in self.split_added(text):
+            ids += self.encode(plain, enough=None if enough is None else enough - len(ids))
+            ids += [] if added is None else [added]
+            if enough is not None and len(ids) > enough:
+                break
         return ids
 
     def split_added(self, text: str) -> Iterator[tuple[str, int | None]]:

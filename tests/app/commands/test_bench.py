@@ -78,6 +78,24 @@ def test_sequences_decoded_together_share_the_weights(tmp_path: Path) -> None:
     assert together["bytes_per_token"] < alone["bytes_per_token"]
 
 
+def test_the_defaults_measure_what_fits_the_model(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, tiny_config(max_position_embeddings=2100))
+    quick = ("--dtype", "float32", "-n", 1, "-r", 1, "-o", "json")
+    result = run("-m", tmp_path, *quick)
+    assert result.exit_code == 0, result.exception
+    shown = [(row["test"], row["depth"]) for row in json.loads(result.stdout)]
+    assert shown == [("pp512", 0), ("pp2048", 0), ("tg1", 0)]
+    result = run("-m", tmp_path, *quick, "--ctx-size", 600)
+    assert [row["test"] for row in json.loads(result.stdout)] == ["pp512", "tg1"]
+
+
+def test_a_prompt_that_is_too_long_is_named_alone_where_no_depth_was_given(folder: Path) -> None:
+    result = run("-m", folder, "-p", 999_999_999)
+    assert isinstance(result.exception, UsageError)
+    assert "--prompt-tokens 999999999 needs" in str(result.exception)
+    assert "--depth" not in str(result.exception) + str(result.exception.remedy)
+
+
 def test_the_table_shows_each_row(folder: Path) -> None:
     result = run("-m", folder, "--dtype", "float32", "-p", 2, "-n", 1, "-d", 0, "-r", 1)
     lines = result.stdout.splitlines()

@@ -98,12 +98,18 @@ def test_raw_text_follows_the_begin_token_unless_told_otherwise(dslite: Dslite, 
         (["x", "--batch", "-"], b"", "--batch does not go with a prompt"),
         (["x", "--output-file", "absent/answer.txt"], b"", "answer.txt cannot be written: No such file"),
         (["x", "--output-file", "."], b"", ". is a folder"),
+        (["x", "--output-file", "loop"], b"", "cannot be written: Too many levels of symbolic links"),
+        (["x", "--output-file", "n" * 300], b"", "cannot be written: File name too long"),
+        (["x", "--output-file", "broken.txt/x"], b"", "cannot be written: Not a directory"),
+        (["x", "--output-file", "/dev/fd/77"], b"", "cannot be written: Bad file descriptor"),
+        (["--batch", "-", "--no-stdin"], b"{}", "--batch - reads stdin, and --no-stdin forbids it"),
     ],
 )
 def test_a_wrong_request_is_a_usage_error_that_says_what_is_wrong(
     dslite: Dslite, greeter: Path, args: list[str], stdin: bytes, fault: str
 ) -> None:
     (dslite.folder / "broken.txt").write_bytes(b"x\xff")
+    (dslite.folder / "loop").symlink_to("loop")
     result = ask(dslite, greeter, *args, stdin=stdin)
     assert (result.code, result.out) == (2, b"")
     assert fault in result.err.decode()

@@ -103,6 +103,8 @@ SOCKS = {"ALL_PROXY": "socks5://127.0.0.1:1"}
         ("http://127.0.0.1:port/v1", {}, 2, b"--endpoint is not the address of a server"),
         ("http://127.0.0.1:99999/v1", {}, 2, b"--endpoint is not the address of a server"),
         ("http://[::1/v1", {}, 2, b"--endpoint is not the address of a server"),
+        ("http://a..b/v1", {}, 2, b"--endpoint is not the address of a server"),
+        (f"http://{'a' * 64}.example/v1", {}, 2, b"--endpoint is not the address of a server"),
         ("https://127.0.0.1:1/v1", {"SSL_CERT_FILE": "/no/such/file"}, 3, b"SSL_CERT_FILE"),
     ],
 )

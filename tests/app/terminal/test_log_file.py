@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dslite.app.terminal import log_file
+from dslite.app.terminal import console, log_file
 from dslite.app.terminal.log_file import keep_log
 
 
@@ -37,6 +37,22 @@ def test_the_log_has_what_happened_and_stderr_only_warnings(folder: Path, capsys
         "WARNING dslite.runtime.some: memory is short",
     ]
     assert capsys.readouterr().err == "dslite: memory is short\n"
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_traceback_is_in_the_log_and_on_stderr_under_debug_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, debug: bool
+) -> None:
+    keep_log()
+    monkeypatch.setattr(console, "settings", console.Settings(debug=debug))
+    try:
+        raise UnicodeError("a label is empty")
+    except UnicodeError:
+        logging.getLogger("dslite.runtime.some").exception("the answer could not be read")
+    assert "UnicodeError: a label is empty" in (folder / "dslite.log").read_text()
+    shown = capsys.readouterr().err
+    assert shown.startswith("dslite: the answer could not be read\n")
+    assert ("Traceback" in shown) is debug
 
 
 def test_a_log_that_cannot_be_written_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

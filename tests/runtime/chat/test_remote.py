@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,10 +236,12 @@ def test_only_what_is_wanted_is_sent_besides_openais_names() -> None:
         model = scripted(server)
         list(model.generate(RemoteRequest(SamplingParams(), ASKED)))
         params = SamplingParams(seed=1, max_tokens=2, stop=("a",), top_k=5, min_p=0.1, repetition_penalty=1.1)
-        list(model.generate(RemoteRequest(params, text="t", bos=False)))
+        params = replace(params, stop_token_ids=(7,))
+        list(model.generate(RemoteRequest(params, text="t", bos=False, parse_special=True)))
     plain, full = (json.loads(asked.partition(b"\r\n\r\n")[2]) for asked in server.asked)
     assert set(plain) == {"model", "stream", "stream_options", "temperature", "top_p", "messages"}
     wanted = {"seed": 1, "max_tokens": 2, "stop": ["a"], "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
+    wanted |= {"stop_token_ids": [7], "parse_special": True}
     assert wanted.items() <= full.items()
     assert (full["prompt"], full["add_special_tokens"]) == ("t", False)
 
