@@ -67,26 +67,26 @@ inline void score_tile(const bf16* queries, int64_t width, const bf16* rows, int
 
 // Memory of a step, one array behind the other.
 struct Scratch {
-    bf16* normed;     // (tokens, hidden)
-    bf16* compressed; // (tokens, query_rank)
-    bf16* raw;        // (tokens, heads · (nope + rope)): queries
-    bf16* own;        // (tokens, width): the new cache entries, before norm and rotation
-    bf16* queries;    // (tokens, heads, width): absorbed
-    float* latents;   // (tokens, splits, heads, latent): weighted sums, in interleaved order
-    float* running_max;      // (tokens, splits, heads): greatest score so far
-    float* sum;       // (tokens, splits, heads): of the exponentials
-    float* scores;    // (splits, heads, kKeys)
-    bf16* factors;    // (splits, heads, kKeys)
-    bf16* values;     // (tokens, heads · value)
-    bf16* attended;   // (tokens, hidden): behind attention
-    float* logits;    // (tokens, n_experts)
-    Expert* used;     // the experts in use, the shared ones last
-    int64_t* ids;     // (tokens, top_k)
-    float* weights;   // (tokens, top_k)
-    int64_t* rows;    // (tokens · (top_k + 1)): sorted by expert
-    float* shares;    // (tokens · (top_k + 1))
-    bf16* products;   // (tokens · (top_k + 1), widest)
-    float* total;     // (tokens, hidden)
+    bf16* normed;  // (tokens, hidden)
+    bf16* compressed;  // (tokens, query_rank)
+    bf16* raw;  // (tokens, heads · (nope + rope)): queries
+    bf16* own;  // (tokens, width): the new cache entries, before norm and rotation
+    bf16* queries;  // (tokens, heads, width): absorbed
+    float* latents;  // (tokens, splits, heads, latent): weighted sums, in interleaved order
+    float* running_max;  // (tokens, splits, heads): greatest score so far
+    float* sum;  // (tokens, splits, heads): of the exponentials
+    float* scores;  // (splits, heads, kKeys)
+    bf16* factors;  // (splits, heads, kKeys)
+    bf16* values;  // (tokens, heads · value)
+    bf16* attended;  // (tokens, hidden): behind attention
+    float* logits;  // (tokens, n_experts)
+    Expert* used;  // the experts in use, the shared ones last
+    int64_t* ids;  // (tokens, top_k)
+    float* weights;  // (tokens, top_k)
+    int64_t* rows;  // (tokens · (top_k + 1)): sorted by expert
+    float* shares;  // (tokens · (top_k + 1))
+    bf16* products;  // (tokens · (top_k + 1), widest)
+    float* total;  // (tokens, hidden)
     int64_t width, splits, widest, bytes;
 
     Scratch(const Layer& layer, const Step& step, char* base, int threads) : splits(threads), bytes(0) {
@@ -162,7 +162,8 @@ void score_block(const Layer& layer, const Scratch& scratch, const bf16* queries
     const int64_t width = scratch.width;
     if (count < 4) {
         for (int64_t h = 0; h < layer.heads; ++h)
-            for (int64_t s = 0; s < count; ++s) scores[h * kKeys + s] = dot(rows + s * width, queries + h * width, width);
+            for (int64_t s = 0; s < count; ++s)
+                scores[h * kKeys + s] = dot(rows + s * width, queries + h * width, width);
         return;
     }
     for (int64_t s = 0; s < count; s += 4) {

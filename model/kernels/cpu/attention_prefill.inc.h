@@ -5,20 +5,20 @@
 // worker packs block by block beside its unit of queries, so that no more memory than a block is needed.
 #pragma once
 
-#include "gemm.inc.h"
 #include "attention_decode.inc.h"
+#include "gemm.inc.h"
 
 namespace dslite {
 namespace {
 
-constexpr int64_t kQueries = 192;     // at most in a unit that packs its keys: whole tiles, enough to pay for packing
-constexpr int64_t kFewQueries = 96;   // in a unit whose keys are packed already; whole tiles
+constexpr int64_t kQueries = 192;  // at most in a unit that packs its keys: whole tiles, enough to pay for packing
+constexpr int64_t kFewQueries = 96;  // in a unit whose keys are packed already; whole tiles
 constexpr int64_t kSpan = 4 * kKeys;  // keys that a worker makes at once
 
 // A block of keys and values in the order in which they are multiplied.
 struct KeyBlock {
     uint32_t* keys;  // ((nope + rope) / 2, kKeys): pairs of neighbouring values, key by key
-    bf16* values;    // (kKeys / 2, value) pairs of neighbouring keys, interleaved
+    bf16* values;  // (kKeys / 2, value) pairs of neighbouring keys, interleaved
 
     static int64_t bytes(const AttentionJob& job) {
         return (job.nope + job.rope + job.value) * kKeys * static_cast<int64_t>(sizeof(bf16));
@@ -31,12 +31,12 @@ struct KeyBlock {
 // A worker's memory: a block, or the buffers in which blocks are made, and the running sums of a unit.
 struct AttentionScratch {
     char* block;
-    bf16* made;           // (kSpan, nope + value)
-    bf16* panel;          // of gemm.inc.h
-    float* sums;          // (kQueries, value), in interleaved order
+    bf16* made;  // (kSpan, nope + value)
+    bf16* panel;  // of gemm.inc.h
+    float* sums;  // (kQueries, value), in interleaved order
     float *running_max, *total;  // (kQueries)
-    float* scores;        // (query tile, kKeys)
-    bf16* factors;        // (query tile, kKeys)
+    float* scores;  // (query tile, kKeys)
+    bf16* factors;  // (query tile, kKeys)
     int64_t bytes;
 
     AttentionScratch(const AttentionJob& job, char* base) : bytes(0) {
@@ -149,7 +149,8 @@ inline void attend_keys(const AttentionJob& job, const AttentionScratch& scratch
         if (seen > 0)
             rescale[q] = online_softmax(scratch.scores + q * kKeys, seen, job.scale, factors,
                                         scratch.running_max + place + q, scratch.total + place + q);
-        else __builtin_memset(factors, 0, kKeys * sizeof(bf16));
+        else
+            __builtin_memset(factors, 0, kKeys * sizeof(bf16));
         max_seen = seen;  // of the last query, which attends to most
     }
     weigh_values<Q>(scratch.factors, block.values, job.value, max_seen, rescale, scratch.sums + place * job.value);
@@ -157,8 +158,8 @@ inline void attend_keys(const AttentionJob& job, const AttentionScratch& scratch
 
 // One head of `count` queries from `query` on. block_at(first) gives the block that begins with a key.
 template <class BlockAt>
-void attention_unit(const AttentionJob& job, const AttentionScratch& scratch, int64_t head, int64_t query, int64_t count,
-                  BlockAt block_at) {
+void attention_unit(const AttentionJob& job, const AttentionScratch& scratch, int64_t head, int64_t query,
+                    int64_t count, BlockAt block_at) {
     const int64_t width = job.nope + job.rope;
     const bf16* queries = job.queries + (query * job.heads + head) * width;
     for (int64_t i = 0; i < count * job.value; ++i) scratch.sums[i] = 0;
@@ -273,7 +274,7 @@ void attention_expanded(const AttentionJob& job, char* memory, int threads) {
                 const int64_t query = (units - 1 - unit / heads) * kFewQueries, head = unit % heads;
                 char* blocks = memory + head * head_bytes(job);
                 attention_unit(job, scratch, first_head + head, query, min(kFewQueries, job.n_queries - query),
-                             [&](int64_t key) { return KeyBlock(job, blocks + key / kKeys * KeyBlock::bytes(job)); });
+                               [&](int64_t key) { return KeyBlock(job, blocks + key / kKeys * KeyBlock::bytes(job)); });
             }
             queue.attended.wait(workers);
         }
@@ -288,8 +289,10 @@ int64_t attention_scratch(const AttentionJob& job, int threads) {
 }
 
 void attention(const AttentionJob& job, char* memory, int threads) {
-    if (job.kv_b == nullptr) attention_absorbed(job, memory, threads);
-    else attention_expanded(job, memory, threads);
+    if (job.kv_b == nullptr)
+        attention_absorbed(job, memory, threads);
+    else
+        attention_expanded(job, memory, threads);
 }
 
 }  // namespace

@@ -56,7 +56,8 @@ void compute_experts(const Experts& job, ExpertQueues& queues, int workers) {
         for (int64_t t = 0; t < job.tokens; ++t) {
             const int64_t place = t * job.hidden + first;
             for (int64_t r = 0; r < n; ++r)
-                job.result[place + r] = to_bf16(to_float(job.residual[place + r]) + to_float(to_bf16(job.out[place + r])));
+                job.result[place + r] =
+                    to_bf16(to_float(job.residual[place + r]) + to_float(to_bf16(job.out[place + r])));
         }
     }
 }

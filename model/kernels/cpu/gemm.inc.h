@@ -74,7 +74,7 @@ inline void multiply_tile(const bf16* const* x, const bf16* const* raw, bf16* pa
 // The same for 1 to `T` token rows.
 template <int T>
 inline void multiply_up_to(int64_t count, const bf16* const* x, const bf16* const* raw, bf16* packed, int64_t depth,
-                          const Ahead& ahead, float* out) {
+                           const Ahead& ahead, float* out) {
     if constexpr (T > 1) {
         if (count < T) return multiply_up_to<T - 1>(count, x, raw, packed, depth, ahead, out);
     }
@@ -106,8 +106,7 @@ inline void multiply_rows(const Turn& turn, int64_t count, Row row, Take take) {
             Ahead ahead;
             for (; fetched < (4 * tile + group + 1) * coming / (4 * tiles); ++fetched)
                 ahead.rows[ahead.count++] = turn.next->row(fetched);
-            for (int64_t t = behind + group; t < min(behind + kTile, count); t += 4)
-                ahead.rows[ahead.count++] = row(t);
+            for (int64_t t = behind + group; t < min(behind + kTile, count); t += 4) ahead.rows[ahead.count++] = row(t);
 
             const int64_t at = group % 2 * Isa::kLanes, last = panel.rows[group / 2] - 1;
             if (at > last) continue;
@@ -115,7 +114,7 @@ inline void multiply_rows(const Turn& turn, int64_t count, Row row, Take take) {
             for (int64_t r = 0; pack && r < Isa::kLanes; ++r)
                 raw[r] = panel.w[group / 2] + min(at + r, last) * panel.stride;
             multiply_up_to<kTile>(n_rows, x, pack ? raw : nullptr, turn.packed + group * Isa::kLanes * panel.depth,
-                                 panel.depth, ahead, out + group * Isa::kLanes);
+                                  panel.depth, ahead, out + group * Isa::kLanes);
         }
         for (int64_t t = 0; t < n_rows; ++t) take(first + t, out + t * kColumns);
     }

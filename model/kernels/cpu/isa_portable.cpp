@@ -57,7 +57,8 @@ struct Isa {
     static inline void prefetch_far(const bf16* p) { __builtin_prefetch(p, 0, 2); }
     static inline Sum dot(Sum sum, const Pairs& a, const Pairs& b) {
         for (int64_t i = 0; i < kLanes; ++i)
-            sum.lane[i] += wide(a.value[2 * i]) * wide(b.value[2 * i]) + wide(a.value[2 * i + 1]) * wide(b.value[2 * i + 1]);
+            sum.lane[i] +=
+                wide(a.value[2 * i]) * wide(b.value[2 * i]) + wide(a.value[2 * i + 1]) * wide(b.value[2 * i + 1]);
         return sum;
     }
     static inline Pairs broadcast_pair(const bf16* p) {

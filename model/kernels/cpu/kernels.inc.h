@@ -4,14 +4,14 @@
 //
 // A row of 2·kLanes values is multiplied pair by pair: lane i of a Sum gets a[2i]·b[2i] + a[2i+1]·b[2i+1].
 
-#include "layer.inc.h"
-#include "gemm.inc.h"
 #include "attention_prefill.inc.h"
+#include "gemm.inc.h"
+#include "layer.inc.h"
 
 namespace dslite {
 namespace {
 
-const Ops kOps = {linear,            head,      experts,      layer_scratch, layers, attention_scratch,
+const Ops kOps = {linear,    head,        experts,      layer_scratch, layers, attention_scratch,
                   attention, panel_bytes, many_experts, many_linear,   norms};
 
 }  // namespace

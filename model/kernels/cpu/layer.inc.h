@@ -55,7 +55,8 @@ struct Projection {
     int64_t n;
 };
 
-void project(const Projection& a, const Projection& b, const bf16* x, int64_t k, int64_t tokens, Blocks& queue, int workers) {
+void project(const Projection& a, const Projection& b, const bf16* x, int64_t k, int64_t tokens, Blocks& queue,
+             int workers) {
     const bf16* token_rows[kMaxTokens];
     for (int64_t t = 0; t < tokens; ++t) token_rows[t] = x + t * k;
     const int64_t rows = stretch(a.n + b.n, workers), blocks_a = (a.n + rows - 1) / rows;
@@ -85,10 +86,12 @@ struct LayerQueues {
 //   5. finish     combine splits; · W_UV, by token and head
 //   6. output     · W_O, plus the residual, by weight rows
 // Workers cannot wait for one that does not exist: `workers` is the size of the team that OpenMP has really made.
-void attend(const Layer& layer, const Step& step, const Scratch& scratch, LayerQueues& queues, int worker, int workers) {
+void attend(const Layer& layer, const Step& step, const Scratch& scratch, LayerQueues& queues, int worker,
+            int workers) {
     const int64_t tokens = step.tokens, heads = layer.heads, n_queries = heads * (layer.nope + layer.rope);
     for (int64_t t; queues.norm.take(tokens, &t);)
-        rms_norm(step.x + t * layer.hidden, layer.input_norm, scratch.normed + t * layer.hidden, layer.hidden, layer.eps);
+        rms_norm(step.x + t * layer.hidden, layer.input_norm, scratch.normed + t * layer.hidden, layer.hidden,
+                 layer.eps);
     queues.normed.wait(workers);
     const Projection kv{layer.kv_a, scratch.own, scratch.width};
     if (layer.query_rank == 0) {
@@ -107,8 +110,10 @@ void attend(const Layer& layer, const Step& step, const Scratch& scratch, LayerQ
     }
     queues.projected.wait(workers);
     for (int64_t unit; queues.absorb.take((heads + 1) * tokens, &unit);) {
-        if (unit < tokens) store_latent_entry(layer, step, scratch, unit);
-        else absorb(layer, step, scratch, unit % tokens, unit / tokens - 1);
+        if (unit < tokens)
+            store_latent_entry(layer, step, scratch, unit);
+        else
+            absorb(layer, step, scratch, unit % tokens, unit / tokens - 1);
     }
     queues.absorbed.wait(workers);
     auto splits_of = [&](int64_t token) { return min(scratch.splits, (step.lengths[token] + kKeys - 1) / kKeys); };
@@ -128,8 +133,8 @@ void attend(const Layer& layer, const Step& step, const Scratch& scratch, LayerQ
     const int64_t rows = stretch(layer.hidden, workers);
     for (int64_t block; queues.output.take((layer.hidden + rows - 1) / rows, &block);) {
         const int64_t first = block * rows;
-        products(layer.o + first * heads * layer.value, min(rows, layer.hidden - first), heads * layer.value, token_rows,
-                 tokens, [&](int64_t r, int64_t t, float value) {
+        products(layer.o + first * heads * layer.value, min(rows, layer.hidden - first), heads * layer.value,
+                 token_rows, tokens, [&](int64_t r, int64_t t, float value) {
                      const int64_t place = t * layer.hidden + first + r;
                      scratch.attended[place] = to_bf16(to_float(step.x[place]) + to_float(to_bf16(value)));
                  });
@@ -137,8 +142,7 @@ void attend(const Layer& layer, const Step& step, const Scratch& scratch, LayerQ
     queues.output_done.wait(workers);
 }
 
-void route(const Layer& layer, const Step& step, const Scratch& scratch, LayerQueues& queues, int worker,
-                    int workers) {
+void route(const Layer& layer, const Step& step, const Scratch& scratch, LayerQueues& queues, int worker, int workers) {
     const int64_t tokens = step.tokens;
     for (int64_t t; queues.norm_mlp.take(tokens, &t);)
         rms_norm(scratch.attended + t * layer.hidden, layer.post_norm, scratch.normed + t * layer.hidden, layer.hidden,
@@ -164,8 +168,9 @@ void compute_layer(const Layer& layer, const Step& step, const Scratch& scratch,
     attend(layer, step, scratch, queues, worker, workers);
     route(layer, step, scratch, queues, worker, workers);
     if (layer.gate == nullptr || layer.experts != nullptr) {
-        const Experts job{scratch.used,   queues.used,   scratch.normed, scratch.rows, scratch.shares,   scratch.products,
-                          scratch.widest, scratch.total, step.tokens,    layer.hidden, scratch.attended, step.out};
+        const Experts job{scratch.used,   queues.used,      scratch.normed,   scratch.rows,
+                          scratch.shares, scratch.products, scratch.widest,   scratch.total,
+                          step.tokens,    layer.hidden,     scratch.attended, step.out};
         compute_experts(job, queues.experts, workers);
         queues.done.wait(workers);
     } else if (worker == 0) {

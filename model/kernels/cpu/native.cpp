@@ -84,8 +84,8 @@ void dslite_attention(int level, const AttentionJob* job, int threads) {
     ops->attention(*job, aligned_workspace(ops->attention_scratch(*job, threads)), threads);
 }
 
-void dslite_norms(int level, const bf16* x, int64_t x_stride, const bf16* weight, bf16* y, int64_t width, int64_t tokens,
-                  float eps, int threads) {
+void dslite_norms(int level, const bf16* x, int64_t x_stride, const bf16* weight, bf16* y, int64_t width,
+                  int64_t tokens, float eps, int threads) {
     ops_of(level)->norms(x, x_stride, weight, y, width, tokens, eps, threads);
 }
 
@@ -135,6 +135,5 @@ void dslite_layers(int level, const Layer* layers, int64_t n_layers, const Step*
     bytes += 2 * step->tokens * layers[0].hidden * static_cast<int64_t>(sizeof(bf16)) + 64;
     ops->layers(layers, n_layers, *step, aligned_workspace(bytes), threads);
 }
-
 }
 #pragma GCC visibility pop

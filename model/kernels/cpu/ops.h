@@ -68,9 +68,9 @@ struct Step {
     float* weights;         //   and their router weights
 };
 
-// Causal attention of many queries, the last of `length` tokens. Expanded: one query per token and head; keys and values
-// of every head are made from the latents. Absorbed: one head, whose key and value is the cache entry, read by all
-// queries of a token.
+// Causal attention of many queries, the last of `length` tokens. Expanded: one query per token and head; keys and
+// values of every head are made from the latents. Absorbed: one head, whose key and value is the cache entry, read by
+// all queries of a token.
 struct AttentionJob {
     const bf16* queries;    // (queries, heads, nope + rope), rotated; `sharing` neighbours belong to one token
     const bf16* kv_b;       // expanded: (heads, nope + value, latent); absorbed: null
@@ -84,9 +84,10 @@ struct AttentionJob {
 
 struct Ops {
     void (*linear)(const Linear& job, int threads);
-    // y (tokens, n) float32 = norm(x) (tokens, k) · W (n, k) transposed, rounded to BF16 on the way; normed is (tokens, k).
-    void (*head)(const bf16* w, const bf16* norm, float eps, const bf16* x, bf16* normed, float* y, int64_t n, int64_t k,
-                 int64_t tokens, int threads);
+    // y (tokens, n) float32 = norm(x) (tokens, k) · W (n, k) transposed, rounded to BF16 on the way; normed is (tokens,
+    // k).
+    void (*head)(const bf16* w, const bf16* norm, float eps, const bf16* x, bf16* normed, float* y, int64_t n,
+                 int64_t k, int64_t tokens, int threads);
     // out = sum over the experts of weight · down(silu(gate(x)) · up(x)).
     void (*experts)(const Experts& job, int threads);
     int64_t (*layer_scratch)(const Layer& layer, const Step& step, int threads);
@@ -100,8 +101,8 @@ struct Ops {
     void (*many_experts)(const Experts& job, char* scratch, int threads);
     void (*many_linear)(const Linear& job, char* scratch, int threads);
     // y (tokens, width) = x / rms(x), rounded, times weight (width), rounded; rows of x lie x_stride values apart.
-    void (*norms)(const bf16* x, int64_t x_stride, const bf16* weight, bf16* y, int64_t width, int64_t tokens, float eps,
-                  int threads);
+    void (*norms)(const bf16* x, int64_t x_stride, const bf16* weight, bf16* y, int64_t width, int64_t tokens,
+                  float eps, int threads);
 };
 
 // Limits of a call: its small arrays lie on the stack.

@@ -19,9 +19,8 @@ extern OpenMp openmp;
 // limit, a dynamic team): `workers` is how many it gave, and barriers must wait for that number.
 template <class Body> void parallel(int threads, Body& body) {
     if (threads <= 1) return body(0, 1);
-    openmp.parallel(
-        [](void* context) { (*static_cast<Body*>(context))(openmp.thread_num(), openmp.num_threads()); }, &body,
-        static_cast<unsigned>(threads), 0);
+    openmp.parallel([](void* context) { (*static_cast<Body*>(context))(openmp.thread_num(), openmp.num_threads()); },
+                    &body, static_cast<unsigned>(threads), 0);
 }
 
 // Workers wait for one another between the phases of a job. One barrier serves one wait.
