@@ -46,7 +46,7 @@ def forms_taken(
     record("expanded")
     caches = [LatentKVCache(config, past + new, device="meta") for new, past in spans]
     for cache, (_, past) in zip(caches, spans, strict=True):
-        cache.commit(past)
+        cache.put(torch.empty(config.num_hidden_layers, past, config.latent_width, device="meta"))
     total = sum(new for new, _ in spans)
     attention(
         0,
