@@ -8,9 +8,7 @@ does not match exactly is ignored: a lost file costs a prefill, never a wrong an
 # L layers  T tokens of a block  C latent  R rope
 
 import hashlib
-import json
 import logging
-import mmap
 import os
 import re
 import time
@@ -18,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -26,19 +25,20 @@ from dslite.model.rope import ROPE_LAYOUT
 from dslite.runtime.atomic_file import replacing
 from dslite.runtime.cache.branch_cache import common_prefix
 from dslite.runtime.cache.latent_cache import LatentKVCache
+from dslite.runtime.errors import CheckpointError
 from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.safetensors_file import SafetensorsFile, TensorForm, tensor_bytes, write
 
 DEFAULT_MOST_BYTES = 4_000_000_000
 _FORMAT = "dslite-latents-1"
 _BLOCK = 1024
+_BLOCKS = "rows"  # a block's tensor is named so, and its number
 _SEARCHED = 64  # first tokens of a prompt, by which its file is found
 _HASHERS = 2
 _ORPHAN_S = 600  # no file takes so long to write
-_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _BLOB = re.compile(r"[0-9a-f]{64}")
-_DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError)  # a header may say anything
+_DAMAGE = (OSError, CheckpointError, ValueError, TypeError, LookupError, RuntimeError)  # tensors of any name and form
 
 log = logging.getLogger(__name__)
 
@@ -82,17 +82,16 @@ class LatentDiskCache:
         """Write the entries of a conversation; False, and a line in the log, where the folder cannot take them."""
         count = min(len(token_ids), cache.length)
         ids = torch.tensor(token_ids[:count], dtype=torch.int32)
-        rows = cache.entries(0, count)
-        if not count or rows.nbytes > self._most:
+        entries = cache.entries(0, count)
+        if not count or entries.nbytes > self._most:
             return False
         try:
             # The tokens of conversations are in these files: they are the user's alone.
             self._folder.mkdir(parents=True, exist_ok=True)
             self._folder.chmod(0o700)
-            self._make_room(self._file(key), rows.nbytes)
+            self._make_room(self._file(key), entries.nbytes)
             with replacing(self._file(key), mode=0o600) as stream:
-                for part in self._parts(ids, rows):
-                    stream.write(part)
+                self._write(stream, ids, entries)
         except OSError as error:
             log.warning("the cache of %s was not saved: %s", key, error)
             return False
@@ -101,8 +100,8 @@ class LatentDiskCache:
     def load(self, key: str, token_ids: Sequence[int], cache: LatentKVCache) -> int:
         """Extend the cache by the saved entries of the tokens, as far as they verify; return its new length."""
         try:
-            for rows in self._verified(self._file(key), token_ids, cache):
-                cache.put(rows)
+            for entries in self._verified(self._file(key), token_ids, cache):
+                cache.put(entries)
             os.utime(self._file(key))
         except FileNotFoundError:
             pass
@@ -113,7 +112,7 @@ class LatentDiskCache:
     def token_ids(self, key: str) -> list[int]:
         """The tokens that a file holds; none where there is no sound file."""
         try:
-            ids: list[int] = _Opened(self._file(key)).tensor("token_ids").tolist()
+            ids: list[int] = SafetensorsFile(self._file(key)).tensor("token_ids").tolist()
         except _DAMAGE:
             return []
         return ids
@@ -128,7 +127,7 @@ class LatentDiskCache:
         best, known = None, cache.length
         for file in self._folder.glob(f"{_digest(token_ids[:_SEARCHED])}-*.safetensors"):
             try:
-                shared = common_prefix(_Opened(file).tensor("token_ids").tolist(), token_ids)
+                shared = common_prefix(SafetensorsFile(file).tensor("token_ids").tolist(), token_ids)
             except (OSError, *_DAMAGE) as error:
                 log.warning("the saved entries %s are not used: %s", file, error)
                 continue
@@ -144,31 +143,35 @@ class LatentDiskCache:
     def _file(self, key: str) -> Path:
         return self._folder / f"{key}.safetensors"
 
-    def _parts(self, ids: Tensor, rows: Tensor) -> Iterator[bytes | memoryview]:
-        """The file, piece by piece: header, token ids, blocks (L, T, C+R), checksums."""
-        blocks = rows.split(_BLOCK, dim=1)
-        layout = {"token_ids": ids} | {f"rows.{number}": block for number, block in enumerate(blocks)}
-        layout["checksums"] = torch.empty(len(blocks), hashlib.sha256().digest_size, dtype=torch.uint8)
-        yield _header(layout, {"format": _FORMAT, "fingerprint": self._fingerprint})
-        yield _bytes(ids)
-        checksums, end = [], 0
+    def _write(self, stream: BinaryIO, ids: Tensor, entries: Tensor) -> None:
+        """Token ids (T,), and latent entries (L, T, C+R) in blocks with a checksum for each."""
+        blocks = entries.split(_BLOCK, dim=1)
+        layout = {"token_ids": TensorForm(ids.dtype, tuple(ids.shape))}
+        for number, block in enumerate(blocks):
+            layout[f"{_BLOCKS}.{number}"] = TensorForm(block.dtype, tuple(block.shape))
+        layout["checksums"] = TensorForm(torch.uint8, (len(blocks), hashlib.sha256().digest_size))
+        write(stream, layout, self._tensors(ids, blocks), {"format": _FORMAT, "fingerprint": self._fingerprint})
+
+    def _tensors(self, ids: Tensor, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
+        yield ids
+        checksums, end = bytearray(), 0
         for block in blocks:
             end += block.shape[1]
-            data = _bytes(block)
-            checksums.append(self._checksum(ids[:end], data))
-            yield data
-        yield b"".join(checksums)
+            packed = block.contiguous()
+            checksums += self._checksum(ids[:end], packed)
+            yield packed
+        yield torch.frombuffer(checksums, dtype=torch.uint8).view(len(blocks), -1)
 
-    def _checksum(self, ids: Tensor, block: memoryview) -> bytes:
+    def _checksum(self, ids: Tensor, block: Tensor) -> bytes:
         digest = hashlib.sha256(self._fingerprint.encode())
-        digest.update(_bytes(ids))
-        digest.update(block)
+        digest.update(tensor_bytes(ids))
+        digest.update(tensor_bytes(block))
         return digest.digest()
 
     def _verified(self, file: Path, token_ids: Sequence[int], cache: LatentKVCache) -> Iterator[Tensor]:
         """Entries (L, T, C+R) of the tokens behind those of the cache, up to the first block that does not verify."""
         known, form = cache.length, cache.entries(0, 0)
-        opened = _Opened(file)
+        opened = SafetensorsFile(file)
         if opened.metadata.get("format") != _FORMAT or opened.metadata.get("fingerprint") != self._fingerprint:
             raise ValueError("it belongs to another model, or to another version")
         ids, checksums = opened.tensor("token_ids"), opened.tensor("checksums").tolist()
@@ -176,20 +179,20 @@ class LatentDiskCache:
         numbers = range(known // _BLOCK, -(-wanted // _BLOCK))
 
         def verify(number: int) -> Tensor | None:
-            rows = opened.tensor(f"rows.{number}")
+            entries = opened.tensor(f"{_BLOCKS}.{number}")
             end = min((number + 1) * _BLOCK, len(ids))
             shape = (form.shape[0], end - number * _BLOCK, form.shape[2])
-            if rows.dtype != form.dtype or rows.shape != shape:
+            if entries.dtype != form.dtype or entries.shape != shape:
                 return None
-            return rows if self._checksum(ids[:end], _bytes(rows)) == bytes(checksums[number]) else None
+            return entries if self._checksum(ids[:end], entries) == bytes(checksums[number]) else None
 
         with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the GIL
-            for number, rows in zip(numbers, pool.map(verify, numbers), strict=True):
-                if rows is None:
+            for number, entries in zip(numbers, pool.map(verify, numbers), strict=True):
+                if entries is None:
                     log.warning("%s: block %d is damaged and will be computed again", file, number)
                     return
                 start = number * _BLOCK
-                yield rows[:, max(known - start, 0) : wanted - start]
+                yield entries[:, max(known - start, 0) : wanted - start]
 
     def _files(self) -> list[tuple[float, Path, int]]:
         """Date, path and size of every conversation's file, the longest unused first."""
@@ -217,25 +220,6 @@ class LatentDiskCache:
             total -= size
 
 
-class _Opened:
-    """A saved file, mapped by one opening: the package's reader opens a name twice, for the header and for the bytes,
-    and another process may put a new file in between."""
-
-    def __init__(self, file: Path) -> None:
-        with file.open("rb") as stream:
-            # a private mapping: nothing is written, but torch takes read-only memory with a warning alone
-            self._bytes = torch.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
-        self._start = 8 + int.from_bytes(self._bytes[:8].numpy().tobytes(), "little")
-        self._entries = json.loads(self._bytes[8 : self._start].numpy().tobytes())
-        self.metadata = self._entries.get("__metadata__", {})
-
-    def tensor(self, name: str) -> Tensor:
-        """A view of the file. Raises one of _DAMAGE where the header does not describe one."""
-        entry = self._entries[name]
-        begin, end = (self._start + place for place in entry["data_offsets"])
-        return self._bytes[begin:end].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
-
-
 def clear_folder(folder: Path) -> int:
     """Remove all files of a disk cache; returns their bytes. Raises OSError where one cannot be removed."""
     removed = 0
@@ -248,28 +232,6 @@ def clear_folder(folder: Path) -> int:
 def _digest(token_ids: Sequence[int]) -> str:
     """A file name's part for tokens."""
     return hashlib.sha256(",".join(map(str, token_ids)).encode()).hexdigest()[:24]
-
-
-def _header(layout: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors header for tensors that lie one behind the other in this order."""
-    entries: dict[str, object] = {"__metadata__": metadata}
-    place = 0
-    for name, tensor in layout.items():
-        entries[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [place, place + tensor.nbytes],
-        }
-        place += tensor.nbytes
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor; copied only where it is not contiguous or not in host memory."""
-    flat = tensor.cpu().contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy().data)
 
 
 def _remove(file: Path) -> None:

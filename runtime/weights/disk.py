@@ -19,8 +19,9 @@ from dslite.runtime.device import Event, anonymous_memory
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.planning.footprint import PAGE, expert_bytes
 from dslite.runtime.system.files import drop_cached_pages, read_at
-from dslite.runtime.weights.checkpoint import Checkpoint, TensorEntry
+from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.page_cache import PageCache
+from dslite.runtime.weights.safetensors_file import TensorEntry
 from dslite.runtime.weights.sources import MATRICES, Fetch, expert_name, packed
 from dslite.runtime.weights.watched_file import REMEDY, WatchedFile
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dslite.runtime.device import ComputeDevice, Event
 from dslite.runtime.planning.footprint import PAGE
-from dslite.runtime.weights.checkpoint import TensorEntry
 from dslite.runtime.weights.disk import Extents, Reader, Reading
+from dslite.runtime.weights.safetensors_file import TensorEntry
 
 BUFFER_BYTES = 32 * 2**20
 BUFFERS = 4

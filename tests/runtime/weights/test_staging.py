@@ -22,10 +22,11 @@ from dslite.runtime.planning.device_plan import PlanRequest
 from dslite.runtime.planning.footprint import PAGE
 from dslite.runtime.planning.placement import plan
 from dslite.runtime.weights import staging
-from dslite.runtime.weights.checkpoint import Checkpoint, TensorEntry
+from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.disk import Reader
 from dslite.runtime.weights.loader import load
 from dslite.runtime.weights.page_cache import PageCache
+from dslite.runtime.weights.safetensors_file import TensorEntry
 from dslite.runtime.weights.staging import Staging
 
 CPU = torch.device("cpu")
