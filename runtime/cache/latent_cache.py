@@ -8,9 +8,10 @@ from torch import Tensor
 from dslite.model import decode_cuda
 from dslite.model.config import ModelConfig
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.planning.footprint import latent_bytes
+from dslite.runtime.planning.footprint import growth_bytes, latent_bytes
 
 _STEP = 256  # tokens by which a buffer grows, at least
+_FACTOR = 3, 2  # and at least to so many times its size, so that copying stays a constant share of appending
 
 
 class LatentKVCache:
@@ -33,7 +34,7 @@ class LatentKVCache:
         """`grows`: by need, and not reserved at once; None: as suits the device."""
         self.max_tokens = max_tokens
         self._length = 0
-        capacity = 0 if (torch.device(device).type != "cpu" if grows is None else grows) else max_tokens
+        capacity = 0 if (grows_on(device) if grows is None else grows) else max_tokens
         shape = (config.num_hidden_layers, capacity, config.latent_width)
         self._block = torch.empty(shape, dtype=dtype, device=device)  # without a token where the cache grows
         self._layers = list(self._block.unbind())
@@ -110,7 +111,7 @@ class LatentKVCache:
         if end > self.max_tokens:
             raise ContextFullError(f"{end} tokens do not fit into a context of {self.max_tokens}")
         if end > self.capacity:
-            grown = max(end, self.capacity * 3 // 2)
+            grown = max(end, self.capacity * _FACTOR[0] // _FACTOR[1])
             capacity = min(self.max_tokens, -(-grown // _STEP) * _STEP)
             for index, layer in enumerate(self._layers):  # where memory runs out here, those behind have yet to grow
                 if len(layer) < capacity:
@@ -119,6 +120,23 @@ class LatentKVCache:
                     self._layers[index] = larger
                     del layer
         return end
+
+
+def grows_on(device: torch.device | str) -> bool:
+    """Whether caches on a device grow; in host memory they are reserved."""
+    return torch.device(device).type != "cpu"
+
+
+def tokens_that_fit(nbytes: int, config: ModelConfig, max_tokens: int, dtype: torch.dtype, *, grows: bool) -> int:
+    """Tokens of several caches of at most `max_tokens` for which a memory has room.
+
+    Of caches that grow the room ahead of their tokens counts, and what one takes more while it moves.
+    """
+    per_token = kv_bytes_per_token(config, dtype)
+    if not grows:
+        return nbytes // per_token
+    left = nbytes - growth_bytes(config, max_tokens, dtype.itemsize)
+    return max(0, left) * _FACTOR[1] // (_FACTOR[0] * per_token)
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dslite.model.attention import Span
 from dslite.runtime.cache.branch_cache import common_prefix
-from dslite.runtime.cache.latent_cache import kv_bytes_per_token
+from dslite.runtime.cache.latent_cache import grows_on, tokens_that_fit
 from dslite.runtime.cache.prefix_cache import CachedTokens
 from dslite.runtime.engine.core import EngineCore
 from dslite.runtime.engine.sampling import check_finite
@@ -88,11 +88,12 @@ class ScheduledChunk:
 
 def cache_budget(core: EngineCore, max_sequences: int) -> int:
     """Tokens that all latent caches of a scheduler may hold: what memory allows, one context at least."""
-    per_token = kv_bytes_per_token(core.model.config, core.model.dtype)
-    free = int(free_memory(core.model.device.type) * _SHARE)
+    config, dtype, device = core.model.config, core.model.dtype, core.model.device
+    free = int(free_memory(device.type) * _SHARE)
     if core.memory_left is not None:
         free = min(free, core.memory_left)
-    return max(core.context, min(max_sequences * core.context, free // per_token))
+    fit = tokens_that_fit(free, config, core.context, dtype, grows=grows_on(device))
+    return max(core.context, min(max_sequences * core.context, fit))
 
 
 class Scheduler:

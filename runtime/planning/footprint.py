@@ -27,6 +27,11 @@ def latent_bytes(config: ModelConfig, item: int) -> int:
     return config.num_hidden_layers * config.latent_width * item
 
 
+def growth_bytes(config: ModelConfig, context: int, item: int) -> int:
+    """What a latent cache that grows takes beyond its size: it moves layer by layer, so one layer exists twice."""
+    return context * config.latent_width * item
+
+
 @dataclass(frozen=True)
 class Footprint:
     """The bytes of a network in a dtype (a key of ITEM_BYTES)."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from dslite.model.config import ModelConfig
 from dslite.runtime.errors import UsageError
 from dslite.runtime.planning.device_plan import DevicePlan, Miss, PlanRequest, Source
-from dslite.runtime.planning.footprint import Footprint
+from dslite.runtime.planning.footprint import Footprint, growth_bytes
 from dslite.runtime.planning.hardware import MachineSpec
 from dslite.runtime.planning.prediction import Traffic, host_beats_pcie, predict
 
@@ -188,6 +188,10 @@ class _OnCpu(_Placer):
 
 class _OnGpu(_Placer):
     """On the GPU the weights that every token reads and as many experts as fit; the others in host memory."""
+
+    def __init__(self, machine: MachineSpec, config: ModelConfig, request: PlanRequest, chunk: int) -> None:
+        super().__init__(machine, config, request, chunk)
+        self.activations += growth_bytes(config, self.context, self.size.item)  # the latent cache grows on a device
 
     def plan(self) -> DevicePlan:
         size, most = self.size, self.config.n_routed_experts

@@ -1,6 +1,8 @@
 """The buffer of latents: append, commit, truncate."""
 
+import itertools
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ from support.checkpoints import tiny_config
 from support.memory import anonymous_bytes
 from support.reference import golden
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dslite.model.config import ModelConfig
-from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
+from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token, tokens_that_fit
 from dslite.runtime.errors import ContextFullError
+from dslite.runtime.planning.footprint import growth_bytes
 
 CONFIG = ModelConfig.from_dict(tiny_config())
 
@@ -184,3 +188,61 @@ def test_memory_that_runs_out_while_a_cache_grows_leaves_what_it_holds(monkeypat
     assert torch.equal(cache.entries(0, 200), torch.ones(CONFIG.num_hidden_layers, 200, CONFIG.latent_width))
     cache.put(torch.ones(CONFIG.num_hidden_layers, 100, CONFIG.latent_width) * 2)
     assert cache.entries(0, 300).sum() == CONFIG.num_hidden_layers * CONFIG.latent_width * 400
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that were made and still exist, on a device without memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.new_empty.default, torch.ops.aten.empty.memory_format):
+            self.now += made.nbytes
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(made, self._free, made.nbytes)
+        return made
+
+    def _free(self, nbytes: int) -> None:
+        self.now -= nbytes
+
+
+@pytest.mark.parametrize("context", [1, 255, 256, 1000, 1024, 4096, 5000])
+@pytest.mark.parametrize("pieces", [[1], [7], [200, 1, 1, 1], [2048, 1]])
+def test_a_cache_that_grows_never_takes_more_than_the_plan_counts(context: int, pieces: list[int]) -> None:
+    """Its tokens, and one layer twice; admission counts the room ahead of the tokens as well."""
+    layers, item = CONFIG.num_hidden_layers, 2
+    known = torch.empty(layers, context, CONFIG.latent_width, dtype=torch.bfloat16, device="meta")
+    with LiveBytes() as live:
+        cache = LatentKVCache(CONFIG, context, device="meta")
+        for piece in itertools.cycle(pieces):
+            count = min(piece, context - cache.length)
+            before = cache.capacity
+            for layer in range(layers):
+                cache.append(layer, known[layer, :count])
+            cache.commit(count)
+            if cache.capacity > before:
+                assert live.now == cache.nbytes == cache.capacity * kv_bytes_per_token(CONFIG)
+                assert live.peak == cache.nbytes + before * CONFIG.latent_width * item
+            if cache.length == context:
+                break
+    assert live.peak <= context * kv_bytes_per_token(CONFIG) + growth_bytes(CONFIG, context, item)
+
+
+@pytest.mark.parametrize("lengths", [[1000, 900, 300], [4096], [300] * 9])
+def test_caches_of_as_many_tokens_as_fit_do_not_exceed_their_memory(lengths: list[int]) -> None:
+    context, room = 4096, 0
+    per_token, more = kv_bytes_per_token(CONFIG), growth_bytes(CONFIG, context, 2)
+    while tokens_that_fit(room, CONFIG, context, torch.bfloat16, grows=True) < sum(lengths):
+        room += per_token
+    held = 0
+    for length in lengths:
+        cache = LatentKVCache(CONFIG, context, device="meta")
+        for count in [length // 2, *[1] * (length - length // 2)]:
+            cache.put(torch.empty(CONFIG.num_hidden_layers, count, CONFIG.latent_width, device="meta"))
+        held += cache.nbytes
+    assert held + more <= room + len(lengths) * 256 * per_token  # each begins with a step of 256 tokens at least
+    assert tokens_that_fit(room, CONFIG, context, torch.bfloat16, grows=False) == room // per_token
+    assert tokens_that_fit(0, CONFIG, context, torch.bfloat16, grows=True) == 0

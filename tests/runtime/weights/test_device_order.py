@@ -180,6 +180,8 @@ def test_the_plan_of_a_24_gib_card_is_what_is_allocated() -> None:
             if ".mlp.experts." not in name and name != "model.embed_tokens.weight"
         )
         latents = LatentKVCache(config, made.context, device=CUDA)
+        assert latents.nbytes == 0, "it takes memory with its tokens"
+        latents.put(torch.empty(config.num_hidden_layers, made.context, config.latent_width, device=CUDA))
     assert gpu.allocated == cache.arena.nbytes == (made.slots * 26 + made.spare) * 17_301_504
     assert made.resident_bytes + made.spare * made.slot_bytes == fixed + cache.arena.nbytes
     assert made.kv_bytes == latents.nbytes
