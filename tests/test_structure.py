@@ -144,3 +144,17 @@ def test_kernels_use_the_fields_terms() -> None:
     for file in (ROOT / "model/kernels/cpu").iterdir():
         found = old.search(file.read_text(encoding="utf-8"))
         assert found is None, f"{file}: {found}"
+
+
+def test_tests_patch_objects_and_never_dotted_names() -> None:
+    """A dotted string goes on passing, and patches nothing, when the name that it means is moved."""
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(tree_of(file)):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("setattr", "delattr")
+            ):
+                first = node.args[0] if node.args else None
+                dotted = isinstance(first, ast.Constant) and isinstance(first.value, str)
+                assert not dotted, f"{file}:{node.lineno} patches by a dotted string"
