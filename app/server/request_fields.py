@@ -213,6 +213,7 @@ def chat_fields(limits: Limits) -> Table:
         refused("the model's own template takes no arguments", "chat_template_kwargs", _ALL_FALSE),
         refused("the template writes the begin-of-sentence token", "add_special_tokens", False),
         refused("use /v1/completions", "echo", False),
+        refused("what a message spells is text; use /v1/completions", "parse_special", False),
         refused("every answer that is computed is returned: use n", "best_of", 1),
     )
 

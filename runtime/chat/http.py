@@ -9,6 +9,7 @@ import logging
 import os
 import queue
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -285,11 +286,15 @@ def _reason(error: Exception) -> str:
         return "it does not answer"
     if isinstance(error, ValueError | RecursionError):
         return "its answer is not JSON"
+    if isinstance(error, httpx2.RemoteProtocolError):
+        return "it closed the connection" if "disconnected" in str(error) else "what it sends is not HTTP"
     cause = error.__cause__ or error.__context__ or error
     while not isinstance(cause, OSError) and (deeper := cause.__cause__ or cause.__context__) is not None:
         cause = deeper
     if isinstance(cause, socket.gaierror):
         return "its name is unknown"
+    if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS; write http:// in place of https://"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror.lower()
     return type(error).__name__

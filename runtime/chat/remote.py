@@ -23,6 +23,7 @@ from dslite.runtime.chat.server_errors import (
     ServerError,
     ServerRefusal,
     error_in_stream,
+    read_error,
 )
 from dslite.runtime.chat.sse import Comment, ServerSentEvent, StreamItem
 from dslite.runtime.engine.sampling_params import SamplingParams
@@ -38,6 +39,7 @@ _CARDS_S = 2.0  # for the context of the model, which is wanted but not needed
 _READING = re.compile(r" ?reading (\d{1,15}) of (\d{1,15}), (\d{1,15}) cached")
 _LENGTH_REASONS = ("length", "max_tokens", "model_length", "max_output_tokens")
 _BROKEN_REASONS = ("abort", "error")
+_CHECK_URL = "check --endpoint: the address of most servers ends with /v1"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class RemoteModel:
         if cancel.is_set():
             answer.finish_reason = answer.finish_reason or "interrupted"
         if answer.finish_reason is None and not answer.ended:
+            if not answer.begun:
+                raise DsliteError(f"{self.endpoint.host} ended the response without an answer", _CHECK_URL)
             raise self.endpoint.lost()
         yield from self._end(answer)
 
@@ -159,8 +163,7 @@ class RemoteModel:
             if event.type == "body":
                 what = "a web page" if event.data.lstrip()[:1] == "<" else "a text"
                 raise ModelUnavailableError(
-                    f"{host} sends {what} that is no answer of an OpenAI-compatible server",
-                    "check --endpoint: the address of most servers ends with /v1",
+                    f"{host} sends {what} that is no answer of an OpenAI-compatible server", _CHECK_URL
                 ) from None
             if event.type == "error":
                 raise DsliteError(f"{host} broke off the answer: {event.data[:300]}", "ask again") from None
@@ -171,6 +174,9 @@ class RemoteModel:
                 raise error.to_exception(host)
             yield chunk
         if event.type == "body":
+            if not any(isinstance(chunk, dict) and isinstance(chunk.get("choices"), list) for chunk in chunks):
+                said = read_error(200, event.data).message
+                raise ModelUnavailableError(f"{host} sends JSON that is no answer: {said}", _CHECK_URL)
             yield DONE
 
     def _end(self, answer: "_RemoteAnswer") -> Iterator[ChatEvent]:
@@ -239,6 +245,7 @@ class _RemoteAnswer:
     request: RemoteRequest
     finish_reason: FinishReason | None = None
     server_reason: str = ""
+    begun: bool = False  # a chunk has come
     ended: bool = False  # the server said that nothing follows
     text: list[str] = field(default_factory=list)
     held: str = ""  # half of a surrogate pair
@@ -265,6 +272,7 @@ class _RemoteAnswer:
 
     def take(self, raw: Mapping[str, Any] | str) -> Iterator[Token | Thinking]:
         """The tokens of a chunk: one for each log-probability, else one for its text."""
+        self.begun = True
         if isinstance(raw, str):
             self.ended = True
             return

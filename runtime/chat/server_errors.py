@@ -89,7 +89,7 @@ class ServerError:
                 return ContextFullError(said, "shorten the prompt, or start a new chat")
             case ErrorKind.AUTHENTICATION:
                 return ModelUnavailableError(
-                    f"{host} refuses the key: {said}",
+                    f"{host} refuses the {'request' if self.status == 403 else 'key'}: {said}",
                     "put the right one into a variable, and name it with --endpoint-key-env",
                 )
             case ErrorKind.NOT_FOUND:
@@ -102,6 +102,8 @@ class ServerError:
         if self.status is None:
             return DsliteError(f"{host} broke off the answer: {said}", "what came is kept; ask again")
         remedy = f"the server does not take {', '.join(sorted(self.fields))}" if self.fields else ""
+        if 300 <= self.status < 400:
+            remedy = "put the address of the server itself into --endpoint: redirects are not followed"
         return DsliteError(f"{host} answers with status {self.status}: {said}", remedy)
 
 
@@ -128,6 +130,8 @@ def error_in_stream(chunk: Mapping[str, Any], event_type: str = "message") -> Se
 
 def _classify(status: int | None, raw: Any, text: str, headers: Mapping[str, str]) -> ServerError:
     message = (_message_of(raw) or _text_of(raw, text)).strip()[:MAX_MESSAGE] or "no reason given"
+    if status is not None and 300 <= status < 400 and (place := headers.get("location")):
+        message = f"it redirects to {place[:MAX_MESSAGE]}"
     codes = " ".join(str(value) for key in ("code", "type", "error_type") for value in _values_of(raw, key))
     fields = _fields_of(raw, message)
     context = _context_of(raw, message)

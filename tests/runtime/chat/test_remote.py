@@ -177,6 +177,14 @@ def test_an_error_in_the_stream_is_told() -> None:
         (refusal(503, "<html>busy</html>"), DsliteError, "is busy: <html>busy</html>"),
         (refusal(500, ""), DsliteError, "status 500: no reason given"),
         (refusal(302, ""), DsliteError, "status 302"),
+        (
+            [b"HTTP/1.1 307 No\r\nLocation: https://api.example/v1/x\r\nContent-Length: 0\r\n\r\n"],
+            DsliteError,
+            "status 307: it redirects to https://api.example/v1/x",
+        ),
+        (refusal(403, '{"error": "not this host"}'), ModelUnavailableError, "refuses the request: not this host"),
+        ([b"220 mail.example ESMTP\r\n\r\n"], ModelUnavailableError, "what it sends is not HTTP"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Ty"], ModelUnavailableError, "it closed the connection"),
         (events("data: <html>\n\n"), DsliteError, "sends what is not JSON"),
         ([b"nonsense\r\n\r\n"], ModelUnavailableError, "cannot be reached"),
         ([], ModelUnavailableError, "cannot be reached"),
@@ -187,6 +195,22 @@ def test_what_a_server_refuses_is_said_in_our_words(answer: list[bytes], error: 
         list(scripted(server, key="k3y").generate(RemoteRequest(GREEDY, ASKED)))
     assert type(caught.value) is error
     assert "k3y" not in caught.value.message + caught.value.remedy
+
+
+def test_a_server_without_tls_is_told() -> None:
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        model = RemoteModel(Endpoint(f"https://127.0.0.1:{listener.getsockname()[1]}/v1"), "m")
+        with pytest.raises(ModelUnavailableError, match="write http:// in place of https://"):
+            list(model.generate(RemoteRequest(GREEDY, ASKED)))
+        thread.join()
 
 
 def test_a_server_that_is_not_there_is_told() -> None:

@@ -96,7 +96,15 @@ def test_every_shape_of_a_stream_gives_its_text(said: list[bytes], text: str, fi
     [
         (whole("<html><body>data: hello</body></html>", "text/html"), ModelUnavailableError, "a web page"),
         (whole("[1, 2]"), ModelUnavailableError, "no answer of an OpenAI-compatible server"),
-        (whole("hello"), DsliteError, "was lost"),
+        (whole("hello"), DsliteError, "ended the response without an answer"),
+        (whole(""), DsliteError, "ended the response without an answer"),
+        (whole("null"), DsliteError, "ended the response without an answer"),
+        (events(), DsliteError, "ended the response without an answer"),
+        (events(": hello\n\n"), DsliteError, "ended the response without an answer"),
+        (whole("{}"), ModelUnavailableError, "sends JSON that is no answer"),
+        (whole('{"detail": "Not Found"}'), ModelUnavailableError, "sends JSON that is no answer: Not Found"),
+        (whole('{"status": "ok", "choices": null}'), ModelUnavailableError, "sends JSON that is no answer"),
+        (events(delta("a")), DsliteError, "was lost"),
         (whole('{"error": {"message": "boom"}}'), DsliteError, "broke off the answer: boom"),
         (
             events(delta("a"), {"error": {"type": "exceed_context_size_error", "n_ctx": 9}}),
