@@ -265,7 +265,13 @@ class EngineWorker:
         if (identity := self._id(job)) is not None:
             backend.restore_cache(identity, kept, continue_final_message=more)
         params = SamplingParams(**{**loaded.defaults, **job.sampling})
-        events = backend.reply(kept, params, job.cancel, continue_final_message=more)
+        events = backend.reply(
+            kept,
+            params,
+            job.cancel,
+            continue_final_message=more,
+            on_prefill=lambda progress: self._emit(GenerationEvent(job, progress)),
+        )
         self._emit(PrefillStarted(job, len(messages) - len(kept)))
         updated = time.perf_counter()
         for event in events:

@@ -4,7 +4,7 @@ What the model generated goes back in as the very ids that it generated, so the 
 whole. LocalChatBackend is the ChatBackend whose model runs in this process.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event as Flag
 
 from dslite.runtime.chat.protocol import ChatBackend, ModelStats
@@ -38,12 +38,19 @@ class LocalChatBackend(ChatBackend):
         return self._template.encode(messages), 1
 
     def reply(
-        self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, continue_final_message: bool = False
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        cancel: Flag,
+        *,
+        continue_final_message: bool = False,
+        on_prefill: Callable[[Prefilling], None] | None = None,
     ) -> Iterator[ChatEvent]:
         """Answer, or continue the last message, without the space that the template leaves before an answer."""
         self._limit.check(_texts(messages))
         ids, spaces = self._prompt(messages, continue_final_message)
-        events = self.engine.generate(Request(ids, params), cancel)  # raises here, not when the first event is taken
+        # Raises here, not when the first event is taken.
+        events = self.engine.generate(Request(ids, params), cancel, on_prefill)
         spacing = AnswerSpacing(spaces)
         return (event if isinstance(event, Prefilling) else spacing.strip(event) for event in events)
 

@@ -1,12 +1,12 @@
 """What a chat needs of a model. Imports no torch: the screen appears before the model is loaded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event as Flag
 from typing import TYPE_CHECKING, Protocol
 
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.events import ChatEvent
+from dslite.runtime.events import ChatEvent, Prefilling
 
 if TYPE_CHECKING:
     from dslite.runtime.text.chat_template import Message
@@ -42,10 +42,12 @@ class ChatBackend(Protocol):
         cancel: Flag,
         *,
         continue_final_message: bool = False,
+        on_prefill: Callable[[Prefilling], None] | None = None,
     ) -> Iterator[ChatEvent]:
         """Answer; with `continue_final_message`, lengthen the last message, which is an answer that was cut.
 
-        Raises ContextFullError where the messages do not fit.
+        `on_prefill` is called, on the same thread, with progress between two events of the iterator, where a backend
+        knows it. Raises ContextFullError where the messages do not fit.
         """
         ...
 

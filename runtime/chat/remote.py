@@ -8,7 +8,7 @@ again where that helps.
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from threading import Event as Flag
@@ -342,9 +342,18 @@ class RemoteChatBackend(ChatBackend):
         self._model = model
 
     def reply(
-        self, messages: Sequence[Message], params: SamplingParams, cancel: Flag, *, continue_final_message: bool = False
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        cancel: Flag,
+        *,
+        continue_final_message: bool = False,
+        on_prefill: Callable[[Prefilling], None] | None = None,
     ) -> Iterator[ChatEvent]:
-        """Answer, or go on with the last message. What the server refuses is raised here, as an engine would."""
+        """Answer, or continue the last message. Raises here what the server refuses, as an engine would.
+
+        `on_prefill` is not called: a server reports its progress as events.
+        """
         request = RemoteRequest(params, messages, continue_final_message=continue_final_message)
         events = self._model.generate(request, cancel)
         return chain([next(events)], events)

@@ -8,7 +8,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from dslite.app.chat.settings import ChatSettings
 from dslite.app.sessions.store import SessionStore
 from dslite.app.tui.app import ChatApp, run_chat
 from dslite.runtime.downloads.hub import parse_model
-from dslite.runtime.events import ChatEvent
+from dslite.runtime.events import ChatEvent, Prefilling
 from support.fake_engine import FakeBackend, FakeLoader
 
 
@@ -30,10 +30,19 @@ class LoggingBackend(FakeBackend):
         self._log = log
 
     def reply(
-        self, messages: Sequence[Any], params: Any, cancel: threading.Event, *, continue_final_message: bool = False
+        self,
+        messages: Sequence[Any],
+        params: Any,
+        cancel: threading.Event,
+        *,
+        continue_final_message: bool = False,
+        on_prefill: Callable[[Prefilling], None] | None = None,
     ) -> Iterator[ChatEvent]:
         began, count = time.monotonic(), 0
-        for event in super().reply(messages, params, cancel, continue_final_message=continue_final_message):
+        events = super().reply(
+            messages, params, cancel, continue_final_message=continue_final_message, on_prefill=on_prefill
+        )
+        for event in events:
             count += 1
             yield event
         if self._log is not None:

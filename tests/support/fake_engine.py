@@ -47,7 +47,13 @@ class FakeBackend(ChatBackend):
         self.idle.set()
 
     def reply(
-        self, messages: Sequence[Any], params: Any, cancel: threading.Event, *, continue_final_message: bool = False
+        self,
+        messages: Sequence[Any],
+        params: Any,
+        cancel: threading.Event,
+        *,
+        continue_final_message: bool = False,
+        on_prefill: Callable[[Prefilling], None] | None = None,
     ) -> Iterator[ChatEvent]:
         self.asked.append(list(messages))
         self.params.append(params)

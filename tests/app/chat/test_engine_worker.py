@@ -2,18 +2,25 @@
 
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.fake_engine import FakeBackend, FakeLoader
 
 from dslite.app.chat import engine_worker as engine
 from dslite.app.chat.engine_worker import EngineWorker, GenerationJob
+from dslite.app.terminal.progress_text import reading_text
+from dslite.runtime.chat.local import LocalChatBackend
 from dslite.runtime.downloads.hub import parse_model
+from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import CheckpointError
+from dslite.runtime.events import Done, Prefilling
+from dslite.runtime.text.chat_template import Message
 
 PATIENCE_S = 30.0
 
@@ -151,3 +158,56 @@ def test_an_unexpected_error_is_reported_and_its_traceback_is_in_the_log(home: P
     log = (home / "data" / "dslite.log").read_text()
     assert "Traceback" in log
     assert f"the {place} broke" in log
+
+
+class LayerClock:
+    """`time` for the engine: every layer that runs takes a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class TimedLayer:
+    """A layer of a network that moves the clock."""
+
+    def __init__(self, layer: Any, clock: LayerClock) -> None:
+        self._layer, self._clock = layer, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self._clock.now += 1.0
+        return self._layer(*args, **options)
+
+
+def test_a_long_prefill_reports_progress_between_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = LayerClock()
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    plain = load_engine(write_checkpoint(tmp_path / "model", tiny_config()))
+    layers: Any = [TimedLayer(layer, clock) for layer in plain.model.layers]
+    model = replace(plain.model, network=replace(plain.model.network, layers=layers))
+    backend: Any = LocalChatBackend(Engine(model, plain.tokenizer, context=plain.context, eos_token_ids=[]), "tiny")
+    messages = (Message("user", "a long question " * 5),)
+    total = len(backend.prompt_ids(messages))
+    worker = EngineWorker(FakeLoader(backend))
+    worker.start()
+    worker.load(parse_model("demo"))
+    worker.generate(GenerationJob(messages, {"max_tokens": 1, "temperature": 0.0}))
+    progress: list[Prefilling] = []
+    ended = False
+    while not ended:
+        for event in worker.drain(PATIENCE_S):
+            assert not isinstance(event, engine.GenerationFailed), event
+            if isinstance(event, engine.GenerationEvent):
+                ended |= isinstance(event.event, Done)
+                progress += [event.event] if isinstance(event.event, Prefilling) else []
+    worker.close()
+    assert [event.done for event in progress[:-1]] == [
+        total * layer / len(layers) for layer in range(1, len(layers) + 1)
+    ]
+    assert progress[-1].done == total
+    assert reading_text(progress[0]).startswith(f"reading {total / len(layers):,.0f} of {total} · ")
