@@ -1,6 +1,8 @@
-"""The first run: the model is not on this machine yet. What was found, what it would take, and three ways on."""
+"""The first run: the model is not on this machine yet. Shows the machine, the size of a download, and the choices."""
 
+import math
 import threading
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,7 +44,7 @@ class FirstRunScreen(ModalPanel[str | None]):
         self._cancel: threading.Event | None = None  # of the download that runs
         self._found: Found | None = None
         self._begun = False  # something was fetched
-        self._shown = threading.Event()  # the choices were drawn: an Enter before that was meant for the chat
+        self._shown_at = math.inf  # when the choices were drawn: an Enter before that was meant for the chat
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="first-run", classes="panel"):
@@ -70,9 +72,12 @@ class FirstRunScreen(ModalPanel[str | None]):
 
     def _show_choices(self) -> None:
         """Scroll the choices into view on a low terminal; an Enter counts only after that."""
-        if self.is_attached and self._cancel is None:
+        if self._cancel is None and self.query(OptionList):
             self.query_one(OptionList).scroll_visible(animate=False, top=True)
-            self.call_after_refresh(self._shown.set)
+            self.call_after_refresh(self._on_shown)
+
+    def _on_shown(self) -> None:
+        self._shown_at = min(self._shown_at, time.monotonic())
 
     def on_unmount(self) -> None:
         if self._cancel is not None:
@@ -83,28 +88,28 @@ class FirstRunScreen(ModalPanel[str | None]):
             lines = self._first_run.describe(self._ref)
         except DsliteError as error:
             lines = [error.message, error.remedy]
-        self.app.call_from_thread(self._described, lines)
+        self.app.call_from_thread(self._show_machine, lines)
         try:
             with closing(self._first_run.pull(self._ref, threading.Event())) as events:
-                self.app.call_from_thread(self._size_known, next(events))  # left there: nothing is fetched
+                self.app.call_from_thread(self._show_size, next(events))  # left there: nothing is fetched
         except DsliteError as error:
-            self.app.call_from_thread(self._size_known, error)
+            self.app.call_from_thread(self._show_size, error)
 
-    def _size_known(self, found: "PullEvent | DsliteError") -> None:
+    def _show_size(self, found: "PullEvent | DsliteError") -> None:
         """How much a download would be, or why it cannot be had; not while one runs already."""
         if self._cancel is None and self.is_attached:
             if isinstance(found, DsliteError):
-                self._say(f"{found.message}\n{found.remedy}")
+                self._show_text(f"{found.message}\n{found.remedy}")
             elif isinstance(found, Found):
-                self._say(_plan(found))
+                self._show_text(_plan(found))
 
-    def _described(self, lines: list[str]) -> None:
+    def _show_machine(self, lines: list[str]) -> None:
         if self.is_attached:
             self.query_one("#machine", Static).update(Text(inert("\n".join(lines))))
 
     @on(OptionList.OptionSelected)
     def _chosen(self, event: OptionList.OptionSelected) -> None:
-        if not self._shown.is_set():
+        if event.time < self._shown_at:
             return
         match event.option_id:
             case "download" if self._cancel is None:
@@ -114,28 +119,28 @@ class FirstRunScreen(ModalPanel[str | None]):
             case "demo":
                 self.dismiss("demo")
             case "folder":
-                self._ask_folder()
+                self._ask_for_folder()
             case _:
                 self.dismiss(None)
 
-    def _ask_folder(self, text: str = "", problem: str = "") -> None:
-        def given(folder: str | None) -> None:
+    def _ask_for_folder(self, text: str = "", problem: str = "") -> None:
+        def submitted(folder: str | None) -> None:
             if folder is None:
                 return
             try:
                 found = model_folder(folder)
             except DsliteError as error:
-                self._ask_folder(folder, f"{error.message}\n{error.remedy}")
+                self._ask_for_folder(folder, f"{error.message}\n{error.remedy}")
             else:
                 self.dismiss(str(found))
 
         question = "Folder in Hub layout (config.json, *.safetensors …)"
-        self.app.push_screen(LineDialog(question, text, problem=problem), given)
+        self.app.push_screen(LineDialog(question, text, problem=problem), submitted)
 
     # The download.
 
     def action_pause_or_leave(self) -> None:
-        """Esc pauses a download; where it is pausing already, nobody need wait for the network."""
+        """Esc pauses a download; where it is pausing already, it leaves, and does not wait for the network."""
         if self._cancel is None or self._cancel.is_set():
             self.dismiss(None)
         else:
@@ -151,12 +156,12 @@ class FirstRunScreen(ModalPanel[str | None]):
     def _pause(self) -> None:
         if self._cancel is not None:
             self._cancel.set()
-            self._say("pausing …")
+            self._show_text("pausing …")
 
     def _go_on(self) -> None:
         """Begin the download, or go on where it was."""
         cancel = self._cancel = threading.Event()
-        self._say("asking the Hub …")
+        self._show_text("asking the Hub …")
         self.call_after_refresh(self.query_one("#download-text").scroll_visible, animate=False)
         self._label("Pause the download")
         self.run_worker(lambda: self._download(cancel), thread=True, group="download", exit_on_error=False)
@@ -167,27 +172,27 @@ class FirstRunScreen(ModalPanel[str | None]):
         try:
             for event in self._first_run.pull(self._ref, cancel):
                 present |= isinstance(event, Present)
-                self.app.call_from_thread(self._told, event)
+                self.app.call_from_thread(self._on_pull_event, event)
         except DsliteError as error:
             end = error
         except RuntimeError:
-            return  # the screen has gone
-        self.app.call_from_thread(self._ended, end, present)
+            return  # the application has ended
+        self.app.call_from_thread(self._on_pull_ended, end, present)
 
-    def _told(self, event: Any) -> None:
+    def _on_pull_event(self, event: Any) -> None:
         if not self.is_attached:
             return
         if isinstance(event, Found):
             self._found = event
-            self._say(_plan(event))
+            self._show_text(_plan(event))
         elif isinstance(event, Downloading):
             self._begun = True
             bar = self.query_one("#progress", ProgressBar)
             bar.display = True
             bar.update(total=max(event.all_total_bytes, 1), progress=event.all_done_bytes)
-            self._say("\n".join(filter(None, (_plan(self._found) if self._found else "", _progress(event)))))
+            self._show_text("\n".join(filter(None, (_plan(self._found) if self._found else "", _progress(event)))))
 
-    def _ended(self, error: DsliteError | None, present: bool) -> None:
+    def _on_pull_ended(self, error: DsliteError | None, present: bool) -> None:
         self._cancel = None
         if not self.is_attached:
             return
@@ -196,15 +201,15 @@ class FirstRunScreen(ModalPanel[str | None]):
             return
         self._label("Go on with the download" if self._begun else "Download the model")
         if error is not None:
-            self._say(f"{error.message}\n{error.remedy}")
+            self._show_text(f"{error.message}\n{error.remedy}")
             self.call_after_refresh(self.query_one("#download-text").scroll_visible, animate=False)
         else:
-            self._say("paused; what came is kept" if self._begun else "stopped before anything came")
+            self._show_text("paused; what came is kept" if self._begun else "stopped before anything came")
 
     def _label(self, text: str) -> None:
         self.query_one(OptionList).replace_option_prompt("download", Text(text))
 
-    def _say(self, text: str) -> None:
+    def _show_text(self, text: str) -> None:
         self.query_one("#download-text", Static).update(Text(inert(text)))
 
 

@@ -1,5 +1,6 @@
 """The screen of a machine without the model: every way on, and back."""
 
+import math
 import shutil
 import threading
 from collections.abc import Generator
@@ -11,10 +12,11 @@ import pytest
 from support.chat import Chat, drive, open_chat
 from support.fake_engine import FakeBackend, FakeLoader
 from support.terminal import dslite
-from textual.widgets import Input, Static
+from textual.widgets import Input, OptionList, Static
 
 from dslite.app.chat.model_setup import FirstRun
-from dslite.runtime.downloads.hub import ModelRef
+from dslite.app.tui.screens.first_run import FirstRunScreen
+from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import ModelUnavailableError
 from dslite.runtime.events import Downloading, Found, Present
 
@@ -234,6 +236,33 @@ async def test_every_choice_can_be_read_and_reached_on_a_small_terminal(home: Pa
         for choice in ("Download the model", "Try the demo model", "Use a folder", "Leave it for now"):
             await chat.until(choice)
             await chat.press("down")
+
+
+class EarlyEnter(FirstRunScreen):
+    """Gets an Enter that was typed for the chat: it comes when the screen is mounted and not drawn."""
+
+    def on_mount(self) -> None:
+        choices = self.query_one(OptionList)
+        choices.highlighted = 0
+        choices.action_select()
+
+
+@pytest.mark.parametrize("size", [(40, 10), (100, 40)])
+@drive
+async def test_an_enter_before_the_choices_are_drawn_begins_no_download(home: Path, size: tuple[int, int]) -> None:
+    pull = FakePull()
+    async with chat_without(home, pull, size=size) as chat:
+        await chat.until("Download the model")
+        first_run = FirstRun(pull=pull, describe=lambda _: [])
+        screen = EarlyEnter(parse_model("chat"), ModelUnavailableError("absent", "pull it"), first_run)
+        await chat.app.push_screen(screen)
+        await chat.until(lambda: screen._shown_at < math.inf)
+        await chat.until("Download the model")
+        await chat.pilot.pause()
+        assert pull.runs == 0
+        assert screen._cancel is None
+        await chat.press("enter")  # meant for the choice on screen
+        await chat.until(lambda: pull.runs == 1)
 
 
 @drive
