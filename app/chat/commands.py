@@ -52,7 +52,7 @@ class ChatCommands:
             return
         if not number.isdecimal() or not 1 <= int(number) <= count:
             raise UsageError(f"there is no branch {number}", f"there are {count}")
-        self._controller.walk(node, int(number) - place)
+        self._controller.show_branch(node, int(number) - place)
 
     def copy(self, number: str) -> None:
         """The answer, or its N-th code block: the front end shows numbers beside the blocks of this answer alone."""

@@ -58,6 +58,8 @@ class Node:
     info: Mapping[str, Any] = field(default_factory=dict)
     stored: int | None = None
     growing: bool = False
+    reasoning: str = ""  # of a server's model, before its answer; shown as long as the program runs, and never saved
+    reasoning_tokens: int = 0
     children: list["Node"] = field(default_factory=list)
     key: int = field(default_factory=lambda: next(_keys))
 

@@ -8,7 +8,7 @@ from typing import Any
 from dslite.app.chat.engine_worker import GenerationJob
 from dslite.app.chat.message_tree import Node
 from dslite.app.chat.status import ReplyState
-from dslite.runtime.events import Done, Prefilling, Timing, Token
+from dslite.runtime.events import Done, Prefilling, Thinking, Timing, Token
 
 _RATE_S = 2.0  # the speed is that of the last seconds
 _MIN_RATE_S = 0.2
@@ -34,6 +34,7 @@ class Reply:
     ids: list[int] = field(default_factory=list)  # of the whole message
     count: int = 0  # tokens that came
     pending: list[str] = field(default_factory=list)  # text that the view does not show yet
+    pending_reasoning: list[str] = field(default_factory=list)
     _times: deque[tuple[float, int]] = field(default_factory=deque)
     _started: float = field(default_factory=time.perf_counter)
     _first_token: float | None = None
@@ -56,8 +57,10 @@ class Reply:
         self.pending.append(event.delta)
         self._move(ReplyState.DECODING)
 
-    def think(self) -> None:
-        """A server reasons: tokens come that are no part of the answer."""
+    def take_reasoning(self, event: Thinking) -> None:
+        """Tokens of a server's reasoning, which is no part of the answer."""
+        self.pending_reasoning.append(event.text)
+        self.node.reasoning_tokens += 1
         self._move(ReplyState.DECODING)
 
     def _move(self, state: ReplyState) -> None:
@@ -82,6 +85,13 @@ class Reply:
         text = "".join(self.pending)
         self.pending.clear()
         self.node.content += text
+        return text
+
+    def take_pending_reasoning(self) -> str:
+        """Reasoning that is to be shown now."""
+        text = "".join(self.pending_reasoning)
+        self.pending_reasoning.clear()
+        self.node.reasoning += text
         return text
 
     def finish(self, done: Done, model: str) -> None:

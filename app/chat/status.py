@@ -37,7 +37,7 @@ class ChatStatus:
     reply: ReplyState = ReplyState.DONE
     loading: Loading | None = None
     prefilling: Prefilling | None = None
-    thinking: int = 0  # pieces of a server's reasoning
+    thinking: int = 0  # tokens of a server's reasoning, until the answer begins
     rate: float = 0.0  # tokens/s while decoding, or of the last answer
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=600))  # `rate` over time
     used: int = 0  # tokens of the context
@@ -45,6 +45,11 @@ class ChatStatus:
     waiting: tuple[str, ...] = ()  # messages that wait for the end of the answer
     unsaved: str = ""  # why this chat is not saved
     hint: str = ""  # takes the place of all else for a moment
+
+    def add_rate(self, rate: float) -> None:
+        """Note the speed of this moment, in tokens/s."""
+        self.rate = rate
+        self.rates.append(rate)
 
     @property
     def idle(self) -> bool:

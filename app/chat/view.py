@@ -27,6 +27,10 @@ class ChatView(Protocol):
 
     def text_appended(self, reply: "Reply", text: str) -> None: ...
 
+    def reasoning_appended(self, reply: "Reply") -> None:
+        """`reply.node.reasoning` has grown. It is no part of the answer."""
+        ...
+
     def answer_stopping(self, reply: "Reply") -> None:
         """The user has stopped an answer that the engine has not ended yet."""
         ...

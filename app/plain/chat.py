@@ -92,7 +92,7 @@ class PlainChat:
             self.error(error)
         self.worker.start()
         self._wait()
-        self.controller.lookup(lambda store: store.inputs(), self._source.remember)
+        self.controller.saved.lookup(lambda store: store.inputs(), self._source.remember)
         if self._launch.resume is not None:
             self.controller.load(self._launch.resume)
         self._wait()
@@ -166,6 +166,9 @@ class PlainChat:
     def text_appended(self, reply: Reply, text: str) -> None:
         self._progress.clear()
         self._output.write(console.visible(text))
+
+    def reasoning_appended(self, reply: Reply) -> None:
+        pass  # the status counts it
 
     def answer_stopping(self, reply: Reply) -> None:
         pass  # its end says so
@@ -271,7 +274,7 @@ class PlainChat:
         if prefix:
             self.commands.load(prefix)
             return
-        self.controller.lookup(lambda store: store.conversations(limit=_SHORT_LIST), self._list_chats)
+        self.controller.saved.lookup(lambda store: store.conversations(limit=_SHORT_LIST), self._list_chats)
 
     def _list_chats(self, chats: list) -> None:  # type: ignore[type-arg]
         for chat in reversed(chats):  # the newest stands next to the prompt

@@ -100,7 +100,7 @@ class ChatApp(App[int]):
         controller = self.controller
         if not self.launch.config.mouse:
             self._toggle_mouse()
-        controller.lookup(lambda store: store.inputs(), self.chat.prompt.earlier.extend)
+        controller.saved.lookup(lambda store: store.inputs(), self.chat.prompt.earlier.extend)
         if self.launch.resume is not None:
             controller.load(self.launch.resume)
         for error in self.launch.warnings:

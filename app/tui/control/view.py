@@ -88,6 +88,11 @@ class ScreenView:
         if self._item is not None:
             self._transcript.extend(self._item, text)
 
+    def reasoning_appended(self, reply: Reply) -> None:
+        if (item := self._item) is not None:
+            item.reasoning, item.reasoning_tokens = reply.node.reasoning, reply.node.reasoning_tokens
+            self._transcript.redraw_item(item)
+
     def answer_stopping(self, reply: Reply) -> None:
         if self._item is not None:
             self._item.note = note_of("interrupted")

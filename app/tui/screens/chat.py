@@ -134,7 +134,7 @@ class ChatScreen(Screen[None]):
     @on(Transcript.Walk)
     def _walk(self, event: Transcript.Walk) -> None:
         node = self.controller.tree.node(event.key)
-        shown = self.controller.walk(node, event.step) if node is not None else None
+        shown = self.controller.show_branch(node, event.step) if node is not None else None
         if shown is not None:
             self.transcript.choose(self.transcript.item(shown.key))
 

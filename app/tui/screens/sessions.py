@@ -87,7 +87,7 @@ class SessionsPanel(ModalPanel[str | None]):
                 if self._opens_first:
                     self._open()
 
-        self._controller.lookup(look, show)
+        self._controller.saved.lookup(look, show)
 
     def _show(self, found: "Sequence[Conversation] | Sequence[Hit]", *, searching: bool) -> None:
         from dslite.app.sessions.store import Conversation
@@ -120,7 +120,7 @@ class SessionsPanel(ModalPanel[str | None]):
                 self._add(found)
                 self._last = found[-1]
 
-        self._controller.lookup(lambda store: store.conversations(limit=_PAGE, before=before), show)
+        self._controller.saved.lookup(lambda store: store.conversations(limit=_PAGE, before=before), show)
 
     @on(Input.Changed)
     def _search(self) -> None:
@@ -149,7 +149,7 @@ class SessionsPanel(ModalPanel[str | None]):
 
         def renamed(title: str | None) -> None:
             if title and title.strip():
-                self._controller.rename_chat(identity, title.strip(), self._reload)
+                self._controller.saved.rename(identity, title.strip(), self._reload)
 
         self.app.push_screen(LineDialog("Title", self._titles.get(identity, "")), renamed)
 
@@ -170,7 +170,7 @@ class SessionsPanel(ModalPanel[str | None]):
             self._reload()
             self._say(f"“{title}” is back")
 
-        if not self._controller.restore_chat(restored):
+        if not self._controller.saved.restore(restored):
             self._say("nothing to undo: no chat was deleted since dslite was started")
 
     def _reload(self) -> None:

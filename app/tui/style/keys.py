@@ -56,6 +56,7 @@ MESSAGE_KEYS = (
     ("Up / Down", "The message above or below"),
     ("Left / Right on a message", "Walk its branches"),
     ("Ctrl+E on a message", "Edit it and branch from there"),
+    ("Enter on a message", "Show or hide what the model thought"),
     ("Ctrl+R, Ctrl+Y on a message", "Answer it again, copy it"),
 )
 

@@ -45,17 +45,27 @@ class TranscriptItem:
     branch: tuple[int, int] = (1, 1)
     note: str = ""
     growing: bool = False
+    reasoning: str = ""
+    reasoning_tokens: int = 0
+    unfolded: bool = False  # the reasoning is shown, not only its length
     blocks: list["RenderBlock"] = field(default_factory=list)
     splitter: Splitter | None = None
+
+    @property
+    def first_text_block(self) -> int:
+        """The number of blocks before those of the text: the head, and the reasoning where there is some."""
+        return 1 + bool(self.reasoning_tokens)
 
 
 @dataclass(eq=False)
 class RenderBlock:
-    """A head (no block), a block or a note of an item. `height` is an estimate until `drawn_for` is this layout."""
+    """A head, the reasoning or a note of an item, or a block of its text.
+
+    `block` is None but for text. `height` is an estimate until `drawn_for` is this layout."""
 
     item: TranscriptItem
     block: Block | None = None
-    kind: Literal["head", "block", "plain", "note"] = "block"
+    kind: Literal["head", "reasoning", "block", "plain", "note"] = "block"
     height: int = 1
     drawn_for: int = -1  # number of the layout
     strips: list[Strip] | None = None
@@ -77,6 +87,8 @@ def render_blocks(item: TranscriptItem) -> list[RenderBlock]:
     if item.speaker == "notice":
         return [RenderBlock(item, kind="note")]
     blocks = [RenderBlock(item, kind="head")]
+    if item.reasoning_tokens:
+        blocks.append(RenderBlock(item, kind="reasoning"))
     if item.speaker == "assistant":
         if item.splitter is None:
             item.splitter = Splitter(item.text)
@@ -92,7 +104,7 @@ def render_blocks(item: TranscriptItem) -> list[RenderBlock]:
 
 def estimate(render_block: RenderBlock, width: int) -> int:
     """About how many lines a block takes."""
-    if render_block.kind == "head":
+    if render_block.kind in ("head", "reasoning"):
         return 2
     inner = max(width - _INDENT, NARROWEST)
     if render_block.kind in ("plain", "note"):
@@ -131,6 +143,8 @@ class BlockRenderer:
             lines = _inset([[Segment(line, style)] for line in wrap_plain(text, self.width - _INDENT)])
         elif render_block.kind == "note":
             lines = self._note(item)
+        elif render_block.kind == "reasoning":
+            lines = self._reasoning(item)
         else:
             assert block is not None
             return self._block(render_block, block)
@@ -154,6 +168,13 @@ class BlockRenderer:
         style = self.palette.warning if text.startswith("!") else self.palette.muted
         lines = wrap_plain(inert(text.removeprefix("!").strip()), self.width - _INDENT)
         return [[], *_inset([[Segment(line, style)] for line in lines])]
+
+    def _reasoning(self, item: TranscriptItem) -> list[Line]:
+        """How long the model thought; below it, when unfolded, the text of that."""
+        texts = [f"{'▾' if item.unfolded else '▸'} thought for {item.reasoning_tokens:,} tokens"]
+        if item.unfolded:
+            texts += wrap_plain(inert(item.reasoning.strip()), self.width - _INDENT)
+        return [*_inset([[Segment(text, self.palette.muted)] for text in texts]), []]
 
     def _block(self, render_block: RenderBlock, block: Block) -> list[Strip]:
         if block.kind == "fence" and (not block.closed or render_block.wants_colours or render_block.colours):

@@ -46,6 +46,8 @@ def item_of(tree: MessageTree, node: Node, model: str) -> TranscriptItem:
         branch=(siblings.index(node) + 1, len(siblings)),
         note=_note(node),
         growing=node.growing,
+        reasoning=node.reasoning,
+        reasoning_tokens=node.reasoning_tokens,
     )
 
 

@@ -41,7 +41,7 @@ def _selected(style: Style, selection: Style) -> Style:
 
 def start_offset(renderer: BlockRenderer, block: RenderBlock, line: int, column: int) -> int:
     """Where a selection begins in the item's text that begins at a character of one of a block's lines."""
-    if block.kind == "head":
+    if block.kind in ("head", "reasoning"):
         return 0
     lines = renderer.source_offsets(block)
     if block.block is not None and _is_before(lines, line, column, block):
@@ -52,7 +52,7 @@ def start_offset(renderer: BlockRenderer, block: RenderBlock, line: int, column:
 
 def end_offset(renderer: BlockRenderer, block: RenderBlock, line: int, column: int) -> int:
     """Where a selection ends in the item's text that ends before a character of one of a block's lines."""
-    if block.kind == "head":
+    if block.kind in ("head", "reasoning"):
         return 0
     lines = renderer.source_offsets(block)
     places = (

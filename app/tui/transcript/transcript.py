@@ -23,6 +23,7 @@ class Transcript(VirtualListView, can_focus=True):
         Binding("down", "choose(1)", "Message below", show=False),
         Binding("left", "walk(-1)", "Branch before", show=False),
         Binding("right", "walk(1)", "Branch after", show=False),
+        Binding("enter", "toggle_reasoning", "Show or hide the reasoning", show=False),
     ]
 
     @dataclass
@@ -118,7 +119,8 @@ class Transcript(VirtualListView, can_focus=True):
         assert item.splitter is not None
         follows = self.at_end
         first = item.splitter.first_changed
-        kept, olds = item.blocks[: 1 + first], item.blocks[1 + first :]
+        place = item.first_text_block + first
+        kept, olds = item.blocks[:place], item.blocks[place:]
         of_block = {id(block.block): block for block in olds if block.block}
         changed = [of_block.get(id(block)) or RenderBlock(item, block) for block in item.splitter.blocks[first:]]
         if item.note:
@@ -164,6 +166,15 @@ class Transcript(VirtualListView, can_focus=True):
         if self.chosen is not None:
             self.post_message(self.Walk(self.chosen.key, step))
 
+    def action_toggle_reasoning(self) -> None:
+        if self.chosen is not None:
+            self._toggle_reasoning(self.chosen)
+
+    def _toggle_reasoning(self, item: TranscriptItem) -> None:
+        if item.reasoning_tokens:
+            item.unfolded = not item.unfolded
+            self.redraw_item(item)
+
     def on_focus(self) -> None:
         """Choose the last message in view. Nothing scrolls: the focus may come from a press of the mouse."""
         if self.chosen is None and self.virtual_list.blocks:
@@ -190,6 +201,8 @@ class Transcript(VirtualListView, can_focus=True):
             block, _ = self.virtual_list.at(line)
             if block.item.speaker in ("user", "assistant"):
                 self.choose(block.item, scroll=False)
+            if block.kind == "reasoning" and event.chain == 1 and self.text_selection is None:
+                self._toggle_reasoning(block.item)
         if self.text_selection is None and event.chain > 1:
             self.select_around(event.x, line, whole_line=event.chain > 2)
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.chat import Chat, drive, open_chat
-from support.scripted_server import HANG, ScriptedServer, delta, events
+from support.scripted_server import HANG, ScriptedServer, delta, events, refusal
 from support.serving import Server
 
 from dslite.app.chat.model_loading import RemoteModelLoader
@@ -129,3 +130,83 @@ async def test_a_conversation_over_a_server_is_listed(home: Path, demo_server: S
         await ask(chat, QUESTION)
         await chat.press("ctrl+o")
         await chat.until(QUESTION)
+
+
+def reasoning(text: str) -> dict[str, Any]:
+    """A chunk of a model's reasoning."""
+    return {"choices": [{"index": 0, "delta": {"reasoning_content": text}, "finish_reason": None}]}
+
+
+THOUGHTS = [reasoning("first "), reasoning("\x1b[31mthis, "), reasoning("then that")]
+HEAD_LINE = "thought for 3 tokens"
+
+
+@drive
+async def test_reasoning_is_counted_in_the_status_while_it_comes(home: Path) -> None:
+    with ScriptedServer([[*events(*THOUGHTS, whole=False), HANG]]) as server:
+        async with chat_over(server.url, home, model="m") as chat:
+            await chat.say("hello")
+            await chat.until(lambda: "thinking · 3 tokens" in chat.status)
+            await chat.until(f"▸ {HEAD_LINE}")
+            await chat.press("escape")
+            await chat.until(lambda: chat.controller.reply is None)
+            assert chat.contents == ["hello"], "reasoning alone is no answer"
+
+
+@pytest.mark.parametrize("by", ["enter", "click"])
+@drive
+async def test_reasoning_is_folded_opens_and_is_no_part_of_the_answer(home: Path, by: str) -> None:
+    chunks = [*THOUGHTS, delta("The *answer*."), delta(" Done.", "stop"), "data: [DONE]\n\n"]
+    with ScriptedServer([events(*chunks), events(delta("yes", "stop"), "data: [DONE]\n\n")]) as server:
+        async with chat_over(server.url, home, model="m") as chat:
+            await ask(chat, "hello")
+            assert "thinking" not in chat.status
+            assert f"▸ {HEAD_LINE}" in chat.text
+            assert "then that" not in chat.text
+            await unfold(chat, by)
+            await chat.until(f"▾ {HEAD_LINE}")
+            assert "first ␛[31mthis, then that" in chat.text
+            await unfold(chat, by)
+            await chat.until(f"▸ {HEAD_LINE}")
+            assert "then that" not in chat.text
+            assert chat.contents == ["hello", "The *answer*. Done."]
+            assert await ask(chat, "more") == "yes"
+            assert HEAD_LINE in chat.text, "a redrawn conversation still has it"
+        asked = json.loads(server.asked[1].partition(b"\r\n\r\n")[2])
+    assert asked["messages"][1] == {"role": "assistant", "content": "The *answer*. Done."}
+    assert saved_messages(home)[1] == ("assistant", "The *answer*. Done.")
+
+
+async def unfold(chat: Chat, by: str) -> None:
+    """Choose the answer and press Enter, or click on the line that says how long the model thought."""
+    if by == "enter":
+        if not chat.transcript.has_focus:
+            await chat.press("shift+tab")
+        await chat.press("enter")
+    else:
+        line = next(place for place, text in enumerate(chat.text.splitlines()) if HEAD_LINE in text)
+        await chat.pilot.click(offset=(6, line))
+
+
+@drive
+async def test_notices_of_a_server_stand_in_the_chat(home: Path) -> None:
+    refused = refusal(400, json.dumps({"error": {"message": "unknown parameter: 'top_k'", "param": "top_k"}}))
+    answer = events(delta("cut", "content_filter"), "data: [DONE]\n\n")
+    with ScriptedServer([refused, answer]) as server:
+        async with chat_over(server.url, home, model="m") as chat:
+            await chat.say("/set top_k 5")
+            await ask(chat, "hello")
+            await chat.until("does not take top_k: it uses its own value")
+            await chat.until("cut the answer with its content filter")
+            assert chat.contents == ["hello", "cut"]
+    assert [text for _, text in saved_messages(home)] == ["hello", "cut"]
+
+
+@drive
+async def test_a_busy_server_is_waited_for_and_the_chat_says_so(home: Path) -> None:
+    busy = [b"HTTP/1.1 429 No\r\nRetry-After: 0\r\nContent-Length: 4\r\n\r\nbusy"]
+    answer = events(delta("at last", "stop"), "data: [DONE]\n\n")
+    with ScriptedServer([busy, answer]) as server:
+        async with chat_over(server.url, home, model="m") as chat:
+            assert await ask(chat, "hello") == "at last"
+            await chat.until("is busy: trying again in 0 s")

@@ -1,0 +1,46 @@
+"""The state that the parts of a chat share. Only the front end's thread reads and writes it."""
+
+from dslite.app.chat.engine_worker import EngineWorker
+from dslite.app.chat.launch import ChatLaunch
+from dslite.app.chat.message_tree import MessageTree, Node
+from dslite.app.chat.reply import Reply
+from dslite.app.chat.status import ChatStatus, ReplyState
+from dslite.app.chat.view import ChatView
+from dslite.model.errors import DsliteError
+from dslite.runtime.downloads.hub import ModelRef
+from dslite.runtime.errors import UsageError
+
+
+class ChatState:
+    """The active conversation, its reply, the messages that wait, and the threads and the view of the chat."""
+
+    def __init__(self, launch: ChatLaunch, view: ChatView, worker: EngineWorker) -> None:
+        self.view, self.worker, self.writer = view, worker, launch.writer
+        self.settings, self.ref = launch.settings, launch.ref
+        self.status = ChatStatus(unsaved="" if launch.writer.saving else "not saved (--no-save)")
+        self.tree = self.new_tree()
+        self.reply: Reply | None = None
+        self.editing: Node | None = None  # the message whose text is in the input
+        self.queue: list[str] = []  # messages that wait for the end of the answer
+        self.absent: tuple[ModelRef, DsliteError] | None = None  # the model that is not on this machine
+
+    def new_tree(self) -> MessageTree:
+        return MessageTree(model=self.ref.key, profile=self.settings.profile.name, system=self.settings.system_message)
+
+    def changed(self) -> None:
+        """Bring the status up to date and have the view draw it."""
+        self.status.reply = self.reply.state if self.reply is not None else ReplyState.DONE
+        self.status.waiting = tuple(self.queue)
+        self.view.status_changed()
+
+    def refuse_while_answering(self) -> None:
+        """Raises UsageError while there is a reply."""
+        if self.reply is not None:
+            raise UsageError("an answer is being generated", "stop it first, with Esc or Ctrl+C")
+
+    def return_queue(self) -> None:
+        """Put messages that will not be sent back into the input, in front of the text that is there."""
+        if self.queue:
+            texts = [*self.queue, self.view.input_text()]
+            self.queue.clear()
+            self.view.put_into_input("\n".join(filter(None, texts)))
