@@ -55,11 +55,51 @@ def test_a_pasted_text_of_several_lines_is_one_message(tmp_path: Path) -> None:
         assert [message.content for message in store.tree(chat.id)][:1] == ["first line\nsecond line"]
 
 
-def test_the_newest_chat_is_listed_last(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def plain_chat(home: Path, answer: str) -> PlainChat:
+    """A started chat whose model gives one answer."""
     writer = ConversationWriter(lambda: SessionStore.open(home / "sessions.db"))
-    launch = ChatLaunch(parse_model("demo"), ChatSettings("demo"), FakeLoader(FakeBackend("text")), writer)
+    launch = ChatLaunch(parse_model("demo"), ChatSettings("demo"), FakeLoader(FakeBackend(answer)), writer)
     chat = PlainChat(launch)
     chat.start()
+    return chat
+
+
+def test_help_names_the_commands_that_make_and_show_branches(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = plain_chat(home, "text")
+    chat.take("/help")
+    chat.close()
+    lines = capsys.readouterr().out.splitlines()
+    for command in ("/regen [TEMPERATURE]: ", "/branch [N]: ", "/revise: "):
+        assert any(line.startswith(command) for line in lines), command
+
+
+@pytest.mark.parametrize("control", ["\u202e", "\u2066", "\x1b[31m", "\x9b2J", "\rover"])
+def test_no_control_of_an_answer_a_title_or_a_question_reaches_the_terminal(
+    home: Path, capsys: pytest.CaptureFixture[str], control: str
+) -> None:
+    hostile = f"safe {control}txt"
+    chat = plain_chat(home, hostile)
+    chat.take(hostile)
+    chat.take("/copy 9")
+    chat.take("/branch 1")
+    first = chat.controller.tree
+    while first.id is None:
+        chat.controller.tick(timeout=0.01)
+    chat.take("/new")
+    chat.take("/load")
+    chat.take(f"/load {first.id}")
+    chat.take(f"/set {hostile} 1")
+    chat.take(f"/system {hostile}")
+    chat.take("/system")
+    chat.close()
+    printed = "".join(capsys.readouterr())
+    assert printed.count("safe ") >= 4
+    assert not set("\u202e\u2066\x1b\x9b\r") & set(printed)
+    assert chat.controller.tree.path()[-1].content == hostile, "the saved text is as the model wrote it"
+
+
+def test_the_newest_chat_is_listed_last(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = plain_chat(home, "text")
     for text in ("older", "newer"):
         chat.take(text)
         chat.take("/new")
