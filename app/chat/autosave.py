@@ -1,6 +1,6 @@
-"""Saves a conversation while it is held: one thread writes to the database, so that no front end waits for the disk.
+"""Saves a conversation as it grows: one thread writes to the database, so that no front end waits for the disk.
 
-Jobs hold immutable snapshots of the conversation; ids that the database gives are kept here by the keys of tree and
+Jobs hold immutable snapshots of the conversation; the ids of the database are kept here by the keys of tree and
 messages, and reported as events. A fault of the database never ends a chat: it is reported once, and what could not be
 saved is written with the next message.
 """
@@ -48,7 +48,7 @@ WriterEvent = ConversationStored | SavingFailed | SavingResumed
 
 
 class ConversationWriter:
-    """Writes messages in the order in which they were made. With `saving` off it only answers questions."""
+    """Writes messages in order. With `saving` off it writes nothing and only runs queries."""
 
     def __init__(self, open_store: Callable[[], "SessionStore"], *, saving: bool = True) -> None:
         self.saving = saving
@@ -74,12 +74,12 @@ class ConversationWriter:
     # Writing.
 
     def append(self, tree: MessageTree, node: Node) -> None:
-        """Save a new message, and those before it that could not be saved."""
+        """Save a new message, and earlier ones that could not be saved."""
         conversation = tree.snapshot(node)
         self._write(lambda store: self._save(store, conversation))
 
     def update(self, tree: MessageTree, node: Node, ids: Sequence[int] | None) -> None:
-        """Save an answer as far as it is: its text and the tokens that it was made of."""
+        """Save the text and the token ids that an answer has by now."""
         conversation = tree.snapshot(node)
         content = node.content
 
@@ -90,14 +90,14 @@ class ConversationWriter:
         self._write(save)
 
     def update_now_and_then(self, tree: MessageTree, node: Node, ids: Sequence[int]) -> None:
-        """`update`, at most twice a second: a crash then costs less than a second of text."""
+        """`update`, at most twice a second: a crash loses less than a second of text."""
         now = time.monotonic()
         if node.content and now - self._updated > _UPDATE_EVERY_S:
             self._updated = now
             self.update(tree, node, tuple(ids) or None)
 
     def finish(self, tree: MessageTree, node: Node) -> None:
-        """Save a whole answer."""
+        """Save an answer that has ended."""
         conversation = tree.snapshot(node)
         answer = conversation.path[-1]
 
@@ -130,21 +130,21 @@ class ConversationWriter:
 
         self._write_if_saved(tree, save)
 
-    def ask(self, question: Callable[["SessionStore"], T]) -> "Future[T]":
-        """Put a question to the store; it is answered after everything that was written before."""
+    def ask(self, query: Callable[["SessionStore"], T]) -> "Future[T]":
+        """Run a query on the writer's thread, after every write that was requested before it."""
         future: Future[T] = Future()
 
         def job() -> None:
             try:
-                future.set_result(question(self._opened()))
-            except Exception as error:  # any fault belongs to the caller of the future
+                future.set_result(query(self._open()))
+            except Exception as error:  # of any kind: the caller of the future gets it
                 future.set_exception(error)
 
         self._jobs.put(job)
         return future
 
     def close(self, timeout: float = 10.0) -> None:
-        """Write what waits, and end the thread."""
+        """Write everything that is queued, and end the thread."""
         self._jobs.put(None)
         self._thread.join(timeout)
 
@@ -160,7 +160,7 @@ class ConversationWriter:
         self._write(write)
 
     def _save(self, store: "SessionStore", conversation: ConversationSnapshot) -> None:
-        """Write the messages of a branch that the database does not have yet."""
+        """Write the messages of a branch that the database lacks."""
         identity = self._conversations.get(conversation.key, conversation.id)
         if identity is None:
             identity = store.create(
@@ -190,8 +190,8 @@ class ConversationWriter:
     def _write(self, save: Callable[["SessionStore"], object]) -> None:
         def job() -> None:
             try:
-                save(self._opened())
-            except Exception as error:  # the thread must go on, whatever it is
+                save(self._open())
+            except Exception as error:  # of any kind: the thread must go on
                 fault = error if isinstance(error, DsliteError) else unexpected_error(error)
                 if self._fault is None:
                     self._events.put(SavingFailed(fault))
@@ -204,7 +204,7 @@ class ConversationWriter:
         if self.saving:
             self._jobs.put(job)
 
-    def _opened(self) -> "SessionStore":
+    def _open(self) -> "SessionStore":
         if self._store is None:
             self._store = self._open_store()
         return self._store

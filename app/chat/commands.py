@@ -1,11 +1,11 @@
-"""Slash commands that do the same in both front ends. Each front end adds its own to `handlers`."""
+"""What the user enters: messages, and slash commands that do the same in both front ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dslite.app.chat.controller import ChatController
 from dslite.app.chat.markdown_blocks import code_blocks
 from dslite.app.chat.message_tree import Node
-from dslite.app.chat.slash_commands import split_setting
+from dslite.app.chat.slash_commands import parse, split_setting
 from dslite.app.settings import sampling
 from dslite.runtime.errors import UsageError
 from dslite.runtime.system.folders import expand_home
@@ -14,10 +14,15 @@ Handler = Callable[[str], None]
 
 
 class ChatCommands:
-    """Handlers by the names of COMMANDS; the argument is what stands behind the command. They raise DsliteError."""
+    """Handlers by the names of COMMANDS. They take the text behind the command, and raise DsliteError."""
 
-    def __init__(self, controller: ChatController, chosen: Callable[[], Node | None] = lambda: None) -> None:
-        """`chosen` returns the message that is marked, if a front end can mark one."""
+    def __init__(
+        self,
+        controller: ChatController,
+        own: Mapping[str, Handler],
+        chosen: Callable[[], Node | None] = lambda: None,
+    ) -> None:
+        """`own` are the front end's handlers; `chosen` returns the marked message, if a front end can mark one."""
         self._controller, self._chosen = controller, chosen
         self.handlers: dict[str, Handler] = {
             "regenerate": self.regenerate,
@@ -31,10 +36,19 @@ class ChatCommands:
             "title": controller.rename,
             "set": self.set,
             "system": self.system,
-            "profile": controller.use_profile,
+            "profile": lambda name: controller.use_profile(name) if name else controller.view.show_profiles(),
             "model": controller.use_model,
             "quit": lambda _: controller.view.quit(),
+            **own,
         }
+
+    def enter(self, text: str) -> None:
+        """Send a message or run a command. Raises DsliteError."""
+        command = None if self._controller.editing is not None else parse(text)
+        if command is None:
+            self._controller.send(text)
+        else:
+            self.handlers[command[0].name](command[1])
 
     def regenerate(self, temperature: str) -> None:
         values = sampling.chosen(temperature=_number(temperature)) if temperature else {}
@@ -68,7 +82,10 @@ class ChatCommands:
         copy(blocks[int(number) - 1].text, f"code block {number}")
 
     def load(self, prefix: str) -> None:
-        self._controller.load(lambda store: store.find(prefix).id)
+        if prefix:
+            self._controller.load(lambda store: store.find(prefix).id)
+        else:
+            self._controller.view.show_chats()
 
     def save(self, name: str) -> None:
         from dslite.app.chat.export import export  # imported late: SQLite comes with it

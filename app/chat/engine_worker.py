@@ -34,7 +34,7 @@ class GenerationJob:
     """A reply to generate. `trim` leaves out the oldest turns that do not fit.
 
     `sampling` overrides the model's defaults. `conversation` is the key of the message tree; `conversation_id` the id
-    of the saved conversation, None as long as it is not known: a later ConversationSaved tells it.
+    of the saved conversation, None until it is saved: a later ConversationSaved has it.
     """
 
     messages: tuple["Message", ...]
@@ -48,7 +48,7 @@ class GenerationJob:
 
 @dataclass(frozen=True)
 class ConversationSaved:
-    """A conversation that jobs belong to has its id now."""
+    """The conversation of some jobs was saved and has an id."""
 
     conversation: int
     id: str
@@ -56,12 +56,12 @@ class ConversationSaved:
 
 @dataclass(frozen=True)
 class ResetStats:
-    """Another conversation is active: its counters begin at zero."""
+    """Another conversation is active: its counters start at zero."""
 
 
 @dataclass(frozen=True)
 class LoadingStarted:
-    """The model that was loaded before is gone, and another one is being loaded."""
+    """The former model is freed, and another one is being loaded."""
 
     model: ModelRef
 
@@ -76,8 +76,8 @@ class ModelReady:
 
 @dataclass(frozen=True)
 class ModelUnavailable:
-    """A model could not be loaded. `absent`: it is not on this machine, or not whole. `kept`: the model before is still
-    loaded."""
+    """A model could not be loaded. `absent`: it is not on this machine, or incomplete. `kept`: the former model is
+    still loaded."""
 
     model: ModelRef
     error: DsliteError
@@ -150,7 +150,7 @@ class EngineWorker:
         self._thread.start()
 
     def load(self, ref: ModelRef) -> None:
-        """Load a model in place of the one before, if it can be found."""
+        """Load a model in place of the loaded one, which stays where the new one is not found."""
         self._jobs.put(ref)
 
     def generate(self, job: GenerationJob) -> None:
@@ -163,7 +163,7 @@ class EngineWorker:
         self._jobs.put(ResetStats())
 
     def close(self, timeout: float = 2.0) -> None:
-        """Cancel what runs, and end. A thread in the middle of loading is left behind: it is a daemon."""
+        """Cancel the running reply and end the thread. One that is loading is left behind: it is a daemon."""
         self._closing.set()
         if (job := self._current) is not None:
             job.cancel.set()
@@ -184,7 +184,7 @@ class EngineWorker:
 
     @property
     def loaded(self) -> LoadedModel | None:
-        """The model, for tests and benchmarks that look into its engine."""
+        """The loaded model, for tests and benchmarks that read its engine."""
         return self._loaded
 
     # The thread.
@@ -208,7 +208,7 @@ class EngineWorker:
         self._save_cache()
 
     def _next(self) -> _Job:
-        """The next job. If none comes for a while, the cache of the last one is written to disk meanwhile."""
+        """The next job. If none comes for a while, write the cache of the last one to disk meanwhile."""
         if self._unsaved is not None:
             try:
                 return self._jobs.get(timeout=self._save_cache_after_s)
@@ -233,14 +233,14 @@ class EngineWorker:
             return
 
     def _load(self, ref: ModelRef) -> None:
-        """The loaded model makes room only for one that was found: a mistyped name costs nothing."""
+        """Load a model. The loaded one is freed only once the new one was found, so a mistyped name costs nothing."""
         try:
             self._load_model.check(ref)
             self._loaded = None  # its weights are freed before the new ones are read
             self._emit(LoadingStarted(ref))
             self._loaded = self._load_model.load(ref, self._emit)
             self._emit(ModelReady(ref, self._loaded.backend.stats()))
-        except Exception as error:  # the front end waits for an event, whatever it is
+        except Exception as error:  # of any kind: the front end waits for an event
             absent = isinstance(error, ModelUnavailableError) and ref.repo_id is not None
             shown = error if isinstance(error, DsliteError) else unexpected_error(error)
             self._emit(ModelUnavailable(ref, shown, absent, kept=self._loaded is not None))
@@ -255,7 +255,7 @@ class EngineWorker:
             if self._loaded is None:
                 raise ModelUnavailableError("no model is loaded", "choose one with /model")
             self._reply(job, self._loaded)
-        except Exception as error:  # the front end waits for an event, whatever it is
+        except Exception as error:  # of any kind: the front end waits for an event
             self._emit(GenerationFailed(job, error if isinstance(error, DsliteError) else unexpected_error(error)))
 
     def _reply(self, job: GenerationJob, loaded: LoadedModel) -> None:

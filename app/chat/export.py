@@ -13,7 +13,7 @@ from dslite.runtime.errors import UsageError
 
 
 def export(tree: MessageTree, path: Path) -> Path:
-    """Write a conversation and return where. Raises UsageError; a file that is there already is not replaced."""
+    """Write a conversation and return the path. Raises UsageError, also where the file exists already."""
     now = time.time()
     identity = tree.id or new_id(now)
     ids = {node: place for place, node in enumerate(_nodes(tree), start=1)}

@@ -48,7 +48,7 @@ class ConversationSnapshot:
 
 @dataclass(eq=False)
 class Node:
-    """One message. `stored` is its id in the database if it was loaded; `info` says how an answer was made."""
+    """One message. `stored` is its id in the database if it was loaded; `info` has an answer's model and figures."""
 
     role: "Role"
     content: str
@@ -123,7 +123,7 @@ class MessageTree:
         return node
 
     def remove(self, node: Node) -> None:
-        """Take back a message that was never saved and has no children."""
+        """Remove a message that was never saved and has no children."""
         self.siblings(node).remove(node)
         self.leaf = node.parent
 
@@ -140,7 +140,7 @@ class MessageTree:
         return True
 
     def question_of(self, node: Node) -> Node:
-        """The user's message that an answer belongs to. Raises UsageError."""
+        """The user's message that an answer replies to. Raises UsageError."""
         found: Node | None = node
         while found is not None and found.role != "user":
             found = found.parent
@@ -149,7 +149,7 @@ class MessageTree:
         return found
 
     def last_answer(self) -> Node:
-        """Raises UsageError where nothing was answered yet."""
+        """The last answer of the branch. Raises UsageError where there is none."""
         for node in reversed(self.path()):
             if node.role == "assistant":
                 return node
@@ -186,7 +186,7 @@ class MessageTree:
         return ConversationSnapshot(self.key, self.id, self.title, self.model, self.profile, self.system, path)
 
     def messages(self, end: Node | None, model: str) -> tuple["Message", ...]:
-        """The prompt of the answer behind `end`: the model's own answers are given as the tokens that it generated."""
+        """The prompt for an answer to `end`. Answers of the same model are given as the token ids that it generated."""
         from dslite.runtime.text.chat_template import Message  # imported late: the first paint does not need it
 
         system = [Message("system", self.system)] if self.system else []

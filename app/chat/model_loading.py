@@ -1,4 +1,4 @@
-"""Loads a model for a chat and reports how far it is. Torch is imported by the thread that loads the model."""
+"""Loads a model for a chat and reports progress. Torch is imported by the thread that loads the model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,11 +26,11 @@ class ModelLoader(Protocol):
     """Finds and loads models. All methods raise DsliteError."""
 
     def parse(self, name: str) -> ModelRef:
-        """What a name means that the user wrote."""
+        """The model that a name of the user's means."""
         ...
 
     def check(self, ref: ModelRef) -> None:
-        """Find out cheaply whether the model can be loaded: the one that is loaded is kept until this returns."""
+        """Check cheaply that the model can be loaded: the loaded one is kept until this returns."""
         ...
 
     def load(self, ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel: ...
@@ -46,7 +46,7 @@ class LocalModelLoader:
         return parse_model(name)
 
     def check(self, ref: ModelRef) -> None:
-        """The folder holds all files of a model that this program can compute."""
+        """Check that the folder has all files of a model that this program can compute."""
         from dslite.runtime.downloads.layout import missing_files, read_config
 
         folder = locate(ref)
@@ -74,7 +74,7 @@ class RemoteModelLoader:
         return ModelRef(name)
 
     def check(self, ref: ModelRef) -> None:
-        """The server lists the model; `--model` is taken as it is written, since some servers list nothing."""
+        """Check that the server lists the model. The name of `--model` is not checked: some servers list nothing."""
         endpoint = self.served.endpoint
         if ref.name == self.served.ref.name or not (listed := endpoint.models()) or ref.name in listed:
             return

@@ -1,4 +1,4 @@
-"""What the first-run screen tells and does, apart from its widgets."""
+"""The work of the first-run screen apart from its widgets: the download, the plan for this machine, a folder."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ Pull = Callable[[ModelRef, Flag], "Generator[PullEvent]"]
 
 
 def pull_from_hub(ref: ModelRef, cancel: Flag, *, offline: bool = False) -> "Generator[PullEvent]":
-    """The real download; imported when it is wanted."""
+    """Download a model. Imported late: the first paint does not need it."""
     from dslite.runtime.downloads.download import pull
 
     return pull(ref, offline=offline, cancel=cancel)
@@ -35,18 +35,18 @@ def describe_machine(ref: ModelRef, *, offline: bool = False) -> list[str]:
     from dslite.runtime.planning.machine import machine
     from dslite.runtime.planning.placement import plan
 
-    here = machine()
-    gpu = f"{here.device_name}, {size_text(here.vram_free)} free of {size_text(here.vram_total)}"
-    made = plan(here, config_of(ref, offline=offline))
+    found = machine()
+    gpu = f"{found.device_name}, {size_text(found.vram_free)} free of {size_text(found.vram_total)}"
+    best = plan(found, config_of(ref, offline=offline))
     return [
-        "GPU: " + (gpu if here.device != "cpu" else "none found; the processor computes"),
-        f"memory: {size_text(here.ram_free)} free of {size_text(here.ram_total)}, {here.cores} cores",
-        *_plan_lines(made if made.fits or made.nearest is None else made.nearest, made),
+        "GPU: " + (gpu if found.device != "cpu" else "none found; the processor computes"),
+        f"memory: {size_text(found.ram_free)} free of {size_text(found.ram_total)}, {found.cores} cores",
+        *_plan_lines(best if best.fits or best.nearest is None else best.nearest, best),
     ]
 
 
-def _plan_lines(best: "DevicePlan", asked: "DevicePlan") -> list[str]:
-    lines = [] if asked.fits else [f"as it is, the model does not fit: {asked.reason}"]
+def _plan_lines(best: "DevicePlan", wanted: "DevicePlan") -> list[str]:
+    lines = [] if wanted.fits else [f"as it is, the model does not fit: {wanted.reason}"]
     if not best.fits:
         return [*lines, "the demo model runs everywhere"]
     experts = best.slots + best.experts_in_ram + best.experts_on_disk
@@ -58,13 +58,13 @@ def _plan_lines(best: "DevicePlan", asked: "DevicePlan") -> list[str]:
 
 
 def model_folder(text: str) -> Path:
-    """The folder that a user wrote, with a whole model in it. Raises DsliteError."""
+    """The folder whose path the user entered, which holds a complete model. Raises DsliteError."""
     from dslite.runtime.downloads.layout import missing_files, read_config
 
-    written = text.strip().strip("'\"")  # terminals quote what is dropped into them
-    if not written:
+    path = text.strip().strip("'\"")  # terminals quote what is dropped into them
+    if not path:
         raise UsageError("no folder was written", "write its path, or leave with Esc")
-    folder = expand_home(written)
+    folder = expand_home(path)
     read_config(folder)
     if missing := missing_files(folder):
         raise CheckpointError(f"{folder} lacks {', '.join(missing)}", "give a folder with all files of the model")
@@ -73,12 +73,12 @@ def model_folder(text: str) -> Path:
 
 @dataclass(frozen=True)
 class FirstRun:
-    """The two things that a test replaces."""
+    """The functions of the first-run screen that tests replace."""
 
     pull: Pull = field(default=pull_from_hub)
     describe: Callable[[ModelRef], list[str]] = field(default=describe_machine)
 
     @classmethod
     def of(cls, *, offline: bool) -> "FirstRun":
-        """What runs outside of tests. `offline` opens no socket."""
+        """The real functions. `offline` opens no socket."""
         return cls(partial(pull_from_hub, offline=offline), partial(describe_machine, offline=offline))

@@ -12,14 +12,24 @@ from dslite.runtime.events import Done, Prefilling, Thinking, Timing, Token
 
 _RATE_S = 2.0  # the speed is that of the last seconds
 _MIN_RATE_S = 0.2
+NOTES = {  # what stands below an answer that did not end by itself; "!" marks a warning
+    "interrupted": "stopped here · /continue goes on",
+    "length": "cut at the most tokens · /continue goes on",
+    "context": "! the context is full · /continue goes on without the oldest turns",
+}
+
+
+def finish_note(node: Node) -> str:
+    """What stands below a finished answer: why it was cut, or that it is empty."""
+    return NOTES.get(node.finish_reason or "") or ("" if node.content.strip() else "(empty answer)")
 
 
 @dataclass(eq=False)
 class Reply:
     """`end` is the last message of the prompt; `continues`: the message is an answer that was cut.
 
-    A summary (`is_summary`) is shown while it grows and belongs to no conversation. `question` is the one that a chat
-    which begins with it asks.
+    A summary (`is_summary`) is shown while it grows and belongs to no conversation. `question` is asked in the new
+    chat that begins with the summary.
     """
 
     node: Node
@@ -32,7 +42,7 @@ class Reply:
     job: GenerationJob | None = None  # None while it waits for a model
     state: ReplyState = ReplyState.QUEUED
     ids: list[int] = field(default_factory=list)  # of the whole message
-    count: int = 0  # tokens that came
+    count: int = 0  # tokens so far
     pending: list[str] = field(default_factory=list)  # text that the view does not show yet
     pending_reasoning: list[str] = field(default_factory=list)
     _times: deque[tuple[float, int]] = field(default_factory=deque)
@@ -74,28 +84,28 @@ class Reply:
 
     @property
     def rate(self) -> float | None:
-        """Tokens a second of late; None while too few came."""
+        """Tokens a second in the last seconds; None while there are too few tokens to tell."""
         if not self._times:
             return None
         (then, before), (now, after) = self._times[0], self._times[-1]
         return (after - before) / (now - then) if now - then > _MIN_RATE_S else None
 
     def take_pending(self) -> str:
-        """Text that is to be shown now; it becomes part of the message."""
+        """Take the text that the view does not show yet into the message; return it."""
         text = "".join(self.pending)
         self.pending.clear()
         self.node.content += text
         return text
 
     def take_pending_reasoning(self) -> str:
-        """Reasoning that is to be shown now."""
+        """Take the reasoning that the view does not show yet into the message; return it."""
         text = "".join(self.pending_reasoning)
         self.pending_reasoning.clear()
         self.node.reasoning += text
         return text
 
     def finish(self, done: Done, model: str) -> None:
-        """Fill the message: tokens, reason and what is saved with it."""
+        """Fill the message with its token ids, its finish reason and its figures."""
         node = self.node
         node.token_ids = self._token_ids(done)
         node.finish_reason = "interrupted" if self.state is ReplyState.STOPPING else done.finish_reason
@@ -111,7 +121,7 @@ class Reply:
         node.growing, self.state = False, ReplyState.DONE
 
     def cut(self) -> Done:
-        """The end of an answer whose engine is not waited for, from the events that came."""
+        """The end of an answer without waiting for its engine, from the events so far."""
         new = self.ids[len(self.node.token_ids or ()) :] if self.continues else self.ids
         prompt, now = self._prompt, time.perf_counter()
         first = self._first_token or now

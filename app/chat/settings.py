@@ -62,7 +62,7 @@ class ChatSettings:
         return "the system message is set" if self.system else "there is no system message now"
 
     def use(self, profile: Profile) -> None:
-        """Change the profile. Values that were set by hand stay; a system message that was set does not."""
+        """Change the profile. Values of /set stay; a system message of /system does not."""
         self.profile = profile
         self.system = None
 

@@ -7,7 +7,7 @@ from enum import Enum, auto
 from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.events import Loading, Prefilling
 
-WARN_AT = 0.85  # fullness of the context from which on it is warned of
+WARN_AT = 0.85  # used share of the context from which views warn
 
 
 class ModelState(Enum):
@@ -53,7 +53,7 @@ class ChatStatus:
 
     @property
     def idle(self) -> bool:
-        """Whether a model is ready and no answer is made."""
+        """Whether a model is ready and no answer is generated."""
         return self.model is ModelState.READY and self.reply is ReplyState.DONE
 
     @property

@@ -1,4 +1,4 @@
-"""What the controller of a chat needs of a front end. The full screen and the line mode implement it."""
+"""The interface between the controller of a chat and a front end: the full screen or the line mode."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,15 +14,15 @@ class ChatView(Protocol):
     """Draws a chat. Every method is called on the front end's thread."""
 
     def show_conversation(self) -> None:
-        """The active branch is another one: draw it anew."""
+        """The active branch has changed: draw it again."""
         ...
 
     def message_added(self, node: "Node") -> None:
-        """A question stands at the end of the branch."""
+        """A question was added at the end of the branch."""
         ...
 
     def answer_started(self, reply: "Reply") -> None:
-        """An answer begins, or goes on (`reply.continues`), at the end of the branch."""
+        """An answer begins, or is continued (`reply.continues`), at the end of the branch."""
         ...
 
     def text_appended(self, reply: "Reply", text: str) -> None: ...
@@ -36,15 +36,15 @@ class ChatView(Protocol):
         ...
 
     def answer_finished(self, reply: "Reply") -> None:
-        """An answer is whole, or was cut; `reply.node` says which."""
+        """An answer ended; `reply.node.finish_reason` says how."""
         ...
 
     def answer_removed(self, reply: "Reply") -> None:
-        """Nothing came of an answer, or it was no part of the conversation."""
+        """An answer without text was removed, or one that was no part of the conversation."""
         ...
 
     def messages_left_out(self, count: int) -> None:
-        """The first `count` messages of the chat are too old for the context: the model no longer reads them."""
+        """The first `count` messages do not fit the context: the model no longer reads them."""
         ...
 
     def summary_used(self, text: str, note: str) -> None:
@@ -52,27 +52,35 @@ class ChatView(Protocol):
         ...
 
     def notice(self, text: str, *, warning: bool = False, above: bool = False) -> None:
-        """A line that is no message. Below an answer that grows it waits for its end, unless `above` puts it above."""
+        """Show a line that is no message: after the answer that grows, or `above` it."""
         ...
 
     def error(self, error: DsliteError) -> None: ...
 
     def hint(self, text: str) -> None:
-        """A line for a moment; an empty one takes the last away."""
+        """Show a line for a moment; an empty one removes the last."""
         ...
 
     def copy_text(self, text: str, what: str) -> None:
         """Put a text into the clipboard, and say that `what` was copied."""
         ...
 
+    def show_chats(self) -> None:
+        """List the saved chats, so that one can be opened."""
+        ...
+
+    def show_profiles(self) -> None:
+        """List the profiles, so that one can be used."""
+        ...
+
     def quit(self) -> None:
-        """The user has asked to quit."""
+        """Leave the chat."""
         ...
 
     def put_into_input(self, text: str) -> None: ...
 
     def input_text(self) -> str:
-        """What is being written."""
+        """The text in the input."""
         ...
 
     def status_changed(self) -> None:
@@ -80,7 +88,7 @@ class ChatView(Protocol):
         ...
 
     def model_changed(self) -> None:
-        """Model or profile are others: an empty chat says so."""
+        """Model or profile have changed: the greeting of an empty chat names them."""
         ...
 
     def ask_overflow_choice(self, error: DsliteError) -> None:
@@ -88,5 +96,5 @@ class ChatView(Protocol):
         ...
 
     def offer_model(self, ref: ModelRef, error: DsliteError) -> None:
-        """A model is not on this machine: show what can be done."""
+        """A model is not on this machine: show the ways to get one."""
         ...

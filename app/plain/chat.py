@@ -1,7 +1,7 @@
 """`dslite chat --plain`: the chat line by line, with the terminal's own cursor and the same commands.
 
-For screen readers, simple terminals and pipes: nothing is drawn twice. What the chat does is in app/chat/controller.py;
-this is its view.
+For screen readers, simple terminals and pipes: nothing is drawn twice. The logic of the chat is in
+app/chat/controller.py; this is its view.
 """
 
 from dslite.app.chat.commands import ChatCommands, Handler
@@ -9,8 +9,8 @@ from dslite.app.chat.controller import ChatController
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch, WhenFull
 from dslite.app.chat.message_tree import Node
-from dslite.app.chat.reply import Reply
-from dslite.app.chat.slash_commands import COMMANDS, parse
+from dslite.app.chat.reply import Reply, finish_note
+from dslite.app.chat.slash_commands import COMMANDS
 from dslite.app.chat.status import ModelState, ReplyState
 from dslite.app.plain.line_input import LineInput
 from dslite.app.plain.word_wrap import WordWrap
@@ -27,15 +27,10 @@ _CLOSE_S = 30.0  # the cache of a long conversation is written meanwhile
 _SHORT_LIST = 20
 _OVERFLOW = "Forget the oldest turns (f), go on from a summary in a new chat (s), or stop (Enter)? "
 _OVERFLOW_CHOICES: dict[str, WhenFull] = {"f": "forget", "s": "summary"}
-_NOTES = {
-    "interrupted": "[stopped; /continue goes on]",
-    "length": "[cut at the most tokens; /continue goes on]",
-    "context": "[the context is full; /continue goes on without the oldest turns]",
-}
 
 
 def run_plain(launch: ChatLaunch) -> int:
-    """Hold the chat on stdin and stdout; return the exit code."""
+    """Run the chat on stdin and stdout; return the exit code."""
     chat = PlainChat(launch)
     try:
         return chat.run()
@@ -49,18 +44,15 @@ class PlainChat:
     def __init__(self, launch: ChatLaunch, source: LineInput | None = None) -> None:
         self.worker = EngineWorker(launch.loader)
         self.controller = ChatController(launch, self, self.worker)
-        self.commands = ChatCommands(self.controller)
-        self.handlers: dict[str, Handler] = {
-            **self.commands.handlers,
+        own: dict[str, Handler] = {
             "help": self._help,
             "edit": self._edit,
             "branch": self._branch,
-            "load": self._load,
-            "profile": self._profile,
             "inspect": self._inspect,
             "theme": lambda _: self.notice("line mode has no colours"),
             "mouse": lambda _: self.notice("line mode leaves the mouse to the terminal"),
         }
+        self.commands = ChatCommands(self.controller, own)
         self._launch = launch
         self._source = source or LineInput()
         self._output = WordWrap()
@@ -87,7 +79,7 @@ class PlainChat:
         return self._exit_code
 
     def start(self) -> None:
-        """Load the model, and the conversation to go on with."""
+        """Load the model and the conversation to resume."""
         for error in self._launch.warnings:
             self.error(error)
         self.worker.start()
@@ -100,16 +92,12 @@ class PlainChat:
         print(f"Type a message; /help lists the commands, Ctrl+D ends.{saved}", flush=True)
 
     def take(self, text: str) -> None:
-        """A message or a command; return once it is done."""
+        """Run a message or a command to its end."""
         if not text.strip():
             self.controller.cancel_edit()
             return
         try:
-            command = None if self.controller.editing is not None else parse(text)
-            if command is None:
-                self.controller.send(text)
-            else:
-                self.handlers[command[0].name](command[1])
+            self.commands.enter(text)
         except DsliteError as error:
             self.error(error)
         self._wait()
@@ -133,13 +121,13 @@ class PlainChat:
         self._progress.clear()
 
     def close(self) -> None:
-        """Save what came, the cache of the conversation too."""
+        """Save the text of a running answer, and the cache of the conversation."""
         self.controller.close()
         self.worker.close(_CLOSE_S)
         self._launch.writer.close()
         self.controller.tick()
 
-    # What the controller shows.
+    # What the controller reports.
 
     def show_conversation(self) -> None:
         tree = self.controller.tree
@@ -157,7 +145,7 @@ class PlainChat:
             self._output.write(f"{'You' if node.role == 'user' else 'Model'}: {console.visible(node.content)}\n\n")
 
     def message_added(self, node: Node) -> None:
-        pass  # it stands where it was typed
+        pass  # the terminal shows it where it was typed
 
     def answer_started(self, reply: Reply) -> None:
         if reply.is_summary:
@@ -171,15 +159,13 @@ class PlainChat:
         pass  # the status counts it
 
     def answer_stopping(self, reply: Reply) -> None:
-        pass  # its end says so
+        pass  # answer_finished says so
 
     def answer_finished(self, reply: Reply) -> None:
         self._progress.clear()
         self._output.end_line()
-        if not reply.node.content.strip():
-            print("(empty answer)", flush=True)
-        if (note := _NOTES.get(reply.node.finish_reason or "")) is not None:
-            print(note, flush=True)
+        if note := finish_note(reply.node):
+            print(f"[{note.strip('!() ')}]", flush=True)
 
     def answer_removed(self, reply: Reply) -> None:
         self._progress.clear()
@@ -232,10 +218,10 @@ class PlainChat:
             self._progress.show(f"thinking · {status.thinking:,} tokens")
 
     def model_changed(self) -> None:
-        pass  # nothing on screen names it
+        pass  # nothing on the terminal names it
 
     def ask_overflow_choice(self, error: DsliteError) -> None:
-        self._overflow = error  # asked once no answer is waited for: Ctrl+C then means the question
+        self._overflow = error  # `take` asks once no reply runs, so that Ctrl+C belongs to the question
 
     def _ask_overflow(self, error: DsliteError) -> WhenFull:
         if not self._source.interactive:
@@ -247,6 +233,18 @@ class PlainChat:
         self.error(error)
         if self.controller.status.model is ModelState.NONE:
             console.warn("no model is loaded: /model demo takes the one that ships with dslite")
+
+    def show_chats(self) -> None:
+        self.controller.saved.lookup(lambda store: store.conversations(limit=_SHORT_LIST), self._list_chats)
+
+    def _list_chats(self, chats: list) -> None:  # type: ignore[type-arg]
+        for chat in reversed(chats):  # the newest stands next to the prompt
+            print(f"{chat.id}  {console.visible(chat.title)}")
+        print("/load ID opens one; the beginning of its id will do", flush=True)
+
+    def show_profiles(self) -> None:
+        for profile in all_profiles().values():
+            print(f"{profile.name}: {console.visible(profile.description)}", flush=True)
 
     # Commands of this view.
 
@@ -269,24 +267,6 @@ class PlainChat:
         self.commands.branch(number)
         if number:
             self._print_messages(self.controller.tree.path()[-2:])
-
-    def _load(self, prefix: str) -> None:
-        if prefix:
-            self.commands.load(prefix)
-            return
-        self.controller.saved.lookup(lambda store: store.conversations(limit=_SHORT_LIST), self._list_chats)
-
-    def _list_chats(self, chats: list) -> None:  # type: ignore[type-arg]
-        for chat in reversed(chats):  # the newest stands next to the prompt
-            print(f"{chat.id}  {console.visible(chat.title)}")
-        print("/load ID opens one; the beginning of its id will do", flush=True)
-
-    def _profile(self, name: str) -> None:
-        if name:
-            self.controller.use_profile(name)
-            return
-        for profile in all_profiles().values():
-            print(f"{profile.name}: {console.visible(profile.description)}", flush=True)
 
     def _inspect(self, _: str) -> None:
         stats = self.controller.status.stats

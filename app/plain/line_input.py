@@ -16,11 +16,11 @@ class LineInput:
 
     def __init__(self) -> None:
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
-        self.prefill = ""  # text that stands in the next input already
+        self.prefill = ""  # initial text of the next input
         self._readline = _load_readline() if self.interactive else None
 
     def remember(self, inputs: Sequence[str]) -> None:
-        """Earlier inputs, the newest first, for Up and Down."""
+        """Add earlier inputs, the newest first, to the history of Up and Down."""
         if self._readline is not None:
             for text in reversed(inputs):
                 self._readline.add_history(text)
@@ -36,7 +36,7 @@ class LineInput:
         return inner[len(_BLOCK) : -len(_BLOCK)].strip("\n") if inner.endswith(_BLOCK) else text
 
     def choose(self, question: str) -> str:
-        """The answer to a question: its first letter, small; empty for none."""
+        """The first letter of the answer to a question, in lower case; empty for none."""
         try:
             return input(question).strip().lower()[:1]
         except (EOFError, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Writes text that grows so that a terminal breaks no word at its margin."""
+"""Writes text as it is generated, so that the terminal breaks no word at its margin."""
 
 import shutil
 import sys
@@ -9,9 +9,9 @@ _FENCE = ("```", "~~~")
 
 
 class WordWrap:
-    """Standard output. On a terminal a word appears once it is whole, on the next line if it does not fit.
+    """Writes to standard output. On a terminal a word appears once it is complete, on the next line if it does not fit.
 
-    Code blocks and tables are written as they are: a line end inside of them would change what they say.
+    Code blocks and tables are not wrapped: a line end would change their meaning.
     """
 
     def __init__(self, *, wraps: bool | None = None, width: int | None = None) -> None:
@@ -29,7 +29,7 @@ class WordWrap:
         return not self._line
 
     def write(self, text: str) -> None:
-        """Write a piece of text."""
+        """Write the next text of the answer."""
         out: list[str] = []
         for char in text:
             self._take(char, out)
@@ -37,7 +37,7 @@ class WordWrap:
         sys.stdout.flush()
 
     def end_line(self) -> None:
-        """Write what waits, and a line end where the line has text."""
+        """Write the pending word, and a line end where the line has text."""
         if self._line:
             self.write("\n")
 

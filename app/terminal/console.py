@@ -45,6 +45,11 @@ def visible(text: str) -> str:
     return printable(text).replace("\r\n", "\n").translate(_MOVES)
 
 
+def error_text(error: DsliteError) -> str:
+    """The fact, and the remedy in a line of its own."""
+    return "\n".join(filter(None, (error.message, error.remedy)))
+
+
 def show_error(error: DsliteError) -> None:
     """The fact and the remedy, one line each."""
     print(f"dslite: {visible(error.message)}", file=sys.stderr)

@@ -14,24 +14,21 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
 
 
-class ScreenCommands:
-    """Runs commands by the names of COMMANDS; errors are shown."""
+class ScreenCommands(ChatCommands):
+    """Commands that post messages to the application; `run` and `attempt` show errors."""
 
     def __init__(
         self, controller: ChatController, post: Callable[[Message], Any], chosen: Callable[[], Node | None]
     ) -> None:
-        self._controller, self._post = controller, post
-        self._shared = ChatCommands(controller, chosen)
-        self.handlers: dict[str, Handler] = {
-            **self._shared.handlers,
-            "help": lambda _: self._send(messages.ShowHelp()),
-            "edit": lambda text: self._send(messages.EditInEditor(text)),
-            "load": self._load,
-            "profile": self._profile,
-            "inspect": lambda _: self._send(messages.ToggleInspector()),
+        self._post = post
+        own: dict[str, Handler] = {
+            "help": lambda _: post(messages.ShowHelp()),
+            "edit": lambda text: post(messages.EditInEditor(text)),
+            "inspect": lambda _: post(messages.ToggleInspector()),
             "theme": self._theme,
-            "mouse": lambda _: self._send(messages.ToggleMouse()),
+            "mouse": lambda _: post(messages.ToggleMouse()),
         }
+        super().__init__(controller, own, chosen)
 
     def run(self, name: str, argument: str = "") -> bool:
         """Do what a command says; False where it failed, which is shown."""
@@ -46,23 +43,8 @@ class ScreenCommands:
             return False
         return True
 
-    def _send(self, message: Message) -> None:
-        self._post(message)
-
-    def _load(self, prefix: str) -> None:
-        if prefix:
-            self._shared.load(prefix)
-        else:
-            self._send(messages.ShowSessions())
-
-    def _profile(self, name: str) -> None:
-        if name:
-            self._controller.use_profile(name)
-        else:
-            self._send(messages.ShowProfiles())
-
     def _theme(self, name: str) -> None:
         names = [theme.name for theme in THEMES]
         if name and name not in names:
             raise UsageError(f"there is no theme {name}", f"choose one of {', '.join(names)}")
-        self._send(messages.UseTheme(name))
+        self._post(messages.UseTheme(name))

@@ -11,10 +11,11 @@ from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch
 from dslite.app.chat.markdown_blocks import Block, code_blocks
 from dslite.app.chat.message_tree import Node
-from dslite.app.chat.reply import Reply
+from dslite.app.chat.reply import NOTES, Reply, finish_note
+from dslite.app.terminal.console import error_text
 from dslite.app.tui import messages
 from dslite.app.tui.transcript.blocks import TranscriptItem
-from dslite.app.tui.transcript.items import EMPTY, GREETING, greeting, item_of, items_of, note_of, short_name
+from dslite.app.tui.transcript.items import GREETING, greeting, item_of, items_of, short_name
 from dslite.app.tui.transcript.sanitize import inert, one_line
 from dslite.app.tui.transcript.transcript import Transcript
 from dslite.app.tui.widgets.prompt import Prompt
@@ -25,7 +26,7 @@ HINT_S = 4.0
 
 
 class ScreenView:
-    """Draws what the controller says, and owns the controller."""
+    """Draws the chat of a controller, which it owns."""
 
     def __init__(
         self,
@@ -95,12 +96,12 @@ class ScreenView:
 
     def answer_stopping(self, reply: Reply) -> None:
         if self._item is not None:
-            self._item.note = note_of("interrupted")
+            self._item.note = NOTES["interrupted"]
             self._transcript.redraw_item(self._item)
 
     def answer_finished(self, reply: Reply) -> None:
         if (item := self._item) is not None:
-            item.note = note_of(reply.node.finish_reason) or ("" if reply.node.content.strip() else EMPTY)
+            item.note = finish_note(reply.node)
             self._transcript.finish(item)
         self._end_answer()
         self._label_code()
@@ -117,7 +118,7 @@ class ScreenView:
             self._transcript.add(self._delayed.pop(0))
 
     def _label_code(self) -> None:
-        """`/copy N` means a block of the last answer: only there the blocks show their numbers."""
+        """Number the code blocks of the last answer, which are those that `/copy N` copies."""
         answers = [item for item in self._transcript.messages if item.speaker == "assistant"]
         for item in answers:
             fences = [block for block in item.splitter.blocks if block.kind == "fence"] if item.splitter else []
@@ -141,7 +142,7 @@ class ScreenView:
             self._delayed.append(item)
 
     def error(self, error: DsliteError) -> None:
-        self.notice(f"{error.message}\n{error.remedy}" if error.remedy else error.message, warning=True)
+        self.notice(error_text(error), warning=True)
 
     def messages_left_out(self, count: int) -> None:
         self.notice(f"the model no longer sees the first {count} messages of this chat", above=True)
@@ -169,6 +170,12 @@ class ScreenView:
     def copy_text(self, text: str, what: str) -> None:
         self._screen.post_message(messages.CopyText(text, what))
 
+    def show_chats(self) -> None:
+        self._screen.post_message(messages.ShowSessions())
+
+    def show_profiles(self) -> None:
+        self._screen.post_message(messages.ShowProfiles())
+
     def quit(self) -> None:
         self._screen.post_message(messages.Quit())
 
@@ -187,7 +194,7 @@ class ScreenView:
 
 
 def _code_numbers(item: TranscriptItem, fences: list[Block]) -> list[int]:
-    """For each fence the number of the same code among those that `/copy` counts, which sees nested fences too."""
+    """For each fence the number of its code among those that `/copy` counts, nested fences included."""
     codes = [code.text for code in code_blocks(inert(item.text))]
     numbers, place = [], 0
     for source in (inert(fence.source) + "\n" for fence in fences):  # a block keeps its tabs, inert text has none

@@ -1,4 +1,4 @@
-"""The chat's screen: its widgets, its keys, and where the messages of its widgets go."""
+"""The chat's screen: its widgets, its keys, and the handlers of its widgets' messages."""
 
 from functools import partial
 from typing import ClassVar
@@ -10,7 +10,6 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Rule, Static
 
-from dslite.app.chat import slash_commands
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch
 from dslite.app.chat.message_tree import Node
@@ -25,14 +24,13 @@ from dslite.app.tui.widgets.inspector import Inspector
 from dslite.app.tui.widgets.prompt import Prompt
 from dslite.app.tui.widgets.status import StatusLine, TitleLine
 from dslite.app.tui.widgets.waiting import WaitingMessages
-from dslite.model.errors import DsliteError
 
 NARROW = 80  # columns under which a panel takes the whole screen
 LOW = 14  # lines under which the title is hidden
 
 
 class ChatScreen(Screen[None]):
-    """The conversation, the messages that wait, the prompt, the line of facts; the inspector beside them."""
+    """The conversation, the messages that wait, the prompt, the status line; the inspector beside them."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings()]
     AUTO_FOCUS = "#prompt"
@@ -71,7 +69,7 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self.refresh_lines)
 
     def refresh_lines(self) -> None:
-        """Draw the title, the waiting messages, the status and the inspector again where they changed."""
+        """Draw title, waiting messages, status and inspector again where they changed."""
         if not self.is_attached:
             return
         controller = self.controller
@@ -99,15 +97,7 @@ class ChatScreen(Screen[None]):
 
     @on(Prompt.Submitted)
     def _submitted(self, event: Prompt.Submitted) -> None:
-        try:
-            command = None if self.controller.editing is not None else slash_commands.parse(event.text)
-        except DsliteError as error:
-            self.view.error(error)
-            self.prompt.reject(event.text)
-            return
-        if command is None:
-            self.controller.send(event.text)
-        elif not self.commands.run(command[0].name, command[1]):
+        if not self.commands.attempt(lambda: self.commands.enter(event.text)):
             self.prompt.reject(event.text)
 
     @on(Prompt.Quit)

@@ -1,4 +1,4 @@
-"""Small questions: what to do when the context is full, one line of text, yes or no."""
+"""Dialogs: the choice when the context is full, and one line of text. Input fields that do not blink."""
 
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from dslite.model.errors import DsliteError
 
 
 class Field(Input):
-    """A line to write in. Nothing blinks."""
+    """A one-line input whose cursor does not blink."""
 
     cursor_blink = reactive(False)
 
@@ -27,14 +27,14 @@ class Field(Input):
 
 
 class Area(TextArea):
-    """Lines to write in."""
+    """An input of several lines."""
 
     async def _on_key(self, event: events.Key) -> None:
         await run_own_binding(self, event)
 
 
 class ContextOverflowDialog(ModalPanel[str | None]):
-    """The context is full: forget, go on from a summary, or stop. The choice holds for the conversation."""
+    """The context is full: returns forget, summary, edit or stop, or None. The choice holds for the conversation."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it", show=False)]
 
@@ -60,7 +60,7 @@ class ContextOverflowDialog(ModalPanel[str | None]):
 
 
 class LineDialog(ModalPanel[str | None]):
-    """One line of text; None when it was left by Esc."""
+    """Returns one line of text, or None after Esc."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it", show=False)]
 
@@ -78,5 +78,5 @@ class LineDialog(ModalPanel[str | None]):
             yield Field(inert(self._text))
 
     @on(Input.Submitted)
-    def _done(self, event: Input.Submitted) -> None:
+    def _submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)

@@ -15,6 +15,7 @@ from textual.widgets import OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
 from dslite.app.chat.model_setup import FirstRun, model_folder
+from dslite.app.terminal.console import error_text
 from dslite.app.tui.screens.dialogs import LineDialog
 from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.transcript.sanitize import inert
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class FirstRunScreen(ModalPanel[str | None]):
-    """Ends with the model to open, or None when the user leaves it."""
+    """Returns the model to open, or None when the user leaves."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "pause_or_leave", "Pause, or leave", show=False),
@@ -43,7 +44,7 @@ class FirstRunScreen(ModalPanel[str | None]):
         self._first_run = first_run
         self._cancel: threading.Event | None = None  # of the download that runs
         self._found: Found | None = None
-        self._begun = False  # something was fetched
+        self._begun = False  # some bytes were fetched
         self._shown_at = math.inf  # when the choices were drawn: an Enter before that was meant for the chat
 
     def compose(self) -> ComposeResult:
@@ -91,15 +92,17 @@ class FirstRunScreen(ModalPanel[str | None]):
         self.app.call_from_thread(self._show_machine, lines)
         try:
             with closing(self._first_run.pull(self._ref, threading.Event())) as events:
-                self.app.call_from_thread(self._show_size, next(events))  # left there: nothing is fetched
+                self.app.call_from_thread(
+                    self._show_size, next(events)
+                )  # closed at its first event: nothing is fetched
         except DsliteError as error:
             self.app.call_from_thread(self._show_size, error)
 
     def _show_size(self, found: "PullEvent | DsliteError") -> None:
-        """How much a download would be, or why it cannot be had; not while one runs already."""
+        """Show the size of a download, or why there is none; not while one runs."""
         if self._cancel is None and self.is_attached:
             if isinstance(found, DsliteError):
-                self._show_text(f"{found.message}\n{found.remedy}")
+                self._show_text(error_text(found))
             elif isinstance(found, Found):
                 self._show_text(_plan(found))
 
@@ -130,7 +133,7 @@ class FirstRunScreen(ModalPanel[str | None]):
             try:
                 found = model_folder(folder)
             except DsliteError as error:
-                self._ask_for_folder(folder, f"{error.message}\n{error.remedy}")
+                self._ask_for_folder(folder, error_text(error))
             else:
                 self.dismiss(str(found))
 
@@ -147,7 +150,7 @@ class FirstRunScreen(ModalPanel[str | None]):
             self._pause()
 
     def action_pause_or_go_on(self) -> None:
-        """P is no key that begins a download."""
+        """P pauses and resumes a download, but does not begin one."""
         if self._cancel is not None:
             self._pause()
         elif self._begun:
@@ -159,7 +162,7 @@ class FirstRunScreen(ModalPanel[str | None]):
             self._show_text("pausing …")
 
     def _go_on(self) -> None:
-        """Begin the download, or go on where it was."""
+        """Begin or resume the download."""
         cancel = self._cancel = threading.Event()
         self._show_text("asking the Hub …")
         self.call_after_refresh(self.query_one("#download-text").scroll_visible, animate=False)
@@ -201,7 +204,7 @@ class FirstRunScreen(ModalPanel[str | None]):
             return
         self._label("Go on with the download" if self._begun else "Download the model")
         if error is not None:
-            self._show_text(f"{error.message}\n{error.remedy}")
+            self._show_text(error_text(error))
             self.call_after_refresh(self.query_one("#download-text").scroll_visible, animate=False)
         else:
             self._show_text("paused; what came is kept" if self._begun else "stopped before anything came")

@@ -12,7 +12,7 @@ from textual.widgets import Input, Static, TextArea
 
 from dslite.app.settings import sampling
 from dslite.app.settings.profiles import Profile
-from dslite.app.terminal.console import printable
+from dslite.app.terminal.console import error_text, printable
 from dslite.app.tui.screens.dialogs import Area, Field
 from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.transcript.sanitize import inert
@@ -25,10 +25,10 @@ _UNSAVED = "what you changed is not saved: Ctrl+S saves it, Esc again leaves it"
 
 
 class ProfileEditor(ModalPanel[str | None]):
-    """Ends with the name of the profile once it is saved, or None. What cannot be saved stays to be mended."""
+    """Returns the name of the profile once it is saved, or None. Values that cannot be saved stay in their fields."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        # Not before the keys of the fields: what was typed just before would not be there yet.
+        # Without priority: text that was typed just before must reach its field first.
         Binding("ctrl+s", "save", "Save", show=False),
         Binding("escape", "leave", "Leave it", show=False),
     ]
@@ -56,17 +56,17 @@ class ProfileEditor(ModalPanel[str | None]):
 
     def on_mount(self) -> None:
         self.query_one("#system").focus()
-        self._before = self._written()
+        self._before = self._values()
 
-    def _written(self) -> list[str]:
+    def _values(self) -> list[str]:
         return [self.query_one("#system", TextArea).text, *(self._field(name) for name in _FIELDS)]
 
     def _field(self, name: str) -> str:
         return self.query_one(f"#{name}", Input).value.strip()
 
     def action_leave(self) -> None:
-        """Esc, once more where something would be lost."""
-        if self._warned or self._written() == self._before:
+        """Leave; where changes would be lost, only at the second Esc."""
+        if self._warned or self._values() == self._before:
             self.dismiss(None)
         else:
             self._warned = True
@@ -76,7 +76,7 @@ class ProfileEditor(ModalPanel[str | None]):
         try:
             self._save(self._edited())
         except DsliteError as error:
-            self._say(f"{error.message}\n{error.remedy}" if error.remedy else error.message)
+            self._say(error_text(error))
         else:
             self.dismiss(self._profile.name)
 
@@ -84,7 +84,7 @@ class ProfileEditor(ModalPanel[str | None]):
         self.query_one("#editor-hints", Static).update(Text(inert(text)))
 
     def _edited(self) -> Profile:
-        """The profile as the fields say. Raises UsageError."""
+        """The profile with the values of the fields. Raises UsageError."""
         values = {key: value for key, value in self._profile.sampling.items() if key not in _NUMBERS}
         for name in _NUMBERS:
             if text := self._field(name):
@@ -100,7 +100,7 @@ class ProfileEditor(ModalPanel[str | None]):
 
 
 def _number(text: str) -> object:
-    """A number where it is one; else the text, which the check refuses with its reason."""
+    """The number that a text means; else the text, which the check refuses with a reason."""
     for kind in (int, float):
         try:
             return kind(text)

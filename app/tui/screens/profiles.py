@@ -25,6 +25,7 @@ from dslite.app.settings.profiles import (
     set_default_profile,
     shipped_profiles,
 )
+from dslite.app.terminal.console import error_text
 from dslite.app.tui.screens.dialogs import LineDialog
 from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.screens.profile_editor import ProfileEditor
@@ -39,7 +40,7 @@ _HINTS = (
 
 
 class ProfilesScreen(ModalPanel[str | None]):
-    """Ends with the name of the profile to use, or None. The one in use is used anew where it was changed."""
+    """Returns the name of the profile to use, or None. The one in use is returned where it was changed."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,f3", "close", "Close", show=False),
@@ -152,18 +153,17 @@ class ProfilesScreen(ModalPanel[str | None]):
         self._ask_name("Name", old, named)
 
     def _ask_name(self, question: str, text: str, then: Callable[[str], None], problem: str = "") -> None:
-        """Ask until there is a name that can be had."""
+        """Ask for a name until `then` accepts one."""
 
-        def given(name: str | None) -> None:
+        def submitted(name: str | None) -> None:
             if name is None:
                 return
             try:
                 then(name.strip())
             except DsliteError as error:
-                told = f"{error.message}\n{error.remedy}" if error.remedy else error.message
-                self._ask_name(question, name, then, told)
+                self._ask_name(question, name, then, error_text(error))
 
-        self.app.push_screen(LineDialog(question, text, problem=problem), given)
+        self.app.push_screen(LineDialog(question, text, problem=problem), submitted)
 
     def action_default(self) -> None:
         if (profile := self._chosen) is not None:
@@ -220,4 +220,4 @@ class ProfilesScreen(ModalPanel[str | None]):
         self.query_one("#profiles-hints", Static).update(Text(inert(text)))
 
     def _say_error(self, error: DsliteError) -> None:
-        self._say(f"{error.message}\n{error.remedy}" if error.remedy else error.message)
+        self._say(error_text(error))

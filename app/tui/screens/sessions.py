@@ -28,7 +28,7 @@ _HINTS = "Enter opens · Ctrl+T renames · Ctrl+D deletes · Ctrl+_ undoes · Es
 
 
 class SessionsPanel(ModalPanel[str | None]):
-    """Ends with the id of the chat to open, or None."""
+    """Returns the id of the chat to open, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,ctrl+o", "dismiss(None)", "Close", show=False, priority=True),
@@ -46,9 +46,9 @@ class SessionsPanel(ModalPanel[str | None]):
         self._controller = controller
         self._last: Conversation | None = None  # of the pages that are shown
         self._titles: dict[str, str] = {}
-        self._asked = 0  # number of the newest query; answers to older ones are dropped
-        self._answered = 0
-        self._opens_first = False  # Enter was faster than the search
+        self._query_number = 0  # of the newest query; results of older ones are dropped
+        self._shown_number = 0  # of the query whose result is shown
+        self._opens_first = False  # Enter was pressed before the result of the search came
 
     def compose(self) -> ComposeResult:
         with Vertical(id="sessions", classes="panel"):
@@ -69,25 +69,25 @@ class SessionsPanel(ModalPanel[str | None]):
         place = self._list.highlighted
         return self._list.get_option_at_index(place).id if place is not None and self._list.option_count else None
 
-    # What is shown.
+    # The list.
 
     def _load(self) -> None:
-        """The newest chats, or those that hold the words of the search."""
+        """Show the newest chats, or those that contain the words of the search."""
         words = self.query_one(Input).value
-        self._asked += 1
-        number = self._asked
+        self._query_number += 1
+        number = self._query_number
 
-        def look(store: "SessionStore") -> "Sequence[Conversation] | Sequence[Hit]":
+        def query(store: "SessionStore") -> "Sequence[Conversation] | Sequence[Hit]":
             return store.search(words, limit=_PAGE) if words.strip() else store.conversations(limit=_PAGE)
 
         def show(found: "Sequence[Conversation] | Sequence[Hit]") -> None:
-            if number == self._asked and self.query(OptionList):
-                self._answered = number
+            if number == self._query_number and self.query(OptionList):
+                self._shown_number = number
                 self._show(found, searching=bool(words.strip()))
                 if self._opens_first:
                     self._open()
 
-        self._controller.saved.lookup(look, show)
+        self._controller.saved.lookup(query, show)
 
     def _show(self, found: "Sequence[Conversation] | Sequence[Hit]", *, searching: bool) -> None:
         from dslite.app.sessions.store import Conversation
@@ -110,7 +110,7 @@ class SessionsPanel(ModalPanel[str | None]):
 
     @on(OptionList.OptionHighlighted)
     def _near_end(self, event: OptionList.OptionHighlighted) -> None:
-        """The next page comes when its predecessor's last row is reached."""
+        """Load the next page when the last row of the list is reached."""
         if self._last is None or event.option_index < self._list.option_count - 1:
             return
         before, self._last = self._last, None
@@ -128,12 +128,12 @@ class SessionsPanel(ModalPanel[str | None]):
         self._opens_first = False
         self._load()
 
-    # What is done.
+    # Actions.
 
     @on(Input.Submitted)
     @on(OptionList.OptionSelected)
     def _open(self) -> None:
-        self._opens_first = self._answered != self._asked
+        self._opens_first = self._shown_number != self._query_number
         if self._chosen and not self._opens_first:
             self.dismiss(self._chosen)
 

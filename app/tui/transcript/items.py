@@ -1,6 +1,7 @@
 """Messages of a conversation as items of the transcript."""
 
 from dslite.app.chat.message_tree import MessageTree, Node
+from dslite.app.chat.reply import finish_note
 from dslite.app.chat.settings import ChatSettings
 from dslite.app.tui.transcript.blocks import TranscriptItem
 from dslite.app.tui.transcript.sanitize import one_line
@@ -9,13 +10,7 @@ from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.downloads.hub import ModelRef
 
 GREETING = 0  # key of the item that the first message replaces
-EMPTY = "(empty answer)"
 
-_NOTES = {
-    "interrupted": "stopped here · /continue goes on",
-    "length": "cut at the most tokens · /continue goes on",
-    "context": "! the context is full · /continue goes on without the oldest turns",
-}
 _THINGS_TO_TRY = (
     "Explain what a mixture of experts is, in three sentences.",
     "Write a piece of quicksort code in C++.",
@@ -29,11 +24,6 @@ def short_name(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2].partition("@")[0] or model
 
 
-def note_of(finish_reason: str | None) -> str:
-    """What stands below an answer that did not end by itself."""
-    return _NOTES.get(finish_reason or "", "")
-
-
 def item_of(tree: MessageTree, node: Node, model: str) -> TranscriptItem:
     """One message."""
     siblings = tree.siblings(node)
@@ -44,17 +34,11 @@ def item_of(tree: MessageTree, node: Node, model: str) -> TranscriptItem:
         name,
         node.content,
         branch=(siblings.index(node) + 1, len(siblings)),
-        note=_note(node),
+        note=finish_note(node) if node.role == "assistant" and not node.growing else "",
         growing=node.growing,
         reasoning=node.reasoning,
         reasoning_tokens=node.reasoning_tokens,
     )
-
-
-def _note(node: Node) -> str:
-    if node.role != "assistant" or node.growing:
-        return ""
-    return note_of(node.finish_reason) or ("" if node.content.strip() else EMPTY)
 
 
 def items_of(tree: MessageTree, model: str) -> list[TranscriptItem]:

@@ -112,7 +112,7 @@ def _shades(row: Sequence[int]) -> str:
 
 
 def slot_lines(stats: ModelStats) -> list[Text]:
-    """How many experts a layer holds, and how often the wanted one was among them."""
+    """The experts that a layer has in memory, and the hit rate of its slots."""
     experts = stats.experts
     slots, hits, misses = (experts.get(key, 0) for key in ("slots", "hits", "misses"))
     if not slots:
@@ -127,7 +127,7 @@ def slot_lines(stats: ModelStats) -> list[Text]:
 
 
 def cache_lines(stats: ModelStats, used: int, width: int, palette: Palette) -> list[Text]:
-    """The latent cache beside what plain attention would keep."""
+    """The size of the latent cache, compared with a cache of plain attention."""
     ours, plain = stats.kv_bytes_per_token, stats.plain_kv_bytes_per_token
     if not ours:
         return [Text("not known", palette.muted)]

@@ -36,7 +36,7 @@ def without_block(text: str) -> str:
 
 
 class History:
-    """Earlier inputs, the newest first, and which of them is shown. What was being written is kept meanwhile."""
+    """Earlier inputs, the newest first, and which of them is shown. The text that was being written is kept."""
 
     def __init__(self) -> None:
         self._inputs: list[str] = []
@@ -44,11 +44,11 @@ class History:
         self._draft = ""
 
     def extend(self, older: Sequence[str]) -> None:
-        """Inputs of earlier times, behind those of now."""
+        """Add inputs of earlier chats, behind those of this one."""
         self._inputs += [text for text in older if text not in set(self._inputs)]
 
     def add(self, text: str) -> None:
-        """An input that was sent."""
+        """Add an input that was sent."""
         self._inputs = [text, *(other for other in self._inputs if other != text)]
         self._place = -1
 
@@ -115,7 +115,7 @@ class Prompt(TextArea):
         self.move_cursor(self.document.end)
 
     def reject(self, text: str) -> None:
-        """Put back what was refused, all of it selected: what is typed next replaces it. Newer input is left alone."""
+        """Put back a refused input, all of it selected, so that typing replaces it. Newer input is left alone."""
         if not self.text:
             self.put(text)
             self.select_all()

@@ -1,4 +1,4 @@
-"""The status line: what the model is doing, where it lives, how full the context is."""
+"""The status line: what the model is doing, its device, how full the context is; and the title line."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.units import size_text
 
 _BAR = 8
-_COUNTING_S = 0.25  # numbers that change with every token are redrawn so often: more cannot be read
+_COUNTING_S = 0.25  # seconds between two drawings of numbers that change with every token: faster ones cannot be read
 
 
 def activity(status: ChatStatus) -> str:
@@ -51,7 +51,7 @@ def _prefilling(status: ChatStatus) -> str:
 
 
 def where(stats: ModelStats) -> str:
-    """Where the model lives: GPU, slots, disk."""
+    """The device of the model, with its experts where not all fit there."""
     device = {"cuda": "GPU", "mps": "GPU", "cpu": "CPU"}.get(stats.device.split(":")[0], stats.device)
     slots = stats.experts.get("slots", 0)
     if stats.experts_per_layer and 0 < slots < stats.experts_per_layer:
@@ -60,7 +60,7 @@ def where(stats: ModelStats) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes, short: from ten of a unit on without a decimal."""
+    """A short size: from ten of a unit on without a decimal."""
     text = size_text(count)
     number, _, unit = text.partition(" ")
     return f"{float(number):.0f} {unit}" if float(number) >= 10 else text
@@ -113,7 +113,7 @@ def fitted(found: Sequence[tuple[int, Text]], width: int) -> Text:
 
 
 class StatusLine(Widget):
-    """One line, drawn again only when it says something else."""
+    """One line, drawn again only when its text changes."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

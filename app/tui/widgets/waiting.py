@@ -1,4 +1,4 @@
-"""The messages that were sent while an answer is made, above the input."""
+"""The messages that were sent while an answer is generated, above the input."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ _MAX_SHOWN = 3
 
 
 class WaitingMessages(Static):
-    """One line for each; hidden while there are none."""
+    """One line for each message; hidden while there are none."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

@@ -317,7 +317,7 @@ def test_both_front_ends_have_a_handler_for_every_command(home: Path) -> None:
 
     names = {command.name for command in COMMANDS}
     chat = plain_chat(home, FakeBackend())
-    assert set(chat.handlers) == names
+    assert set(chat.commands.handlers) == names
     chat._launch.writer.close()
 
     async def run() -> None:
