@@ -101,7 +101,7 @@ async def test_what_streams_in_is_what_a_saved_answer_shows(home: Path, make: Ca
         assert streamed == whole(text)
         await chat.until(lambda: all(block.colours for block in kept(chat) if block.wants_colours))
         before = drawn_text(chat)
-        chat.controller.show()
+        chat.app.chat.view.show_conversation()
         await chat.until(lambda: drawn_text(chat) == before)
 
 
