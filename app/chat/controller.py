@@ -17,7 +17,6 @@ from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch, WhenFull
 from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.model_switch import ModelSwitch
-from dslite.app.chat.reply import Reply
 from dslite.app.chat.reply_lifecycle import ReplyLifecycle
 from dslite.app.chat.saved_chats import SavedChats
 from dslite.app.chat.state import ChatState
@@ -41,7 +40,11 @@ class ChatController(ChatState):
         super().__init__(launch, view, worker)
         self.saved = SavedChats(self)
         self.removed_profiles: list[tuple[str, str]] = []  # names and texts, for undo
-        self._replies = ReplyLifecycle(self, self._on_finished, self._on_context_full)
+        self._replies = ReplyLifecycle(
+            self,
+            on_finished=lambda reply: self._overflow.on_finished(reply),
+            on_context_full=lambda error: self._overflow.on_full(error),
+        )
         self._models = ModelSwitch(self, self._replies, launch.loader)
         begin = partial(self.begin, keep_choice=True)
         self._overflow = ContextOverflow(self, self._replies, begin, launch.config.when_full)
@@ -256,12 +259,8 @@ class ChatController(ChatState):
 
     def _on_engine_event(self, event: engine.WorkerEvent) -> None:
         match event:
-            case engine.GenerationEvent(job, inner):
-                self._replies.on_event(job, inner)
-            case engine.GenerationFailed(job, error):
-                self._replies.on_failed(job, error)
-            case engine.PrefillStarted(job, left_out):
-                self._replies.on_left_out(job, left_out)
+            case engine.GenerationEvent() | engine.GenerationFailed() | engine.PrefillStarted():
+                self._replies.take(event)
             case engine.LoadingStarted():
                 self._models.on_loading(None)
             case Loading():
@@ -272,9 +271,3 @@ class ChatController(ChatState):
                 self.status.stats = stats
             case engine.ModelUnavailable(ref, error, absent, kept):
                 self._models.on_unavailable(ref, error, absent=absent, kept=kept)
-
-    def _on_finished(self, reply: Reply) -> None:
-        self._overflow.on_finished(reply)
-
-    def _on_context_full(self, error: DsliteError) -> None:
-        self._overflow.on_full(error)

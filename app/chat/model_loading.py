@@ -27,11 +27,9 @@ class ModelLoader(Protocol):
 
     def parse(self, name: str) -> ModelRef:
         """The model that a name of the user's means."""
-        ...
 
     def check(self, ref: ModelRef) -> None:
         """Check cheaply that the model can be loaded: the loaded one is kept until this returns."""
-        ...
 
     def load(self, ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel: ...
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dslite.app.chat import summary
-from dslite.app.chat.engine_worker import GenerationJob
+from dslite.app.chat.engine_worker import GenerationEvent, GenerationFailed, GenerationJob, PrefillStarted
 from dslite.app.chat.message_tree import Node
 from dslite.app.chat.reply import Reply
 from dslite.app.chat.state import ChatState
@@ -81,11 +81,21 @@ class ReplyLifecycle:
 
     # Events.
 
-    def on_event(self, job: GenerationJob, event: ChatEvent) -> None:
-        """An event of the backend. Events of an older reply are dropped."""
-        status, reply = self._chat.status, self._chat.reply
-        if reply is None or reply.job is not job:
+    def take(self, event: GenerationEvent | GenerationFailed | PrefillStarted) -> None:
+        """An event of the engine's thread. Those of an older reply are dropped."""
+        reply = self._chat.reply
+        if reply is None or reply.job is not event.job:
             return
+        match event:
+            case GenerationEvent(event=inner):
+                self._on_event(reply, inner)
+            case GenerationFailed(error=error):
+                self._on_failed(reply, error)
+            case PrefillStarted(left_out=count) if count:
+                self._on_left_out(reply, count)
+
+    def _on_event(self, reply: Reply, event: ChatEvent) -> None:
+        status = self._chat.status
         match event:
             case Prefilling():
                 reply.take(event)
@@ -104,11 +114,8 @@ class ReplyLifecycle:
                 self.show_text(reply)
                 self._finish(reply, event)
 
-    def on_failed(self, job: GenerationJob, error: DsliteError) -> None:
-        """A reply ended in an error; the text that came is kept."""
-        reply = self._chat.reply
-        if reply is None or reply.job is not job:
-            return
+    def _on_failed(self, reply: Reply, error: DsliteError) -> None:
+        """A reply ended in an error; its text is kept."""
         self._keep_text(reply)
         if isinstance(error, ContextFullError) and not reply.trim:  # with `trim` no older turn is left to leave out
             self._on_context_full(error)
@@ -116,16 +123,13 @@ class ReplyLifecycle:
             self._chat.view.error(error)
             self._chat.return_queue()
 
-    def on_left_out(self, job: GenerationJob, count: int) -> None:
+    def _on_left_out(self, reply: Reply, count: int) -> None:
         """The oldest `count` messages did not fit."""
-        reply, view = self._chat.reply, self._chat.view
-        if reply is None or reply.job is not job or not count:
-            return
         if reply.is_summary:
             text = f"the summary leaves out the first {count} messages: they do not fit with the others"
-            view.notice(text, above=True)
+            self._chat.view.notice(text, above=True)
         elif reply.end is not None:
-            view.messages_left_out(self._chat.tree.forget(reply.end, count))
+            self._chat.view.messages_left_out(self._chat.tree.forget(reply.end, count))
 
     def show_text(self, reply: Reply) -> None:
         """Bring the view and the message up to the tokens that came."""

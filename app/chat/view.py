@@ -15,86 +15,66 @@ class ChatView(Protocol):
 
     def show_conversation(self) -> None:
         """The active branch has changed: draw it again."""
-        ...
 
     def message_added(self, node: "Node") -> None:
         """A question was added at the end of the branch."""
-        ...
 
     def answer_started(self, reply: "Reply") -> None:
         """An answer begins, or is continued (`reply.continues`), at the end of the branch."""
-        ...
 
     def text_appended(self, reply: "Reply", text: str) -> None: ...
 
     def reasoning_appended(self, reply: "Reply") -> None:
         """`reply.node.reasoning` has grown. It is no part of the answer."""
-        ...
 
     def answer_stopping(self, reply: "Reply") -> None:
         """The user has stopped an answer that the engine has not ended yet."""
-        ...
 
     def answer_finished(self, reply: "Reply") -> None:
         """An answer ended; `reply.node.finish_reason` says how."""
-        ...
 
     def answer_removed(self, reply: "Reply") -> None:
         """An answer without text was removed, or one that was no part of the conversation."""
-        ...
 
     def messages_left_out(self, count: int) -> None:
         """The first `count` messages do not fit the context: the model no longer reads them."""
-        ...
 
     def summary_used(self, text: str, note: str) -> None:
         """A new chat has begun with a summary; `note` says so."""
-        ...
 
     def notice(self, text: str, *, warning: bool = False, above: bool = False) -> None:
         """Show a line that is no message: after the answer that grows, or `above` it."""
-        ...
 
     def error(self, error: DsliteError) -> None: ...
 
     def hint(self, text: str) -> None:
         """Show a line for a moment; an empty one removes the last."""
-        ...
 
     def copy_text(self, text: str, what: str) -> None:
         """Put a text into the clipboard, and say that `what` was copied."""
-        ...
 
     def show_chats(self) -> None:
         """List the saved chats, so that one can be opened."""
-        ...
 
     def show_profiles(self) -> None:
         """List the profiles, so that one can be used."""
-        ...
 
     def quit(self) -> None:
         """Leave the chat."""
-        ...
 
     def put_into_input(self, text: str) -> None: ...
 
     def input_text(self) -> str:
         """The text in the input."""
-        ...
 
     def status_changed(self) -> None:
         """`controller.status` or the title may have changed."""
-        ...
 
     def model_changed(self) -> None:
         """Model or profile have changed: the greeting of an empty chat names them."""
-        ...
 
     def ask_overflow_choice(self, error: DsliteError) -> None:
         """The context is full: have the user call `controller.choose_overflow`."""
-        ...
 
     def offer_model(self, ref: ModelRef, error: DsliteError) -> None:
         """A model is not on this machine: show the ways to get one."""
-        ...
