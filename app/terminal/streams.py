@@ -40,6 +40,8 @@ class _FilteredStream:
 
     def write(self, text: str) -> int:
         shown = printable(text)
+        if not text:
+            return 0  # Typer asks in this way whether a stream takes text, and ignores an error
         if self._terminal:
             shown, self._held = self._held + shown, ""
             if shown.endswith("\r"):

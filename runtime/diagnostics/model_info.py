@@ -48,8 +48,11 @@ def describe(ref: ModelRef, *, offline: bool = False) -> ModelInfo:
     if folder is None and ref.repo_id is not None:
         try:
             remote = ask(ref, offline=offline)
-        except ModelUnavailableError:
-            config_of(ref, offline=True)  # where the config is known without the Hub, the rest may be missing
+        except ModelUnavailableError as unreachable:
+            try:
+                config_of(ref, offline=True)  # where the config is known without the Hub, the rest may be missing
+            except ModelUnavailableError:
+                raise unreachable from None
     config = config_of(ref, offline=offline)
     footprint = Footprint(config, "bfloat16")
     licence = remote.licence if remote else known_licence(ref.repo_id)

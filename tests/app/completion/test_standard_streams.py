@@ -82,6 +82,13 @@ def test_a_full_stdout_is_an_error_that_names_it(dslite: Dslite, greeter: Path, 
     assert "No space left on device" in result.err.decode()
 
 
+@pytest.mark.parametrize("args", [["--help"], ["complete", "-h"], ["--version"], ["model", "list"]])
+def test_a_full_stdout_is_an_error_of_every_command(dslite: Dslite, args: list[str]) -> None:
+    result = dslite(*args, redirected={1: FULL})
+    assert result.code == 1
+    assert "stdout cannot be written" in result.err.decode()
+
+
 @pytest.mark.parametrize(("args", "code"), [(["x", "-t", "9"], 2), (["x" * 99, "--ctx-size", "32"], 4), (["x"], 0)])
 def test_a_full_stderr_changes_no_exit_code(dslite: Dslite, greeter: Path, args: list[str], code: int) -> None:
     assert ask(dslite, greeter, *args, "--stats", redirected={2: FULL}).code == code

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from support.checkpoints import tiny_config, write_checkpoint
 from support.hub_server import HubServer
 
@@ -88,3 +89,12 @@ def test_a_folder_with_a_config_alone_is_described(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny_config(model_type="llama")))
     with pytest.raises(ConfigError, match="model_type"):
         describe(parse_model(str(tmp_path)))
+
+
+@pytest.mark.parametrize(("offline", "why"), [(True, "--offline"), (False, "HF_HUB_OFFLINE")])
+def test_what_forbids_the_network_is_named(
+    hub_home: Path, monkeypatch: pytest.MonkeyPatch, offline: bool, why: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelUnavailableError, match=f"{why} forbids it"):
+        describe(parse_model("some/model"), offline=offline)
