@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from dslite.app.commands import completion_values as complete
 from dslite.app.commands.command import Describes, Excludes, Needs, Rule, flag
+from dslite.app.commands.prompt_input import ANY_MODEL
 from dslite.app.terminal.streams import decode, read_file
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.engine_options import DTYPES, MISS_POLICIES, Dtype, EngineOptions, MissPolicy
@@ -285,5 +286,7 @@ def model_ref(text: str, revision: str | None) -> ModelRef:
 
 
 def read_text(file: Path, what: str) -> str:
-    """The text of a file that the user named. Raises UsageError."""
-    return decode(read_file(file, what), f"{what} {file}")
+    """The text of a file that the user named. Raises UsageError, ContextFullError for what fits no model."""
+    data = read_file(file, what, most=ANY_MODEL.most_bytes)
+    ANY_MODEL.check(len(data))
+    return decode(data, f"{what} {file}")

@@ -72,6 +72,9 @@ def test_a_file_that_cannot_fit_is_refused_and_an_endless_one_too(dslite: Dslite
         result = dslite("complete", "-m", "demo", "-f", name, "--no-stdin", "x")
         assert (result.code, result.out) == (4, b"")
         assert "the context holds 4,096" in result.err.decode()
+    result = dslite("complete", "-m", "demo", "--system-file", "/dev/zero", "--no-stdin", "x")
+    assert (result.code, result.out) == (4, b"")
+    assert "the context holds 163,840" in result.err.decode(), "what any model takes"
 
 
 def test_thirty_megabytes_take_no_more_cpu_than_three_bare_starts(dslite: Dslite) -> None:
