@@ -207,7 +207,7 @@ class DecodeBuffers:
 
 
 def address(tensor: Tensor) -> int:
-    """Where a tensor begins: what the device is told of a cache."""
+    """The address of a tensor on its device."""
     return tensor.data_ptr()
 
 

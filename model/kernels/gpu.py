@@ -1,6 +1,6 @@
-"""Whether the kernels of one token run on a device: they need CUDA, tensor cores for BF16, and a Triton that compiles.
+"""Checks whether a device runs the kernels for one token: they need CUDA, tensor cores for BF16, and a working Triton.
 
-Triton is imported where there is a GPU, and only there: it is heavy, and absent on most systems without one.
+Triton is imported only where there is a GPU: the import takes long, and most systems without a GPU do not have it.
 """
 
 import importlib.util
@@ -17,14 +17,14 @@ _LEAST_CAPABILITY = (8, 0)  # BF16 products on tensor cores
 
 @cache
 def usable(device: torch.device) -> bool:
-    """Whether one token takes the kernels on a device. Compiles and runs one of them the first time."""
+    """Whether the kernels run on a device. The first call compiles and runs one of them."""
     if device.type != "cuda" or not torch.cuda.is_available() or os.environ.get("DSLITE_KERNELS") == "torch":
         return False
     if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY or importlib.util.find_spec("triton") is None:
         return False
     try:
         return _works(device)
-    # Triton raises its own errors, its compilers' and subprocess's: whatever keeps it from running, torch remains.
+    # Triton raises its own errors, its compilers' and those of subprocess; after any of them torch's kernels are used.
     except Exception as error:
         log.warning("Triton does not run here, so decoding uses torch's kernels: %s", error)
         return False

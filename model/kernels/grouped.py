@@ -1,8 +1,8 @@
 """Routed experts of many tokens by torch's grouped product: three products for all experts.
 
-Expert by expert the host must know how many tokens chose each, and waits for that in every layer; then it launches some
-six hundred small kernels. The grouped product reads the counts on the device. Where torch has no kernel of its
-own for it (before sm_90, and on sm_120) it does just that waiting inside, so there the experts stay one by one.
+To compute expert by expert, the host must read in every layer how many tokens chose each, waits for it, and then
+launches some six hundred small kernels. The grouped product reads these counts on the device. Where torch has no kernel
+of its own for it (before sm_90, and on sm_120) it waits in the same way, so there experts are computed one by one.
 """
 
 # T tokens  D hidden  E experts  K experts per token  W width of an expert
@@ -17,7 +17,7 @@ _FUSED = (9, 10)  # major compute capabilities
 
 
 def usable(hidden: Tensor) -> bool:
-    """Whether torch has a grouped product for these rows that does not wait."""
+    """Whether torch has a grouped product for hidden states (T, D) that does not wait for the device."""
     return (
         hidden.dtype is torch.bfloat16
         and hidden.device.type == "cuda"

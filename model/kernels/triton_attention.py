@@ -1,8 +1,9 @@
-"""Absorbed attention of one token on a GPU: split keys, each cached row read once for key and value.
+"""Absorbed attention of one token on a GPU: split keys, each latent entry read once for key and value.
 
-Three launches, whatever the length. Where the token stands and where its sequence is kept is read on the device, from
-a few numbers: a recorded launch serves every position of every cache, one that is allocated later included. Tiles of 16
-rows of 576 values leave room in the 99 KB of shared memory that consumer GPUs give a block; 32 would not on all.
+Three launches, for a sequence of any length. The token's position and the address of its cache are read on the device,
+from the `state` tensor: a recorded launch serves every position of every cache, also of one that is allocated later.
+Tiles of 16 entries of 576 values fit into the 99 KB of shared memory that consumer GPUs give a block; 32 would not
+everywhere.
 """
 
 # H heads  N nope  R rope  C latent  V value  S cached tokens  P splits
@@ -13,20 +14,20 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_KEYS = 16
-HEAD_TILE = 16  # the least that a tensor core's product takes
+HEAD_TILE = 16  # the fewest rows that a tensor core multiplies
 SPLITS = 64  # programs that share a sequence: about as many as a GPU has processors
 LATENT_TILE = 64  # values of a latent that a program of the products makes, or reads at once
 VALUE_TILE = 16
 
 # The numbers of `state` (2 + layers,) int64, on the device.
-TOKEN, POSITION, LAYERS = range(3)  # token id, tokens before it; from there on where each layer's entries begin
+TOKEN, POSITION, LAYERS = range(3)  # token id, tokens before it, then the address of each layer's entries
 
 
 @triton.jit
-def first_row(state, layer, like, aligned: tl.constexpr):
-    """Where a layer's rows begin, as a pointer of the kind of `like`."""
-    rows = tl.load(state + 2 + layer).to(tl.pointer_type(like.dtype.element_ty))
-    return tl.multiple_of(rows, 16) if aligned else rows
+def first_entry(state, layer, like, aligned: tl.constexpr):
+    """The address of a layer's entries, as a pointer of the kind of `like`."""
+    entries = tl.load(state + 2 + layer).to(tl.pointer_type(like.dtype.element_ty))
+    return tl.multiple_of(entries, 16) if aligned else entries
 
 
 @triton.jit
@@ -65,7 +66,7 @@ def absorb(
     block: tl.constexpr,
     aligned: tl.constexpr,
 ):
-    """Some values of one head's absorbed query; behind the last head, the row that the cache keeps of the token."""
+    """Some values of one head's absorbed query; behind the last head, the token's latent entry, into the cache."""
     head, part = tl.program_id(0), tl.program_id(1)
     width: tl.constexpr = latent + rope
     if head < heads:
@@ -79,14 +80,14 @@ def absorb(
         if part == 0:
             store_rotated(own + nope, factors, queries + head * width + latent, rope, rope_tile)
     elif part == 0:
-        row = first_row(state, layer, kv, aligned) + tl.load(state + 1) * width
+        entry = first_entry(state, layer, kv, aligned) + tl.load(state + 1) * width
         c = tl.arange(0, latent_tile)
         kind = kv.dtype.element_ty
         wide = tl.load(kv + c, mask=c < latent, other=0.0).to(tl.float32)
         normed = (wide * tl.rsqrt(tl.sum(wide * wide, 0) / latent + eps)).to(kind).to(tl.float32)
         scaled = normed * tl.load(kv_norm + c, mask=c < latent, other=0.0).to(tl.float32)
-        tl.store(row + c, scaled.to(kind), mask=c < latent)
-        store_rotated(kv + latent, factors, row + latent, rope, rope_tile)
+        tl.store(entry + c, scaled.to(kind), mask=c < latent)
+        store_rotated(kv + latent, factors, entry + latent, rope, rope_tile)
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -115,7 +116,7 @@ def attend_splits(
     q_latent = tl.load(own + c[None, :], mask=(head < heads)[:, None] & (c < latent)[None, :], other=0.0)
     q_rope = tl.load(own + latent + r[None, :], mask=(head < heads)[:, None] & (r < rope)[None, :], other=0.0)
 
-    rows = first_row(state, layer, queries, aligned)
+    entries = first_entry(state, layer, queries, aligned)
     length = tl.load(state + 1).to(tl.int32) + 1
     share = tl.cdiv(tl.cdiv(length, splits), block_keys) * block_keys
     first = split * share
@@ -126,10 +127,10 @@ def attend_splits(
     for start in range(first, last, block_keys):
         key = start + tl.arange(0, block_keys)
         there = key < last
-        row = rows + key.to(tl.int64) * width
-        # Behind the last row lies memory that was never written: it is masked, not multiplied by zero.
-        k_latent = tl.load(row[:, None] + c[None, :], mask=there[:, None] & (c < latent)[None, :], other=0.0)
-        k_rope = tl.load(row[:, None] + latent + r[None, :], mask=there[:, None] & (r < rope)[None, :], other=0.0)
+        entry = entries + key.to(tl.int64) * width
+        # Memory behind the last entry was never written: it is masked, because zero times NaN is NaN.
+        k_latent = tl.load(entry[:, None] + c[None, :], mask=there[:, None] & (c < latent)[None, :], other=0.0)
+        k_rope = tl.load(entry[:, None] + latent + r[None, :], mask=there[:, None] & (r < rope)[None, :], other=0.0)
         scores = tl.dot(q_latent, tl.trans(k_latent), input_precision="ieee")
         scores += tl.dot(q_rope, tl.trans(k_rope), input_precision="ieee")
         scores = tl.where(there[None, :], scores * scale, float("-inf"))
@@ -187,7 +188,7 @@ def _tile(width: int) -> int:
 
 
 def _aligned(width: int, item: int) -> bool:
-    """Whether every row of the cache begins at a multiple of sixteen bytes, as its first one does."""
+    """Whether every entry of the cache begins at a multiple of sixteen bytes, as its first one does."""
     return width * item % 16 == 0
 
 
@@ -234,7 +235,7 @@ def launch_absorb(
 
 @torch.library.custom_op("dslite::attend_splits", mutates_args=("sums", "logs"))
 def launch_attend_splits(state: Tensor, layer: int, queries: Tensor, sums: Tensor, logs: Tensor, scale: float) -> None:
-    """Queries (H, C+R) over the cached rows up to the token's own: sums (H, P, C), logs (H, P). One launch."""
+    """Queries (H, C+R) over the latent entries up to the token's own: sums (H, P, C), logs (H, P). One launch."""
     heads, splits, latent = sums.shape
     width = queries.shape[1]
     attend_splits[(triton.cdiv(heads, HEAD_TILE), splits)](

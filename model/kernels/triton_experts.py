@@ -1,7 +1,7 @@
-"""Router and experts of one token on a GPU: two launches, the choice made and addresses read on the device.
+"""Router and experts of one token on a GPU, in two launches: the device chooses experts and reads their addresses.
 
-Experts are found through a table of addresses, so that they may lie anywhere: one by one, in slots, in an arena. Shared
-experts are the last of the table, as so many experts of a routed one's width, and every token has them with weight 1.
+A table holds the addresses of all experts, which may be allocated one by one, in slots, or in an arena. Shared experts
+come last in the table, cut into experts of a routed one's width; every token uses them with weight 1.
 """
 
 # D hidden  E experts  K experts per token  M experts computed, shared ones included  W width of an expert

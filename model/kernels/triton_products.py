@@ -1,4 +1,4 @@
-"""Matrix-vector products of one token on a GPU, with the small operation before or behind each in the same launch."""
+"""Matrix-vector products of one token on a GPU. A launch does the norm before or the addition after it too."""
 
 # D width of a row  A, B rows of a matrix
 
@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Up to so many rows: weight rows of a program, and values of a row that it reads at once. Few rows want many programs,
-# many rows want long reads.
+# (most rows of a matrix, weight rows of a program, values of a row that it reads at once). A matrix of few rows needs
+# many programs to occupy the GPU; one of many rows is read fastest in long reads.
 TILES = ((1023, 1, 2048), (16383, 4, 1024), (2**31, 16, 512))
 WARPS = 4
 
@@ -29,8 +29,8 @@ def norm_product(
 ):
     """Some rows of x, normed, times one of two matrices.
 
-    The norm's factor is one number: it is applied to the sums, so that x is read once and nothing waits for it. In BF16
-    the normed x is thereby not rounded.
+    The norm's factor is one number, applied to the sums: x is read once, and no program waits for the factor. In BF16
+    the normed x is therefore not rounded.
     """
     block = tl.program_id(0)
     row = block * rows_tile + tl.arange(0, rows_tile)

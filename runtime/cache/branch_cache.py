@@ -1,7 +1,8 @@
-"""Where the cached rows of a conversation's inactive branches wait.
+"""The host level of the prefix cache: latent entries of a conversation's inactive branches.
 
-The cache holds one path through a conversation. When a prompt leaves that path (an answer is made again, a message is
-edited, another chat is opened), what is cut off goes to a shelf in host memory; going back takes it from there.
+A latent cache holds one path through a conversation. When a prompt leaves that path (an answer is made again, a message
+is edited, another chat is opened), the entries that are cut off are copied here, and copied back when a later prompt
+begins like them.
 """
 
 # L layers  T tokens  C latent  R rope
@@ -13,20 +14,20 @@ from torch import Tensor
 
 from dslite.runtime.memory import is_out_of_memory
 
-_WORTH_KEEPING = 16  # tokens; fewer are computed again in no time
+_WORTH_KEEPING = 16  # tokens; fewer are computed again faster than they are found
 
 
 @dataclass(frozen=True)
 class CachedSuffix:
-    """The end of a path: rows (L, T, C+R) of tokens `start` to len(ids), valid behind ids[:start]."""
+    """The end of a path: entries (L, T, C+R) of tokens `start` to len(ids), valid behind ids[:start]."""
 
     ids: tuple[int, ...]
     start: int
-    rows: Tensor
+    entries: Tensor
 
     @property
     def nbytes(self) -> int:
-        return self.rows.nbytes
+        return self.entries.nbytes
 
 
 class BranchCache:
@@ -40,14 +41,14 @@ class BranchCache:
     def nbytes(self) -> int:
         return sum(suffix.nbytes for suffix in self._suffixes)
 
-    def put(self, ids: Sequence[int], start: int, rows: Tensor) -> None:
-        """Keep a copy of rows (L, T, C+R) of the tokens ids[start:], or of as many of them as fit."""
-        per_token = rows.nbytes // max(rows.shape[1], 1)
-        count = min(rows.shape[1], self._most // max(per_token, 1))
+    def put(self, ids: Sequence[int], start: int, entries: Tensor) -> None:
+        """Copy the entries (L, T, C+R) of the tokens ids[start:], or as many of them as fit."""
+        per_token = entries.nbytes // max(entries.shape[1], 1)
+        count = min(entries.shape[1], self._most // max(per_token, 1))
         if count < _WORTH_KEEPING:
             return
         try:
-            copy = rows[:, :count].to("cpu", copy=True)
+            copy = entries[:, :count].to("cpu", copy=True)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -57,7 +58,7 @@ class BranchCache:
             del self._suffixes[0]
 
     def take(self, ids: Sequence[int], known: int) -> Tensor | None:
-        """Rows (L, T, C+R) that continue the `known` first tokens of a path; None where there are none."""
+        """Entries (L, T, C+R) that continue the `known` first tokens of a path; None where there are none."""
         best, most = None, known
         for suffix in self._suffixes:
             end = common_prefix(suffix.ids, ids)
@@ -67,7 +68,7 @@ class BranchCache:
             return None
         self._suffixes.remove(best)
         self._suffixes.append(best)
-        return best.rows[:, known - best.start : most - best.start]
+        return best.entries[:, known - best.start : most - best.start]
 
     def clear(self) -> None:
         self._suffixes.clear()

@@ -29,7 +29,7 @@ from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.memory import is_out_of_memory, with_room
 from dslite.runtime.planning.hardware import free_memory
 
-DEFAULT_SEQUENCES = 16  # as many rows as the compiled kernels of a CPU take in one product
+DEFAULT_SEQUENCES = 16  # the most tokens that the compiled kernels of a CPU multiply at once
 SHARED_CHUNK = 512  # prompt tokens of a pass beside other sequences: what these wait for
 _SHARE = 0.5  # of the memory that is free once the weights are loaded; the rest is for workspace and other programs
 _WORTH_WAITING = 16  # tokens of a common prefix; a shorter one is computed twice rather than waited for
@@ -358,7 +358,7 @@ class Scheduler:
     def _preempt(self) -> bool:
         """Take the cache of the youngest sequence, which computes it again later. False where only one runs.
 
-        A sequence that still echoes its prompt keeps it: what it has told would be told twice.
+        A sequence that still echoes its prompt keeps it: its events would be sent twice.
         """
         able = [entry for entry in self._running.values() if entry.decodes or not entry.request.echo]
         if len(self._running) < 2 or not able:

@@ -1,4 +1,4 @@
-"""What keeping a conversation's rows is worth: turns, resuming from disk, many prompts at once.
+"""What keeping a conversation's latent entries saves: turns, resuming from disk, many prompts at once.
 
     python tests/benchmarks/cache.py FOLDER [--tokens 4096] [--long 32768] [--repeat 5]
 
@@ -92,7 +92,7 @@ def second_turn(engine: Engine, count: int, repeat: int) -> float:
 
 
 def resuming(engine: Engine, count: int, repeat: int, computing: float) -> None:
-    """Load `count` tokens' rows from disk, against computing them (for the long context: the short one's speed)."""
+    """Load `count` tokens' entries from disk, against computing them (of a long context: at the short one's speed)."""
     ids = tokens(count, 1)
     engine.prefix_cache.clear()
     cache = engine.runner.make_cache(engine.context)

@@ -18,32 +18,32 @@ CAPACITY = 256
 
 
 class Follower:
-    """A cache and a shelf driven as the engine drives them, where 'computing' a token gives rows known in advance."""
+    """A latent cache and a branch cache, used as the engine uses them. 'Computing' a token gives known entries."""
 
-    def __init__(self, shelf_bytes: int) -> None:
+    def __init__(self, most_bytes: int) -> None:
         self.cache = LatentKVCache(CONFIG, CAPACITY, dtype=torch.float32)
-        self.shelf = BranchCache(shelf_bytes)
+        self.branches = BranchCache(most_bytes)
         self.ids: list[int] = []
         self.computed = 0
 
     def go_to(self, path: list[int]) -> None:
         known = common_prefix(self.ids, path)
-        self.shelf.put(self.ids, known, self.cache.entries(known, self.cache.length))
+        self.branches.put(self.ids, known, self.cache.entries(known, self.cache.length))
         self.cache.truncate(known)
-        while (rows := self.shelf.take(path, known)) is not None:
-            self.cache.put(rows)
+        while (entries := self.branches.take(path, known)) is not None:
+            self.cache.put(entries)
             known = self.cache.length
         for place in range(known, len(path)):
-            rows = true_rows(path[: place + 1])
+            entries = true_entries(path[: place + 1])
             for layer in range(CONFIG.num_hidden_layers):
-                self.cache.append(layer, rows[layer])
+                self.cache.append(layer, entries[layer])
             self.cache.commit(1)
             self.computed += 1
         self.ids = list(path)
 
 
-def true_rows(path: list[int]) -> torch.Tensor:
-    """What a token's rows must be: they depend on every token up to it. (layers, 1, C+R)"""
+def true_entries(path: list[int]) -> torch.Tensor:
+    """What a token's entries must be, (layers, 1, C+R): they depend on every token up to it."""
     value = 0.0
     for token in path:
         value = (value * 31 + token + 1) % 9973
@@ -52,7 +52,7 @@ def true_rows(path: list[int]) -> torch.Tensor:
 
 
 def expected(path: list[int]) -> torch.Tensor:
-    return torch.cat([true_rows(path[: place + 1]) for place in range(len(path))], dim=1)
+    return torch.cat([true_entries(path[: place + 1]) for place in range(len(path))], dim=1)
 
 
 paths = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(
@@ -62,18 +62,18 @@ paths = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(
 
 @settings(max_examples=100)
 @given(st.lists(paths, min_size=1, max_size=12), st.sampled_from([0, 20_000, 10_000_000]))
-def test_any_walk_over_branches_leaves_the_rows_of_the_path(walk: list[list[int]], shelf_bytes: int) -> None:
-    follower = Follower(shelf_bytes)
+def test_any_walk_over_branches_leaves_the_entries_of_the_path(walk: list[list[int]], most_bytes: int) -> None:
+    follower = Follower(most_bytes)
     for path in walk:
         follower.go_to(path)
         assert follower.cache.length == len(path)
         assert torch.equal(follower.cache.entries(0, len(path)), expected(path))
-        assert follower.shelf.nbytes <= shelf_bytes
+        assert follower.branches.nbytes <= most_bytes
 
 
 @settings(max_examples=150)
 @given(st.lists(st.one_of(paths, st.just("restart")), min_size=2, max_size=16))
-def test_any_walk_with_restarts_leaves_the_rows_of_the_path(walk: list[list[int] | str]) -> None:
+def test_any_walk_with_restarts_leaves_the_entries_of_the_path(walk: list[list[int] | str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = LatentDiskCache(Path(folder), "fingerprint")
         follower = Follower(20_000)
@@ -121,11 +121,11 @@ def test_append_and_truncate_in_any_order(operations: list[tuple[str, int]]) -> 
             cache.truncate(size)
             truth = truth[:, :size]
         elif cache.length + size <= CAPACITY:
-            rows = torch.full((CONFIG.num_hidden_layers, size, CONFIG.latent_width), float(number))
+            entries = torch.full((CONFIG.num_hidden_layers, size, CONFIG.latent_width), float(number))
             for layer in range(CONFIG.num_hidden_layers):
-                seen = cache.append(layer, rows[layer])
-                assert torch.equal(seen, torch.cat([truth[layer], rows[layer]]))
-            if kind == "append":  # an abandoned pass leaves rows behind the end, where nobody reads them
+                seen = cache.append(layer, entries[layer])
+                assert torch.equal(seen, torch.cat([truth[layer], entries[layer]]))
+            if kind == "append":  # an abandoned pass leaves entries behind the end, which are never read
                 cache.commit(size)
-                truth = torch.cat([truth, rows], dim=1)
+                truth = torch.cat([truth, entries], dim=1)
         assert torch.equal(cache.entries(0, cache.length), truth)

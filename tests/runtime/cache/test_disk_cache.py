@@ -1,4 +1,4 @@
-"""Saved rows: exact, or not used at all."""
+"""Saved latent entries: exact, or not used at all."""
 
 import logging
 import os
@@ -29,8 +29,10 @@ IDS = [(7 * place) % 251 for place in range(2500)]
 
 def filled(count: int, dtype: torch.dtype = torch.bfloat16, capacity: int = 4096) -> LatentKVCache:
     cache = LatentKVCache(CONFIG, capacity, dtype=dtype)
-    rows = torch.randn(CONFIG.num_hidden_layers, count, CONFIG.latent_width, generator=torch.Generator().manual_seed(3))
-    cache.put(rows.to(dtype))
+    entries = torch.randn(
+        CONFIG.num_hidden_layers, count, CONFIG.latent_width, generator=torch.Generator().manual_seed(3)
+    )
+    cache.put(entries.to(dtype))
     return cache
 
 
@@ -40,7 +42,7 @@ def empty(dtype: torch.dtype = torch.bfloat16) -> LatentKVCache:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 2500])
-def test_saved_rows_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
+def test_saved_entries_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
     saved, store = filled(count, dtype), LatentDiskCache(tmp_path, "model")
     assert store.save("chat", IDS[:count], saved)
     loaded = empty(dtype)
@@ -88,7 +90,7 @@ def test_going_on_after_a_restart_equals_never_having_stopped(tmp_path: Path, dt
     assert torch.equal(found.cache.entries(0, found.cache.length), right.cache.entries(0, right.cache.length))
 
 
-def test_every_flipped_byte_gives_the_right_rows_or_none(tmp_path: Path) -> None:
+def test_every_flipped_byte_gives_the_right_entries_or_none(tmp_path: Path) -> None:
     saved, store = filled(40), LatentDiskCache(tmp_path, "model")
     store.save("chat", IDS[:40], saved)
     file = tmp_path / "chat.safetensors"
@@ -162,7 +164,7 @@ def test_a_fingerprint_depends_on_dtype_layout_and_tokenizer(folder: Path, monke
     assert len(seen) == 4
 
 
-def test_rows_of_another_model_are_ignored(tmp_path: Path) -> None:
+def test_entries_of_another_model_are_ignored(tmp_path: Path) -> None:
     LatentDiskCache(tmp_path, "one").save("chat", IDS[:40], filled(40))
     assert LatentDiskCache(tmp_path, "two").load("chat", IDS[:40], empty()) == 0
     assert LatentDiskCache(tmp_path, "one").load("chat", IDS[:40], empty(torch.float32)) == 0
@@ -278,7 +280,7 @@ def test_a_kill_at_any_point_leaves_a_whole_file(tmp_path: Path, writer: "subpro
     assert torch.equal(loaded.entries(0, count), saved.entries(0, count))
 
 
-def test_two_processes_that_save_one_conversation_never_mix_their_rows(
+def test_two_processes_that_save_one_conversation_never_mix_their_entries(
     tmp_path: Path, writer: "subprocess.Popen[str]"
 ) -> None:
     assert writer.stdout is not None
@@ -296,7 +298,7 @@ def test_two_processes_that_save_one_conversation_never_mix_their_rows(
             seen.add(count)
 
 
-def test_rows_are_written_once_for_one_state_of_a_conversation(tmp_path: Path) -> None:
+def test_entries_are_written_once_for_one_state_of_a_conversation(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_config())
     store = LatentDiskCache(tmp_path / "latents", "model")
     engine = load_engine(folder, context=600, open_disk_cache=lambda: store)
