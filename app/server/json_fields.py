@@ -85,11 +85,13 @@ def fail(value: Any, path: str, must: str) -> NoReturn:
 class Integer:
     """A whole number; 256.0 is one, as clients that compute in floating point send it."""
 
-    low: int = 0
-    high: int = MOST_INTEGER
+    low: float = 0
+    high: float = MOST_INTEGER
 
     @property
     def text(self) -> str:
+        if self.high == math.inf:
+            return "a whole number"
         high = "2^63 - 1" if self.high == MOST_INTEGER else str(self.high)
         return f"a whole number from {self.low} to {high}"
 
@@ -101,18 +103,7 @@ class Integer:
         return value
 
 
-@dataclass(frozen=True)
-class AnyInteger:
-    """A whole number of any size."""
-
-    text: str = "a whole number"
-
-    def read(self, value: Any, path: str) -> int:
-        if type(value) is float and value.is_integer():
-            value = int(value)
-        if type(value) is not int:
-            fail(value, path, self.text)
-        return value
+ANY_INTEGER = Integer(-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -131,23 +122,20 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Boolean:
-    text: str = "true or false"
+class Exactly:
+    """A value of one type."""
 
-    def read(self, value: Any, path: str) -> bool:
-        if type(value) is not bool:
+    type: type
+    text: str
+
+    def read(self, value: Any, path: str) -> Any:
+        if type(value) is not self.type:
             fail(value, path, self.text)
         return value
 
 
-@dataclass(frozen=True)
-class Text:
-    text: str = "a text"
-
-    def read(self, value: Any, path: str) -> str:
-        if type(value) is not str:
-            fail(value, path, self.text)
-        return value
+BOOLEAN = Exactly(bool, "true or false")
+TEXT = Exactly(str, "a text")
 
 
 @dataclass(frozen=True)

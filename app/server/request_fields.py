@@ -5,9 +5,10 @@ written out. A field that would change the answer is honoured or refused, never 
 """
 
 from dslite.app.server.json_fields import (
-    AnyInteger,
+    ANY_INTEGER,
+    BOOLEAN,
+    TEXT,
     Anything,
-    Boolean,
     Integer,
     IntegerList,
     NoOp,
@@ -17,7 +18,6 @@ from dslite.app.server.json_fields import (
     OneOf,
     RequestField,
     Table,
-    Text,
     TextList,
     harmless,
     honoured,
@@ -31,7 +31,7 @@ _MOST_STOP_TOKENS = 64
 _MODEL = "the model of the request; any name in /v1/models"
 
 _STREAM_OPTIONS = Table.of(
-    [honoured("include_usage", Boolean(), "a last chunk with the usage", default="false")],
+    [honoured("include_usage", BOOLEAN, "a last chunk with the usage", default="false")],
     harmless("chunks are never padded", "include_obfuscation"),
     refused("the usage comes in the last chunk: use include_usage", "continuous_usage_stats", False),
 )
@@ -77,7 +77,7 @@ _MESSAGE = Table.of(
 def _answers(limits: Limits) -> list[RequestField]:
     """Fields that both routes honour."""
     return [
-        honoured("model", Text(), _MODEL, no_op=("",), default="the model that is served"),
+        honoured("model", TEXT, _MODEL, no_op=("",), default="the model that is served"),
         honoured("max_tokens", Integer(-1), "most tokens of an answer; -1: what the context leaves"),
         honoured("n_predict", Integer(-1), "llama.cpp's name of max_tokens", stands_for="max_tokens"),
         honoured("temperature", Number(0, 2), "0 is greedy", default="the model's own, else 0.3"),
@@ -91,7 +91,7 @@ def _answers(limits: Limits) -> list[RequestField]:
             "llama.cpp's name of repetition_penalty",
             stands_for="repetition_penalty",
         ),
-        honoured("seed", AnyInteger(), "taken modulo 2^63; -1 draws a new one", no_op=(-1,), default="a new one"),
+        honoured("seed", ANY_INTEGER, "taken modulo 2^63; -1 draws a new one", no_op=(-1,), default="a new one"),
         honoured("n", Integer(1, limits.choices), "answers to each prompt, drawn apart", default="1"),
         honoured(
             "stop", TextList(limits.stops, limits.stop_length), "texts that end the answer, and are no part of it"
@@ -102,8 +102,8 @@ def _answers(limits: Limits) -> list[RequestField]:
             "tokens that end the answer, as the model's own end tokens do",
         ),
         honoured("min_tokens", Integer(), "tokens before which no end token is drawn", default="0"),
-        honoured("ignore_eos", Boolean(), "the model's own end tokens end nothing", default="false"),
-        honoured("stream", Boolean(), "server-sent events, ended by `data: [DONE]`", default="false"),
+        honoured("ignore_eos", BOOLEAN, "the model's own end tokens end nothing", default="false"),
+        honoured("stream", BOOLEAN, "server-sent events, ended by `data: [DONE]`", default="false"),
         honoured("stream_options", Object(_STREAM_OPTIONS), "of a stream"),
     ]
 
@@ -177,19 +177,19 @@ def chat_fields(limits: Limits) -> Table:
         _answers(limits),
         [
             honoured("max_completion_tokens", Integer(-1), "OpenAI's newer name of max_tokens, which it overrules"),
-            honoured("logprobs", Boolean(), "the log-probability of each token", default="false"),
+            honoured("logprobs", BOOLEAN, "the log-probability of each token", default="false"),
             honoured(
                 "top_logprobs", Integer(0, MOST_LOGPROBS), "the best tokens at each place; needs logprobs", default="0"
             ),
             honoured(
                 "continue_final_message",
-                Boolean(),
+                BOOLEAN,
                 "go on with the last message, which is the assistant's",
                 default="false",
             ),
             honoured(
                 "add_generation_prompt",
-                Boolean(),
+                BOOLEAN,
                 "the template's opening of an answer behind the last message",
                 default="true",
             ),
@@ -230,17 +230,17 @@ def completion_fields(limits: Limits) -> Table:
         ],
         [
             honoured("logprobs", Integer(0, MOST_LOGPROBS), "the best tokens at each place", no_op=(False,)),
-            honoured("echo", Boolean(), "the prompt in front of the answer, with its log-probabilities"),
+            honoured("echo", BOOLEAN, "the prompt in front of the answer, with its log-probabilities"),
             honoured("best_of", Integer(1, limits.choices), "must equal n: every answer that is computed is returned"),
             honoured(
                 "add_special_tokens",
-                Boolean(),
+                BOOLEAN,
                 "the begin-of-sentence token in front of a text; token ids are taken as they are",
                 default="true",
             ),
             honoured(
                 "parse_special",
-                Boolean(),
+                BOOLEAN,
                 "spellings of added tokens in a prompt are those tokens, as fill-in-the-middle needs",
                 default="false",
             ),
