@@ -7,7 +7,6 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import Screen
 from textual.widgets import Rule, Static
 
 from dslite.app.chat.engine_worker import EngineWorker
@@ -17,6 +16,7 @@ from dslite.app.tui import messages
 from dslite.app.tui.control.commands import ScreenCommands
 from dslite.app.tui.control.view import ScreenView
 from dslite.app.tui.style import keys
+from dslite.app.tui.textual_fixes.drag import DragWithinScreen
 from dslite.app.tui.transcript.items import short_name
 from dslite.app.tui.transcript.sanitize import one_line
 from dslite.app.tui.transcript.transcript import Transcript
@@ -29,7 +29,7 @@ NARROW = 80  # columns under which a panel takes the whole screen
 LOW = 14  # lines under which the title is hidden
 
 
-class ChatScreen(Screen[None]):
+class ChatScreen(DragWithinScreen):
     """The conversation, the messages that wait, the prompt, the status line; the inspector beside them."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings()]
@@ -38,7 +38,7 @@ class ChatScreen(Screen[None]):
     def __init__(self, launch: ChatLaunch, worker: EngineWorker) -> None:
         super().__init__()
         self.title_line = TitleLine(id="title")
-        self.transcript = Transcript(id="transcript")
+        self.transcript = self.drag_widget = Transcript(id="transcript")
         self.waiting = WaitingMessages(id="waiting")
         self.prompt = Prompt(id="prompt")
         self.status_line = StatusLine(id="status")

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
+from textual.geometry import Offset
 from textual.message import Message
 from textual.strip import Strip
 
@@ -42,6 +43,7 @@ class Transcript(VirtualListView, can_focus=True):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.items: list[TranscriptItem] = []
+        self._pressed_at = Offset(-1, -1)  # of the screen, where the mouse button went down
 
     # Content.
 
@@ -195,6 +197,9 @@ class Transcript(VirtualListView, can_focus=True):
         event.stop()
         self.post_message(self.Leave(visible(event.text)))
 
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        self._pressed_at = event.screen_offset
+
     def on_click(self, event: events.Click) -> None:
         line = self.scroll_offset.y + event.y
         if line < self.virtual_list.height:
@@ -203,7 +208,9 @@ class Transcript(VirtualListView, can_focus=True):
                 self.choose(block.item, scroll=False)
             if block.kind == "reasoning" and event.chain == 1 and self.text_selection is None:
                 self._toggle_reasoning(block.item)
-        if self.text_selection is None and event.chain > 1:
+        if event.chain > 1:
+            event.prevent_default()  # Textual would select everything, the prompt included
+        if event.screen_offset == self._pressed_at and event.chain > 1:  # the end of a drag is a click to Textual
             self.select_around(event.x, line, whole_line=event.chain > 2)
 
 

@@ -115,6 +115,8 @@ def fitted(found: Sequence[tuple[int, Text]], width: int) -> Text:
 class StatusLine(Widget):
     """One line, drawn again only when its text changes."""
 
+    ALLOW_SELECT = False
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._line = Text(end="")
@@ -152,6 +154,8 @@ class StatusLine(Widget):
 
 class TitleLine(Widget):
     """The conversation's title, and at the right its model and profile."""
+
+    ALLOW_SELECT = False
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

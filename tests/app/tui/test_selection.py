@@ -10,6 +10,7 @@ from support.chat import Chat, drive, open_chat
 from support.chat_texts import prose
 from support.fake_engine import FakeBackend
 from textual.color import Color
+from textual.events import MouseMove
 from textual.geometry import Offset
 from textual.selection import Selection
 
@@ -250,3 +251,39 @@ async def test_text_selected_in_the_prompt_has_that_contrast_too(home: Path, the
         ]
         [style] = segments
         assert contrast(*shown_colours(style)) >= 4.5
+
+
+@drive
+async def test_three_clicks_select_the_line_and_nothing_around_it(home: Path) -> None:
+    async with open_chat(home, FakeBackend("one *two* three\n\nanother line"), size=(60, 20)) as chat:
+        await chat.ask("go")
+        place = place_of(chat, "two")
+        await chat.pilot.click(chat.transcript, offset=place, times=3)
+        await chat.pilot.pause()
+        assert chat.app.screen.get_selected_text() == "one *two* three"
+
+
+@pytest.mark.parametrize("beyond", [Offset(30, -2), Offset(-1, -1), Offset(30, 99), Offset(200, 21), Offset(4, 20)])
+@drive
+async def test_a_drag_beyond_an_edge_scrolls_and_selects_what_is_between(home: Path, beyond: Offset) -> None:
+    text = "\n\n".join(f"paragraph {number} of many" for number in range(200))
+    async with open_chat(home, FakeBackend(text), size=(60, 26)) as chat:
+        top = await scrolled_into(chat)
+        transcript, upwards = chat.transcript, beyond.y < 0
+        start = Offset(0, 8) + transcript.region.offset
+        end = Offset(min(max(beyond.x, 0), 59), min(max(beyond.y + transcript.region.y, 0), 25))
+        await chat.pilot.mouse_down(None, offset=start)
+        move = MouseMove(None, *end, 0, end.y - start.y, 1, False, False, False, screen_x=end.x, screen_y=end.y)
+        chat.app.screen._forward_event(move)
+        await chat.until(lambda: abs(transcript.scroll_offset.y - top) > 30)
+        await chat.pilot.mouse_up(None, offset=end)
+        await chat.pilot.pause()
+        [(widget, selection)] = chat.app.screen.selections.items()
+        assert widget is transcript
+        lines = sorted([selection.start.y, selection.end.y])
+        assert lines[upwards] == top + 8
+        first = transcript.scroll_offset.y
+        assert lines[not upwards] == (first if upwards else first + transcript.size.height - 1)
+        copied_text = chat.app.screen.get_selected_text()
+        assert copied_text
+        assert copied_text in text
