@@ -25,6 +25,8 @@ Name = Annotated[
     ),
 ]
 
+_GRACE_S = 0.5  # that asking the Hub may take to end after a signal
+
 _PART_NAMES = {
     "embedding": "embedding",
     "attention": "attention",
@@ -87,7 +89,7 @@ def pull(name: Name, *, revision: Revision = None, offline: Offline = False) -> 
         read_config(locate(ref))  # a folder and the demo are where they are, or are not models
         print(ref.folder)
         return
-    interruption = Interruption()
+    interruption = Interruption(grace_s=_GRACE_S)
     present = show_pull(download.pull(ref, offline=offline, cancel=interruption.flag), interruption)
     if present is None:
         console.warn(f"stopped; what came is kept, and dslite model pull {name} goes on from there")
@@ -115,7 +117,7 @@ def verify(
 
     ref = model_ref(name, revision)
     checked: list[CheckedFile] = []
-    interruption = Interruption()
+    interruption = Interruption(grace_s=_GRACE_S)
     events = check(ref, locate(ref), checked, offline=offline, cancel=interruption.flag)
     for _ in show_downloads(events, interruption, verb="checked"):
         pass

@@ -106,15 +106,16 @@ def show_downloads(
     *,
     verb: str = "fetched",
 ) -> "Iterator[PullEvent]":
-    """Show Downloading events as they come, and yield the others.
+    """Show Downloading events as they come, and yield the others; `interruption.flag` cancels them.
 
-    Until the first event a signal ends the process: the Hub is being asked, and nothing was fetched.
+    With the first event the grace of `interruption` ends: until then the Hub is asked, and nothing was fetched.
     """
-    with closing(events):
+    with closing(events), interruption:
         first = next(events, None)
+        interruption.protect()
         if first is None:
             return
-        with interruption, DownloadProgress(verb) as display:
+        with DownloadProgress(verb) as display:
             for event in chain([first], events):
                 if isinstance(event, Downloading):
                     display.show(event)

@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pexpect
@@ -189,6 +191,52 @@ def test_sigterm_ends_with_143_and_gives_the_cursor_back(silent: HubServer) -> N
     child.close()
     assert child.exitstatus == 143
     assert "\x1b[?25h" in child.before
+
+
+def at_the_first_request(hub: HubServer) -> str:
+    return ""
+
+
+def in_a_file(hub: HubServer) -> str:
+    hub.on(SHARD).hold_at = 150_000
+    return r"150\.0 KB of 358\.3 KB"
+
+
+def in_a_pause_before_another_try(hub: HubServer) -> str:
+    hub.on(SHARD).hold_at = 150_000
+    hub.on(SHARD).statuses = [(503, {"Retry-After": "100"})] * 3
+    return "the server answered 503"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("where", [at_the_first_request, in_a_file, in_a_pause_before_another_try])
+@pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_silent_hub_is_left_at_a_signal(
+    hub: HubServer,
+    number: signal.Signals,
+    where: Callable[[HubServer], str],
+    twice: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = where(hub)
+    with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as held:
+        if not place:
+            monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        child = spawn("model", "pull", "chat")
+        if place:
+            child.expect(place)
+        else:
+            connection = held.enter_context(silent.accept()[0])
+            connection.recv(1)  # the request has begun, and is never answered
+        child.kill(number)
+        if twice:
+            child.kill(number)
+        child.expect(pexpect.EOF)  # neither the silence nor the pause of 100 s is waited for
+        child.close()
+        assert child.exitstatus == 128 + number
+        assert "Traceback" not in child.before
+        if not twice:
+            assert "goes on from there" in child.before
 
 
 def test_help_imports_neither_torch_nor_the_hub_s_client() -> None:
