@@ -1,6 +1,7 @@
 """Settings of the whole suite."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -22,6 +23,18 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest_plugins = ["support.hub_fixtures", "support.serving"]
 
 
+def _take_signals() -> None:
+    """Let commands that tests start be stopped, also where this run ignores signals (`nohup make test`, a job of `&`).
+
+    A program that is started inherits what is ignored, but not a handler.
+    """
+    for name in ("SIGINT", "SIGHUP", "SIGTERM"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """A failing example is told as it is, not as a warning that an engine is long to print."""
+    _take_signals()
     config.addinivalue_line("filterwarnings", "ignore:Generating overly large repr:hypothesis.errors.HypothesisWarning")

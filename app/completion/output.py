@@ -40,7 +40,8 @@ def first_code_block(answer: Answer) -> str:
     blocks = code_blocks(answer.text)
     if not blocks:
         raise NoCodeBlockError("the answer has no fenced code block, so nothing is printed", "leave out --extract")
-    whole = blocks[0].closed or (answer.done is not None and answer.done.finish_reason == "stop")
+    ended = answer.done is not None and answer.done.finish_reason == "stop"
+    whole = blocks[0].closed or (ended and bool(blocks[0].text))
     if not whole:
         raise NoCodeBlockError("the code block was cut, so nothing is printed", "raise --max-tokens")
     return blocks[0].text

@@ -44,6 +44,7 @@ def test_the_first_block_is_printed_wherever_it_stands(dslite: Dslite, text: str
         ("Run:\n```sh\nrm -rf /tmp/", "length", "the code block was cut"),
         ("1. Run:\n\n   ```sh\n   rm -rf /", "length", "the code block was cut"),
         ("```sh", "length", "the code block was cut"),
+        ("```a`b\nprose\n```", "stop", "the code block was cut"),
     ],
 )
 @pytest.mark.parametrize("args", [[], ["--json"], ["--no-stream"]])
