@@ -20,6 +20,9 @@ class LatentKVCache:
     In host memory the buffers of a whole context are reserved at once: a page that no token has reached costs nothing.
     On a device they grow with the sequence, layer by layer, so that never more than one layer exists twice; a recorded
     step reads their addresses from memory (`addresses`), so that they may move.
+
+    Measured on a CPU at Lite's size, 32,768 tokens in pieces of 64, one thread beside other programs: reserved 0.65 s
+    of its time and 1,021 MB at most, grown 1.64 s and 1,047 MB. Growing costs 30 µs a token and one layer of memory.
     """
 
     def __init__(
