@@ -38,3 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """A failing example is told as it is, not as a warning that an engine is long to print."""
     _take_signals()
     config.addinivalue_line("filterwarnings", "ignore:Generating overly large repr:hypothesis.errors.HypothesisWarning")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A long text by its beginning and length: whole, the names of the tests were 14 MB that each worker sends."""
+    text = hex(val) if type(val) is int else val if isinstance(val, str) else repr(val) if type(val) is bytes else ""
+    return f"{ascii(text[:60])[1:-1]} and {len(text) - 60} more" if len(text) > 100 else None
