@@ -102,7 +102,7 @@ def _run() -> int:
 
 
 def _complete(shell: str) -> int:
-    """Answer a shell's completion script, ours or one of Typer's."""
+    """Answer a shell's completion script, of dslite or of Typer."""
     if shell in shell_completion.SCRIPTS:
         shell_completion.answer(typer.main.get_command(app), shell, sys.argv[1:])
         return 0

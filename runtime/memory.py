@@ -36,7 +36,7 @@ def with_room(make: Callable[[], Made], cache: GivesBack | None, what: str) -> M
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
-            told = OutOfMemoryError.of(error, what)
+            shortage = OutOfMemoryError.of(error, what)
         # Outside of the handler: the error's traceback would keep the memory of what failed.
         if cache is None or not cache.give_back():
-            raise told
+            raise shortage

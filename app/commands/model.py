@@ -128,7 +128,7 @@ def verify(
     else:
         print_table(("FILE", "STATE", "HASH"), [(found.name, found.state, found.expected or "") for found in checked])
     if unknown := [found.name for found in checked if found.state == "unknown"]:
-        console.warn(f"nobody says which hash {unknown[0]} should have: {len(unknown)} files were not checked")
+        console.warn(f"no source gives a hash of {unknown[0]}: {len(unknown)} files were not checked")
     if error := complaint(ref, checked):
         raise error
 

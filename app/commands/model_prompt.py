@@ -1,4 +1,4 @@
-"""The first start, without the model. On a terminal its user decides; elsewhere an error says what to run."""
+"""A command whose model is absent: a terminal is asked what to do, elsewhere an error names the command to run."""
 
 import sys
 from collections.abc import Generator
@@ -27,9 +27,9 @@ _CHOICES = {
 
 
 def ensure_model(ref: ModelRef, *, offline: bool) -> ModelRef:
-    """A model that is present: the one asked for, or the one that its user takes instead.
+    """A model that is present: `ref`, or the one that the user chooses instead.
 
-    A present model costs no request. Raises ModelUnavailableError where it is absent and nobody can be asked.
+    A present model costs no request. Raises ModelUnavailableError where it is absent and there is no terminal.
     """
     try:
         locate(ref)
@@ -50,7 +50,7 @@ def _say(text: str) -> None:
 
 
 def _ask(ref: ModelRef) -> ModelRef:
-    """Name what a download would mean, and offer it beside the other ways."""
+    """Show what a download needs, and ask: download, demo, another folder or quit."""
     from dslite.runtime.downloads.download import pull
 
     interruption = Interruption()

@@ -46,12 +46,12 @@ def plan(
 
     config = config_of(ref, offline=options.offline)
     machine = described_machine(this_machine.machine(), options.device, options.vram, options.ram, given)
-    made = place(machine, config, plan_request(options))
+    result = place(machine, config, plan_request(options))
     if listing.json:
-        print(json.dumps(plan_object(ref.name, made) | {"machine": _machine_object(machine)}, ensure_ascii=False))
+        print(json.dumps(plan_object(ref.name, result) | {"machine": _machine_object(machine)}, ensure_ascii=False))
     else:
-        print(_text(ref.name, made), _machine_line(machine), sep="\n")
-    raise typer.Exit(0 if made.fits else ModelUnavailableError.exit_code)
+        print(_text(ref.name, result), _machine_line(machine), sep="\n")
+    raise typer.Exit(0 if result.fits else ModelUnavailableError.exit_code)
 
 
 def _bandwidths(pcie: float | None, gpu: float | None, ram: float | None, disk: float | None) -> "Bandwidths":
@@ -106,7 +106,7 @@ def _machine_object(machine: "MachineSpec") -> dict[str, int]:
 
 
 def _machine_line(machine: "MachineSpec") -> str:
-    """The same, told: a described machine is taken for a usual one where nothing was said."""
+    """The same as text, as a described machine has usual values where no flag gives one."""
     parts = [
         f"{machine.ram_free / 1e9:.0f} GB of host memory at {machine.ram_bandwidth / 1e9:.0f} GB/s",
         f"disk {machine.disk_bandwidth / 1e9:.1f} GB/s",

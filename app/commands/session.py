@@ -35,9 +35,9 @@ def list_sessions(*, limit: Limit = None, listing: ListFlags) -> None:
     with SessionStore.open() as store:
         found = store.conversations(limit=limit)
     if listing.json:
-        print(json.dumps([_summary(talk) for talk in found]))
+        print(json.dumps([_summary(each) for each in found]))
         return
-    rows = [(talk.id, local_time(talk.updated), f"{talk.messages}", talk.title) for talk in found]
+    rows = [(each.id, local_time(each.updated), f"{each.messages}", each.title) for each in found]
     print_table(("ID", "CHANGED", "MESSAGES", "TITLE"), rows)
 
 
@@ -100,7 +100,7 @@ def rename(id: Id, title: Annotated[list[str], typer.Argument(metavar="TITLE", h
 def import_files(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="The files; - is stdin.")],
 ) -> None:
-    """Import conversations: an export of ours, or ChatGPT's, as its ZIP or as conversations.json.
+    """Import conversations: an export of dslite, or ChatGPT's as a ZIP or as conversations.json.
 
     What is not sound is named and left out; where nothing is left, that is an error.
     """
@@ -147,13 +147,13 @@ def remove(
     from dslite.app.sessions.store import SessionStore
 
     with SessionStore.open() as store:
-        for talk in [store.find(id) for id in ids]:  # all are found before one is removed
-            store.purge(talk.id)
+        for conversation in [store.find(id) for id in ids]:  # all are found before one is removed
+            store.purge(conversation.id)
 
 
-def _summary(talk: "Conversation") -> dict[str, Any]:
+def _summary(conversation: "Conversation") -> dict[str, Any]:
     keys = ("id", "title", "model", "profile", "created", "updated", "messages")
-    return {key: getattr(talk, key) for key in keys}
+    return {key: getattr(conversation, key) for key in keys}
 
 
 def _exported(id: str, kind: str) -> str:
@@ -161,10 +161,10 @@ def _exported(id: str, kind: str) -> str:
     from dslite.app.sessions.store import SessionStore
 
     with SessionStore.open() as store:
-        talk = store.find(id)
+        conversation = store.find(id)
         if kind == "md":
-            return to_markdown(talk, store.path(talk.leaf))
-        return json.dumps(to_dict(talk, store.tree(talk.id))) + "\n"
+            return to_markdown(conversation, store.path(conversation.leaf))
+        return json.dumps(to_dict(conversation, store.tree(conversation.id))) + "\n"
 
 
 app.command("list")(command(list_sessions))

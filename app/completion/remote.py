@@ -151,7 +151,7 @@ class RemoteCompletion:
             results.put(None)
 
     def _answer(self, key: int, request: RemoteRequest, cancel: threading.Event) -> Answer | DsliteError:
-        """The answer, or the error of whatever went wrong: nothing may end the thread before its result is told."""
+        """The answer, or the error of what went wrong: the thread must not end without a result."""
         answer = Answer()
         try:
             for event in self._model.generate(request, cancel):

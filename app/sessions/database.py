@@ -254,7 +254,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         connection.close()
         if not writable:
-            # The log's files cannot be made beside it; nobody else can, either, so the file stands still.
+            # The log's files cannot be created beside it, by no process: so the file does not change.
             return _open_uri(path, "immutable=1")
         if _error_name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise

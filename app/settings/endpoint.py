@@ -1,4 +1,4 @@
-"""--endpoint: which server, which of its models, and the key that it wants."""
+"""--endpoint: the server, the model to use of those it lists, and its API key."""
 
 import os
 from dataclasses import dataclass

@@ -28,22 +28,24 @@ class AnswerSettings:
 def settle(
     flags: AnswerSettings,
     profile: str | None,
-    talk: "Conversation | None",
+    conversation: "Conversation | None",
     *,
     raw: bool,
     config: Config | None = None,
 ) -> AnswerSettings:
     """Put flags over a profile over the defaults. Raises NotFoundError, ConfigFileError.
 
-    `profile` is the one that was asked for. A conversation keeps the model and system message that it was made with,
-    unless flags or that profile say otherwise. Raw text has no system message, so no profile counts unasked.
+    `profile` is the name given with --profile. A conversation keeps its model and system message, unless flags or that
+    profile set others. Raw text has no system message, so only a profile given by name applies to it.
     """
     config = config or read_config()
     defaults = config.table("defaults")
-    asked = None if profile is None else get_profile(profile, config)
-    chosen = asked or (Profile(PLAIN) if raw else _unasked(config, talk))
-    of_talk = AnswerSettings() if talk is None else AnswerSettings(talk.model or None, system=talk.system or "")
-    sources = (flags, asked, of_talk, chosen)
+    named = None if profile is None else get_profile(profile, config)
+    chosen = named or (Profile(PLAIN) if raw else _implied_profile(config, conversation))
+    saved = None
+    if conversation is not None:
+        saved = AnswerSettings(conversation.model or None, system=conversation.system or "")
+    sources = (flags, named, saved, chosen)
     models = (source.model for source in sources if source is not None)
     systems = (source.system for source in sources if source is not None)
     return AnswerSettings(
@@ -54,12 +56,12 @@ def settle(
     )
 
 
-def _unasked(config: Config, talk: "Conversation | None") -> Profile:
-    """The conversation's profile, as long as there is one of that name; else the default one."""
-    if talk is None:
+def _implied_profile(config: Config, conversation: "Conversation | None") -> Profile:
+    """The conversation's profile if it still exists, else the plain one; without a conversation the default one."""
+    if conversation is None:
         return default_profile(config)
     try:
-        return get_profile(talk.profile or PLAIN, config)
+        return get_profile(conversation.profile or PLAIN, config)
     except NotFoundError:
         return Profile(PLAIN)
 

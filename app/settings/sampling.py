@@ -1,4 +1,4 @@
-"""How an answer is drawn: flags over the model's own defaults."""
+"""Sampling parameters from flags, config.toml, JSON and generation_config.json: their keys, types and ranges."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +47,7 @@ def check_types(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_defaults(folder: Path) -> dict[str, Any]:
-    """What generation_config.json says about sampling."""
+    """The sampling parameters of generation_config.json. Raises UsageError."""
     from dslite.runtime.engine_loader import generation_defaults
 
     raw = generation_defaults(folder)

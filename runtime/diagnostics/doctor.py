@@ -50,7 +50,7 @@ class Finding:
 
 @dataclass
 class Examination:
-    """ModelStats by section, in reading order, and findings."""
+    """Facts by section, in reading order, and findings."""
 
     facts: dict[str, dict[str, Fact]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)

@@ -41,7 +41,7 @@ class ModelInfo:
 def describe(ref: ModelRef, *, offline: bool = False) -> ModelInfo:
     """Collect the figures of a model from its folder or the cache, else from the Hub.
 
-    Raises ModelUnavailableError where nobody knows its config, ConfigError naming the key at fault.
+    Raises ModelUnavailableError where its config is not known, ConfigError naming the key at fault.
     """
     folder = _present(ref)
     remote = None

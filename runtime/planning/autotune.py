@@ -1,7 +1,7 @@
-"""Picks the GEMM for CPU prefill: our AVX kernels or oneDNN (torch).
+"""Picks the GEMM for CPU prefill: the AVX kernels of dslite or oneDNN (torch).
 
-Ours win for few tokens per weight (no repacking); oneDNN wins for many on CPUs with AMX. The crossover is measured once
-per machine (0.2 s) and kept in `products.json`.
+The kernels win for few tokens per weight (no repacking); oneDNN wins for many on CPUs with AMX. The crossover is
+measured once per machine (0.2 s) and kept in `products.json`.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A file of weights as memory, and what happens when its pages go away under it.
 
-Whoever reads a page that a file has lost, because it was cut or the disk failed, is ended by the system with SIGBUS.
+Reading a page that a file has lost, because it was cut or the disk failed, ends a process with SIGBUS.
 The compiled guard (mapped_pages.c) lets zeros be read instead and remembers it: `check`, asked behind every pass, then
 throws away what was computed. Without the guard `check`, asked before a pass as well, still finds what was cut by then;
 a file that is cut while a pass reads it ends the process.
