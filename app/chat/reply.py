@@ -41,6 +41,7 @@ class Reply:
     question: Node | None = None
     job: GenerationJob | None = None  # None while it waits for a model
     state: ReplyState = ReplyState.QUEUED
+    failed: bool = False  # it ended in an error, which the view shows
     ids: list[int] = field(default_factory=list)  # of the whole message
     count: int = 0  # tokens so far
     pending: list[str] = field(default_factory=list)  # text that the view does not show yet

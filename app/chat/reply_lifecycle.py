@@ -116,6 +116,7 @@ class ReplyLifecycle:
 
     def _on_failed(self, reply: Reply, error: DsliteError) -> None:
         """A reply ended in an error; its text is kept."""
+        reply.failed = True
         self._keep_text(reply)
         if isinstance(error, ContextFullError) and not reply.trim:  # with `trim` no older turn is left to leave out
             self._on_context_full(error)

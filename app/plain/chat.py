@@ -164,7 +164,7 @@ class PlainChat:
     def answer_finished(self, reply: Reply) -> None:
         self._progress.clear()
         self._output.end_line()
-        if note := finish_note(reply.node):
+        if not reply.failed and (note := finish_note(reply.node)):
             print(f"[{note.strip('!() ')}]", flush=True)
 
     def answer_removed(self, reply: Reply) -> None:
