@@ -54,6 +54,13 @@ def drop_cached_pages(descriptor: int, start: int = 0, count: int = 0) -> None:
         os.posix_fadvise(descriptor, start, count, os.POSIX_FADV_DONTNEED)
 
 
+def name_of_descriptor(descriptor: int) -> str | None:
+    """A path that opens the very file of an open descriptor; None on Windows, which has none."""
+    if system_name() == "windows":
+        return None
+    return f"/proc/self/fd/{descriptor}" if system_name() == "linux" else f"/dev/fd/{descriptor}"
+
+
 def reopen(descriptor: int) -> int | None:
     """A second descriptor of the same file, whatever its name means by now, with a page cache; None where none is."""
     if system_name() != "linux":

@@ -13,7 +13,6 @@ import json
 import math
 import mmap
 import os
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dslite.runtime.errors import CheckpointError
+from dslite.runtime.system.files import name_of_descriptor
 
 REMEDY = "download the model again, or check the folder"
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "I32": torch.int32, "U8": torch.uint8}
@@ -250,9 +250,9 @@ def _check_extents(file: Path, entries: list[TensorEntry], start: int, size: int
 
 def _check_with_package(stream: BinaryIO, file: Path) -> None:
     """Let the safetensors package check the header of the file that is open. Raises CheckpointError."""
-    if sys.platform == "win32":
+    descriptor = name_of_descriptor(stream.fileno())
+    if descriptor is None:
         return
-    descriptor = f"/proc/self/fd/{stream.fileno()}" if sys.platform == "linux" else f"/dev/fd/{stream.fileno()}"
     try:
         # Read, not mapped: a file that is cut meanwhile would end the process.
         with safe_open(descriptor, framework="np", backend="pread"):
