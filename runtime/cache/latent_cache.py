@@ -37,8 +37,8 @@ class LatentKVCache:
         """`grows`: by need, and not reserved at once; None: as suits the device."""
         self.max_tokens = max_tokens
         self._length = 0
-        capacity = 0 if (grows_on(device) if grows is None else grows) else max_tokens
-        shape = (config.num_hidden_layers, capacity, config.latent_width)
+        self._grows = grows_on(device) if grows is None else grows
+        shape = (config.num_hidden_layers, 0 if self._grows else max_tokens, config.latent_width)
         self._block = torch.empty(shape, dtype=dtype, device=device)  # without a token where the cache grows
         self._layers = list(self._block.unbind())
 
@@ -87,7 +87,7 @@ class LatentKVCache:
 
     def entries(self, start: int, end: int) -> Tensor:
         """Entries of some tokens in host memory, (layers, end - start, C+R); a view where they lie there."""
-        if len(self._block[0]) == self.max_tokens and self._block.device.type == "cpu":
+        if not self._grows and self._block.device.type == "cpu":
             return self._block[:, start:end]
         shape = (len(self._layers), end - start, self._block.shape[2])
         found = torch.empty(shape, dtype=self._block.dtype)
@@ -98,8 +98,11 @@ class LatentKVCache:
     def put(self, entries: Tensor) -> None:
         """Append tokens whose entries (layers, T, C+R) are known."""
         end = self._ensure(entries.shape[1])
-        for own, known in zip(self._layers, entries, strict=True):
-            own[self._length : end] = known
+        if self._grows:
+            for own, known in zip(self._layers, entries, strict=True):
+                own[self._length : end] = known
+        else:
+            self._block[:, self._length : end] = entries
         self._length = end
 
     def truncate(self, length: int) -> None:
