@@ -9,7 +9,6 @@ from dslite.app.commands.command import Needs, flag, rules
 from dslite.app.commands.flags import EngineFlags, ListFlags
 from dslite.app.terminal.tables import print_table
 from dslite.runtime.downloads.hub import ModelRef, locate
-from dslite.runtime.downloads.model_config import config_of
 from dslite.runtime.engine_options import EngineOptions, check_whole
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 
@@ -50,6 +49,7 @@ def bench(
     ref, options = engine.ref("chat"), engine.options()
 
     from dslite.runtime.diagnostics.benchmark import SpeedTest
+    from dslite.runtime.downloads.model_config import config_of
 
     config = config_of(ref, offline=options.offline)
     most = options.ctx_size or config.max_position_embeddings

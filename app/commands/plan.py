@@ -7,7 +7,6 @@ import typer
 
 from dslite.app.commands.command import flag
 from dslite.app.commands.flags import ListFlags, ModelFlags
-from dslite.runtime.downloads.model_config import config_of
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ def plan(
     ref, options = model.ref("chat"), model.options()
     given = _bandwidths(pcie, gpu_bandwidth, ram_bandwidth, disk_bandwidth)
 
+    from dslite.runtime.downloads.model_config import config_of  # its errors of the network take 20 ms to import
     from dslite.runtime.engine_loader import plan_request
     from dslite.runtime.planning import machine as this_machine
     from dslite.runtime.planning.described_machine import described_machine
