@@ -71,7 +71,13 @@ def test_what_is_dragged_over_is_written_in_colours_that_contrast(home: Path, th
         last = next(number for number, line in enumerate(lines) if "# words" in line)
         column = lines[first].index("words")
         terminal.type(f"\x1b[<0;{column + 1};{first + 1}M\x1b[<32;30;{last + 1}M\x1b[<0;30;{last + 1}m")
-        terminal.wait(lambda: is_marked(terminal, first, column))
+
+        def ends_are_drawn() -> bool:
+            """Whether the selection is drawn up to its end: a frame may arrive in parts."""
+            line = terminal.screen.buffer[last]
+            return is_marked(terminal, first, column) and line[7].bg == line[27].bg != line[60].bg
+
+        terminal.wait(ends_are_drawn)
         cells = [terminal.screen.buffer[first][column + place] for place in range(20)]
         cells += [terminal.screen.buffer[last][place] for place in range(7, 28)]
         for cell in cells:
