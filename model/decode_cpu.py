@@ -1,4 +1,4 @@
-"""The layers for few tokens on the CPU, by the compiled kernel: as many in one call as have their experts at hand."""
+"""The layers for few tokens on the CPU: one call of the compiled kernel for adjacent layers with resident experts."""
 
 # T tokens  D hidden  C latent  R rope
 

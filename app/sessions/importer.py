@@ -69,7 +69,7 @@ class ImportResult:
 
 
 def import_file(store: SessionStore, data: bytes | BinaryIO, name: str = "the file") -> ImportResult:
-    """Add the conversations of an export of ours or of ChatGPT, as JSON or as its ZIP; what is not sound is skipped.
+    """Add the conversations of an export of dslite or of ChatGPT, as JSON or as its ZIP; what is not sound is skipped.
 
     `data` is the file's bytes, or the file itself, of which an archive's images are not read. Raises UsageError for
     what is no such file or too large, OSError, and SessionsError where nothing can be saved.

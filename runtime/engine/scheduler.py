@@ -213,13 +213,13 @@ class Scheduler:
 
     def _schedule(self) -> list[ScheduledChunk]:
         """The chunks of the next pass. Where their tokens exceed the budget, memory is taken from others first."""
+        prefix_cache = self._core.prefix_cache
         while True:
             chunks = [*self._prefill_chunks(), *self._decode_chunks()]
             wanted = sum(len(cached.ids) for cached in self._caches()) + sum(len(chunk.ids) for chunk in chunks)
-            if wanted + self._core.prefix_cache.tokens <= self._max_tokens or self._core.prefix_cache.evict():
-                if wanted + self._core.prefix_cache.tokens <= self._max_tokens:
-                    return chunks
-            elif not self._preempt():
+            while wanted + prefix_cache.tokens > self._max_tokens and prefix_cache.evict():
+                pass
+            if wanted + prefix_cache.tokens <= self._max_tokens or not self._preempt():
                 return chunks
 
     def _prefill_chunks(self) -> list[ScheduledChunk]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dslite.runtime.system import system_name
 
-# Windows opens descriptors as text, where \r\n becomes \n, unless it is told otherwise.
+# Windows opens descriptors as text, where \r\n becomes \n, unless O_BINARY is given.
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 _REPLACE_TRIES = 20
 _REPLACE_WAIT_S = 0.05
