@@ -16,7 +16,7 @@ from dslite.model.errors import ConfigError
 _WITHOUT_EFFECT = frozenset(
     "architectures auto_map _name_or_path transformers_version torch_dtype dtype use_cache initializer_range "
     "attention_dropout aux_loss_alpha seq_aux pad_token_id ep_size output_attentions output_hidden_states "
-    "return_dict pretraining_tp".split()
+    "return_dict pretraining_tp output_router_logits".split()
 )
 # Keys with one implemented value: any other is refused.
 _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
@@ -28,6 +28,7 @@ _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "norm_topk_prob": (False, None),
     "scoring_func": ("softmax",),
     "tie_word_embeddings": (False,),
+    "quantization_config": (None,),
     "topk_method": ("greedy", "group_limited_greedy"),
 }
 _SIZES = (
@@ -37,11 +38,19 @@ _SIZES = (
 ).split()
 _OTHERS = frozenset(
     "n_shared_experts first_k_dense_replace n_group topk_group topk_method q_lora_rank rms_norm_eps rope_theta "
-    "rope_scaling routed_scaling_factor bos_token_id eos_token_id num_key_value_heads head_dim".split()
+    "rope_scaling rope_parameters routed_scaling_factor bos_token_id eos_token_id num_key_value_heads head_dim "
+    "qk_head_dim".split()
 )
 _YARN_KEYS = frozenset(
-    "type rope_type factor beta_fast beta_slow mscale mscale_all_dim original_max_position_embeddings".split()
+    "type rope_type rope_theta factor beta_fast beta_slow mscale mscale_all_dim "
+    "original_max_position_embeddings".split()
 )
+# Keys of rotation that transformers may write, with the values that change nothing.
+_ROPE_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "truncate": (True, None),
+    "attention_factor": (None,),
+    "partial_rotary_factor": (1.0, None),
+}
 
 _MOST_EXPERTS = 10**6  # 100 times the largest of the family: a damaged number must not fill the memory
 
@@ -121,6 +130,7 @@ class ModelConfig:
         _check_model_type(raw)
         _refuse_unimplemented(raw)
         sizes = {key: _integer(raw, key, minimum=1) for key in _SIZES}
+        rope_theta, rope_scaling = _rope(raw)
         config = cls(
             **sizes,
             n_shared_experts=_integer(raw, "n_shared_experts") if raw.get("n_shared_experts") is not None else 0,
@@ -131,8 +141,8 @@ class ModelConfig:
             routed_scaling_factor=_number(raw, "routed_scaling_factor"),
             q_lora_rank=None if raw.get("q_lora_rank") is None else _integer(raw, "q_lora_rank", minimum=1),
             rms_norm_eps=_number(raw, "rms_norm_eps"),
-            rope_theta=_number(raw, "rope_theta"),
-            rope_scaling=_yarn(raw),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
             bos_token_id=_integer(raw, "bos_token_id"),
             eos_token_ids=_token_ids(raw, "eos_token_id"),
         )
@@ -151,8 +161,8 @@ def _check_model_type(raw: Mapping[str, Any]) -> None:
 
 def _refuse_unimplemented(raw: Mapping[str, Any]) -> None:
     known = _WITHOUT_EFFECT | _ONLY_VALUE.keys() | _OTHERS | set(_SIZES)
-    for key in raw:
-        if key not in known:
+    for key, value in raw.items():
+        if key not in known and value is not None:
             raise ConfigError(
                 f"config.json: the key {key!r} is not implemented",
                 "use a checkpoint of the published DeepSeek-V2 form",
@@ -174,6 +184,8 @@ def _check_consistency(config: ModelConfig, raw: Mapping[str, Any]) -> None:
         raise _wrong("num_key_value_heads", heads, "equal to num_attention_heads: latent attention shares nothing else")
     if raw.get("head_dim") not in (None, config.qk_rope_head_dim):
         raise _wrong("head_dim", raw["head_dim"], "absent or equal to qk_rope_head_dim")
+    if raw.get("qk_head_dim") not in (None, config.qk_head_dim):
+        raise _wrong("qk_head_dim", raw["qk_head_dim"], "absent or the sum of qk_nope_head_dim and qk_rope_head_dim")
     if config.qk_rope_head_dim % 2:
         raise _wrong("qk_rope_head_dim", config.qk_rope_head_dim, "even: rotation acts on pairs")
     if config.rope_theta <= 1:
@@ -191,31 +203,54 @@ def _check_consistency(config: ModelConfig, raw: Mapping[str, Any]) -> None:
             raise _wrong("topk_group", config.topk_group, "large enough for num_experts_per_tok")
 
 
-def _yarn(raw: Mapping[str, Any]) -> YarnConfig | None:
-    scaling = raw.get("rope_scaling")
-    if scaling is None:
-        return None
-    if not isinstance(scaling, Mapping):
-        raise _wrong("rope_scaling", scaling, "an object or null")
-    kinds = [scaling[key] for key in ("type", "rope_type") if key in scaling] or [None]
-    for kind in kinds:
-        if kind != "yarn":
+def _rope(raw: Mapping[str, Any]) -> tuple[float, YarnConfig | None]:
+    """The base of the rotation's frequencies, and how YaRN changes them.
+
+    Published files have rope_theta beside rope_scaling; transformers 5 writes one object, rope_parameters.
+    """
+    given = [place for place in ("rope_scaling", "rope_parameters") if raw.get(place) is not None]
+    if len(given) == 2:
+        raise ConfigError(
+            "config.json has both rope_scaling and rope_parameters", "keep the one that the model was trained with"
+        )
+    if not given:
+        return _number(raw, "rope_theta"), None
+    place = given[0]
+    rope, prefix = raw[place], f"{place}."
+    if not isinstance(rope, Mapping):
+        raise _wrong(place, rope, "an object or null")
+    if raw.get("rope_theta") is None and "rope_theta" in rope:
+        return _number(rope, "rope_theta", prefix), _yarn(rope, prefix)
+    theta = _number(raw, "rope_theta")
+    if rope.get("rope_theta", theta) != theta:
+        raise _wrong(f"{prefix}rope_theta", rope["rope_theta"], f"rope_theta, {theta:g}")
+    return theta, _yarn(rope, prefix)
+
+
+def _yarn(rope: Mapping[str, Any], prefix: str) -> YarnConfig | None:
+    """YaRN's numbers; None where the context is not extended. The defaults are those of the Hub's code."""
+    for kind in [rope[key] for key in ("type", "rope_type") if key in rope] or [None]:
+        if kind not in ("yarn", "default"):
             raise ConfigError(
-                f"config.json: rope_scaling.type is {kind!r}, and only 'yarn' is implemented",
+                f"config.json: {prefix}type is {kind!r}, and only 'yarn' is implemented",
                 "use a checkpoint of the published DeepSeek-V2 form",
             )
-    for key in scaling:
-        if key not in _YARN_KEYS:
-            raise ConfigError(f"config.json: the key 'rope_scaling.{key}' is not implemented")
+        if kind == "default":
+            return None
+    for key, value in rope.items():
+        if key not in _YARN_KEYS and value not in _ROPE_NEUTRAL.get(key, (None,)):
+            raise ConfigError(f"config.json: the key '{prefix}{key}' is not implemented")
+
+    def number(key: str, default: float) -> float:
+        return default if rope.get(key) is None else _number(rope, key, prefix)
+
     return YarnConfig(
-        factor=_number(scaling, "factor", "rope_scaling."),
-        beta_fast=_number(scaling, "beta_fast", "rope_scaling."),
-        beta_slow=_number(scaling, "beta_slow", "rope_scaling."),
-        mscale=_number(scaling, "mscale", "rope_scaling."),
-        mscale_all_dim=_number(scaling, "mscale_all_dim", "rope_scaling."),
-        original_max_position_embeddings=_integer(
-            scaling, "original_max_position_embeddings", minimum=1, prefix="rope_scaling."
-        ),
+        factor=_number(rope, "factor", prefix),
+        beta_fast=number("beta_fast", 32),
+        beta_slow=number("beta_slow", 1),
+        mscale=number("mscale", 1),
+        mscale_all_dim=0 if rope.get("mscale_all_dim") == 0 else number("mscale_all_dim", 0),
+        original_max_position_embeddings=_integer(rope, "original_max_position_embeddings", minimum=1, prefix=prefix),
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -125,12 +126,71 @@ def test_a_missing_key_is_named(key: str) -> None:
         ModelConfig.from_dict(tiny_config(**{key: ...}))
 
 
-@pytest.mark.parametrize("key", [key for key in YARN if key != "type"])
+@pytest.mark.parametrize("key", ["factor", "original_max_position_embeddings"])
 def test_a_missing_key_of_rope_scaling_is_named(key: str) -> None:
     scaling = {name: value for name, value in YARN.items() if name != key}
 
     with pytest.raises(ConfigError, match=rf"rope_scaling\.{key}"):
         ModelConfig.from_dict(tiny_config(rope_scaling=scaling))
+
+
+YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
+
+
+@pytest.mark.parametrize("absent", [..., None])
+def test_keys_of_rope_scaling_that_may_be_absent_have_the_defaults_of_the_hubs_code(absent: Any) -> None:
+    given = {key: value for key, value in YARN.items() if key not in YARN_DEFAULTS}
+    scaling = given | ({} if absent is ... else dict.fromkeys(YARN_DEFAULTS))
+
+    config = ModelConfig.from_dict(tiny_config(rope_scaling=scaling))
+
+    assert {key: getattr(config.rope_scaling, key) for key in YARN_DEFAULTS} == YARN_DEFAULTS
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"quantization_config": None},
+        {"a_key_of_tomorrow": None},
+        {"output_router_logits": False},
+        {"qk_head_dim": 24},
+        {"rope_scaling": YARN | {"truncate": True, "attention_factor": None, "partial_rotary_factor": 1.0}},
+        {
+            "rope_scaling": ...,
+            "rope_theta": ...,
+            "rope_parameters": YARN | {"rope_type": "yarn", "rope_theta": 10000.0},
+        },
+        {"rope_scaling": None, "rope_parameters": YARN | {"rope_theta": 10000}},
+    ],
+)
+def test_keys_that_change_nothing_are_accepted(extra: dict[str, Any]) -> None:
+    assert ModelConfig.from_dict(tiny_config(**extra)) == ModelConfig.from_dict(tiny_config())
+
+
+def test_the_default_rotation_means_that_the_context_is_not_extended() -> None:
+    plain = ModelConfig.from_dict(tiny_config(rope_scaling=None))
+
+    for rope in ({"rope_type": "default", "rope_theta": 10000.0}, {"type": "default"}):
+        assert ModelConfig.from_dict(tiny_config(rope_scaling=None, rope_parameters=rope)) == plain
+
+
+@pytest.mark.parametrize(
+    ("key", "extra"),
+    [
+        ("rope_parameters", {"rope_parameters": YARN}),
+        ("rope_parameters.rope_theta", {"rope_scaling": None, "rope_parameters": YARN | {"rope_theta": 5e5}}),
+        ("rope_theta", {"rope_scaling": None, "rope_theta": ..., "rope_parameters": YARN}),
+        ("rope_parameters", {"rope_scaling": None, "rope_parameters": [YARN]}),
+        ("rope_scaling.truncate", {"rope_scaling": YARN | {"truncate": False}}),
+        ("qk_head_dim", {"qk_head_dim": 25}),
+        ("output_router", {"output_router": False}),
+    ],
+)
+def test_keys_of_rotation_that_disagree_or_change_something_are_refused_by_name(
+    key: str, extra: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        ModelConfig.from_dict(tiny_config(**extra))
 
 
 NEVER_RIGHT: list[Any] = [None, True, "8", -1, {}, math.nan, math.inf]
@@ -153,7 +213,8 @@ def test_a_value_of_the_wrong_kind_is_refused_by_the_name_of_its_key(key: str) -
 
 @pytest.mark.parametrize("key", [key for key in YARN if key != "type"])
 def test_a_value_of_the_wrong_kind_in_rope_scaling_is_refused_by_name(key: str) -> None:
-    for value in wrong_values(key):
+    values = [value for value in wrong_values(key) if not (value is None and key in YARN_DEFAULTS)]
+    for value in values if key != "mscale_all_dim" else [value for value in values if value != 0]:
         with pytest.raises(ConfigError, match=rf"rope_scaling\.{key}"):
             ModelConfig.from_dict(tiny_config(rope_scaling=YARN | {key: value}))
 

@@ -96,6 +96,19 @@ def test_logprobs_of_all_positions_are_those_of_transformers(make_pair: MakePair
     assert (read_once(model, ids, form) - expected).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("shape", ["lite-like", "group-limited, as in the 236B", "no YaRN"])
+def test_what_transformers_saves_today_is_read_and_has_its_logprobs(
+    make_pair: MakePair, tmp_path: Path, shape: str
+) -> None:
+    model, oracle = make_pair(shape)
+    ids = random_ids(48, model.config.vocab_size)
+
+    saved = oracle.save(tmp_path / "saved")
+
+    assert "rope_parameters" in json.loads((saved / "config.json").read_text(encoding="utf-8"))
+    assert (read_once(load_model(saved), ids) - oracle.logprobs(ids)).abs().max() <= TOLERANCE
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_64_greedy_tokens_are_those_of_transformers(make_pair: MakePair, shape: str) -> None:
     model, oracle = make_pair(shape)

@@ -22,6 +22,11 @@ class Oracle:
         )
         self.model.eval()
 
+    def save(self, folder: Path) -> Path:
+        """Write the model as transformers does today; the folder."""
+        self.model.save_pretrained(folder)
+        return folder
+
     @property
     def softmax_scales(self) -> list[float]:
         """What each layer's attention scores are multiplied by."""
