@@ -9,7 +9,7 @@ import torch
 from dslite.model.config import ModelConfig
 from dslite.runtime.cache.disk_cache import LatentDiskCache, fingerprint
 from dslite.runtime.downloads.hub import locate, parse_model
-from dslite.runtime.downloads.layout import read_json
+from dslite.runtime.downloads.layout import generation_defaults
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import ModelUnavailableError, UsageError
@@ -116,10 +116,3 @@ def _end_tokens(folder: Path, config: ModelConfig) -> list[int]:
     more = generation_defaults(folder).get("eos_token_id", [])
     listed = more if isinstance(more, list) else [more]
     return [*config.eos_token_ids, *(token for token in listed if isinstance(token, int))]
-
-
-def generation_defaults(folder: Path) -> dict[str, object]:
-    """generation_config.json of a model: sampling values and end tokens; empty where there is none."""
-    file = folder / "generation_config.json"
-    raw = read_json(file) if file.is_file() else {}
-    return raw if isinstance(raw, dict) else {}

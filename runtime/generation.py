@@ -19,7 +19,7 @@ from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.scheduler import Scheduler
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import ChatEvent, Done, FinishReason, Prefilling, Token
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 _RAW_PARAMS = SamplingParams(max_tokens=256)
 _CHAT_PARAMS = SamplingParams()

@@ -22,7 +22,7 @@ from dslite.runtime.errors import ModelUnavailableError
 from dslite.runtime.events import ChatEvent, Done, Loading
 
 if TYPE_CHECKING:
-    from dslite.runtime.text.chat_template import Message
+    from dslite.runtime.text.message import Message
 
 _MAX_EVENTS = 1024
 _STATS_EVERY_S = 1.0

@@ -13,7 +13,7 @@ from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import Conversation, StoredMessage
-    from dslite.runtime.text.chat_template import Message, Role
+    from dslite.runtime.text.message import Message, Role
 
 _keys = itertools.count(1)
 
@@ -187,7 +187,7 @@ class MessageTree:
 
     def messages(self, end: Node | None, model: str) -> tuple["Message", ...]:
         """The prompt for an answer to `end`. Answers of the same model are given as the token ids that it generated."""
-        from dslite.runtime.text.chat_template import Message  # imported late: the first paint does not need it
+        from dslite.runtime.text.message import Message  # imported late: the first paint does not need it
 
         system = [Message("system", self.system)] if self.system else []
         answers = [

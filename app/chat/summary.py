@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dslite.runtime.text.chat_template import Message
+    from dslite.runtime.text.message import Message
 
 _REQUEST = (
     "Summarise our conversation so far, so that it can be continued from the summary alone: what was asked, what was"
@@ -17,7 +17,7 @@ _MAX_TOKENS = 1024
 
 def request(messages: Sequence["Message"]) -> tuple["Message", ...]:
     """The prompt for a summary of messages."""
-    from dslite.runtime.text.chat_template import Message  # imported late: the first paint does not need it
+    from dslite.runtime.text.message import Message  # imported late: the first paint does not need it
 
     return (*messages, Message("user", _REQUEST))
 

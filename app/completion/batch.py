@@ -18,7 +18,7 @@ from dslite.app.terminal.output_file import open_output
 from dslite.app.terminal.signals import Interruption
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 _KEYS = ("id", "prompt", "messages", "model", "profile", "system", *KEYS)
 _TEXTS = ("model", "profile", "system")

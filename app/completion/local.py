@@ -26,7 +26,8 @@ from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Prefilling, Token
-from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
+from dslite.runtime.text.chat_template import ChatTemplate
+from dslite.runtime.text.message import AnswerSpacing, Message
 from dslite.runtime.text.prompt_limit import PromptLimit
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from dslite.model.errors import DsliteError
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.events import Done, Token
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 RAW_MAX_TOKENS = 256
 

@@ -24,7 +24,7 @@ from dslite.runtime.chat.remote import RemoteModel, RemoteRequest
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import ChatEvent, Done, Notice, Prefilling, Thinking, Token, Waiting
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 _MOST_AT_ONCE = 8
 _LOOK_S = 0.05

@@ -17,7 +17,7 @@ from dslite.app.terminal import console
 from dslite.app.terminal.output_file import open_output
 from dslite.app.terminal.signals import Interruption
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 
 def complete_one(

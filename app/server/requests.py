@@ -14,9 +14,10 @@ from dslite.app.server.json_fields import MOST_INTEGER, read_fields, shown
 from dslite.app.server.limits import Limits
 from dslite.app.server.request_fields import COMPLETION_TOKENS, MESSAGE_PART, chat_fields, completion_fields
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.engine.sequence import Request
-from dslite.runtime.text.chat_template import ChatTemplate, Message, Role
+from dslite.runtime.text.chat_template import ChatTemplate
+from dslite.runtime.text.message import Message, Role
 from dslite.runtime.text.prompt_limit import PromptLimit
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

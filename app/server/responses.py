@@ -8,7 +8,7 @@ from typing import Any
 
 from dslite.app.server.requests import ParsedRequest
 from dslite.runtime.events import Candidate, Done, Event, Prefilling, Token
-from dslite.runtime.text.chat_template import AnswerSpacing
+from dslite.runtime.text.message import AnswerSpacing
 from dslite.runtime.text.tokenizer import Tokenizer
 
 _FINISH = {"stop": "stop", "length": "length", "context": "length", "interrupted": "length"}

@@ -19,8 +19,8 @@ from typing import TypeVar
 from dslite.app.server.errors import ApiError, busy, from_runtime, internal
 from dslite.app.server.limits import Limits
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.scheduler import BatchEvent, Scheduler
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Done, Event
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from dslite.runtime.text.chat_template import Message
+    from dslite.runtime.text.message import Message
 
 Role = Literal["system", "user", "assistant"]
 
@@ -47,7 +47,7 @@ class StoredMessage:
 
     def to_message(self, model: str) -> "Message":
         """As the chat template takes it; with the very ids that were generated, where the same model did (`info`)."""
-        from dslite.runtime.text.chat_template import Message  # not above: a list of conversations needs no tokenizer
+        from dslite.runtime.text.message import Message  # not above: a list of conversations needs no tokenizer
 
         return Message(self.role, self.content, self.token_ids if self.info.get("model") == model else None)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dslite.runtime.downloads.layout import generation_defaults
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import UsageError
 
@@ -48,8 +49,6 @@ def check_types(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_defaults(folder: Path) -> dict[str, Any]:
     """The sampling parameters of generation_config.json. Raises UsageError."""
-    from dslite.runtime.engine_loader import generation_defaults
-
     raw = generation_defaults(folder)
     values = {key: raw[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty") if raw.get(key)}
     if raw.get("do_sample") is False:

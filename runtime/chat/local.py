@@ -9,11 +9,12 @@ from threading import Event as Flag
 
 from dslite.runtime.chat.protocol import ChatBackend, ModelStats
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import ChatEvent, Prefilling
-from dslite.runtime.text.chat_template import AnswerSpacing, ChatTemplate, Message
+from dslite.runtime.text.chat_template import ChatTemplate
+from dslite.runtime.text.message import AnswerSpacing, Message
 from dslite.runtime.text.prompt_limit import PromptLimit
 
 

@@ -9,7 +9,7 @@ from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.events import ChatEvent, Prefilling
 
 if TYPE_CHECKING:
-    from dslite.runtime.text.chat_template import Message
+    from dslite.runtime.text.message import Message
 
 
 @dataclass(frozen=True)

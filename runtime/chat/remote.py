@@ -29,7 +29,7 @@ from dslite.runtime.chat.sse import Comment, ServerSentEvent, StreamItem
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
 from dslite.runtime.events import ChatEvent, Done, FinishReason, Notice, Prefilling, Thinking, Timing, Token, Waiting
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 MAX_TRIES = 6  # of a request to a server that is overloaded
 MAX_WAIT_S = 60.0  # that a server may ask for between two tries

@@ -14,7 +14,7 @@ from dslite.runtime.downloads.layout import read_json
 from dslite.runtime.events import Token
 
 if TYPE_CHECKING:
-    from dslite.runtime.engine.sequence import Request
+    from dslite.runtime.engine.request import Request
     from dslite.runtime.text.tokenizer import Tokenizer
 
 MODEL = "base"
@@ -69,8 +69,8 @@ def run(engine: Answers, sets: list[dict[str, Any]]) -> Iterator[PromptResult]:
 
 
 def _judge(engine: Answers, entry: dict[str, Any], near_tie: float) -> PromptResult:
+    from dslite.runtime.engine.request import Request
     from dslite.runtime.engine.sampling_params import SamplingParams
-    from dslite.runtime.engine.sequence import Request
 
     prompt, answer = entry["prompt_ids"], entry["greedy_ids"]
     scored = Request([*prompt, *answer], SamplingParams(temperature=0, max_tokens=0), logprobs=1, echo=True)

@@ -65,3 +65,10 @@ def files_of(folder: Path) -> list[str]:
 def missing_files(folder: Path) -> list[str]:
     """What a folder lacks of the model that it should hold. Opens only the index. Raises CheckpointError."""
     return [name for name in files_of(folder) if not (folder / name).is_file()]
+
+
+def generation_defaults(folder: Path) -> dict[str, object]:
+    """generation_config.json of a model: sampling values and end tokens; empty where there is none."""
+    file = folder / "generation_config.json"
+    raw = read_json(file) if file.is_file() else {}
+    return raw if isinstance(raw, dict) else {}

@@ -10,9 +10,10 @@ from dslite.model.transformer import Transformer
 from dslite.runtime.cache.disk_cache import LatentDiskCache
 from dslite.runtime.cache.latent_cache import kv_bytes_per_token
 from dslite.runtime.cache.prefix_cache import PrefixCache
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.request_log import ReadRateLog, RequestLog
 from dslite.runtime.engine.runner import PREFILL_CHUNK, ModelRunner
-from dslite.runtime.engine.sequence import Request, Sequence
+from dslite.runtime.engine.sequence import Sequence
 from dslite.runtime.errors import ContextFullError, UsageError
 from dslite.runtime.events import Done, Token
 from dslite.runtime.planning.footprint import LOGIT_ROWS

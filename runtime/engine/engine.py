@@ -14,8 +14,8 @@ from dslite.model.moe import MoE
 from dslite.model.parameters import parameter_shapes
 from dslite.runtime.cache.latent_cache import kv_bytes_per_token
 from dslite.runtime.engine.core import EngineCore
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.scheduler import Scheduler
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.system.memory import peak_rss

@@ -22,8 +22,9 @@ from dslite.runtime.cache.branch_cache import common_prefix
 from dslite.runtime.cache.latent_cache import grows_on, tokens_that_fit
 from dslite.runtime.cache.prefix_cache import CachedTokens
 from dslite.runtime.engine.core import EngineCore
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling import check_finite
-from dslite.runtime.engine.sequence import Request, Sequence
+from dslite.runtime.engine.sequence import Sequence
 from dslite.runtime.errors import DsliteError, NumericsError, OutOfMemoryError
 from dslite.runtime.events import Event, Prefilling
 from dslite.runtime.memory import is_out_of_memory, with_room

@@ -5,28 +5,15 @@ It holds neither network nor cache, so that a single answer and those of a batch
 
 import time
 from collections import abc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling import Sampler, Scores, score
-from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.events import Candidate, Done, FinishReason, Timing, Token
 from dslite.runtime.text.tokenizer import StopTexts, StreamDecoder, Tokenizer
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt and how to answer it.
-
-    `logprobs` K: each token's log-probability and the K best; `echo`: the prompt's tokens too.
-    """
-
-    prompt_ids: abc.Sequence[int]
-    params: SamplingParams
-    logprobs: int | None = None
-    echo: bool = False
 
 
 class Sequence:

@@ -17,9 +17,9 @@ import torch
 
 from dslite.runtime.cache.disk_cache import LatentDiskCache
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.scheduler import Scheduler
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.events import Done, Token

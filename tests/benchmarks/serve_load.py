@@ -21,9 +21,9 @@ from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.scheduler import Scheduler
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done
 
 

@@ -21,7 +21,8 @@ from dslite.model.attention import MultiHeadLatentAttention, rms_norm
 from dslite.model.config import ModelConfig
 from dslite.model.moe import Gate
 from dslite.model.transformer import Transformer
-from dslite.runtime.text.chat_template import ChatTemplate, Message
+from dslite.runtime.text.chat_template import ChatTemplate
+from dslite.runtime.text.message import Message
 from dslite.runtime.text.tokenizer import Tokenizer
 
 TOLERANCE = 2e-5

@@ -24,7 +24,8 @@ from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.events import Done, Token
-from dslite.runtime.text.chat_template import ChatTemplate, Message
+from dslite.runtime.text.chat_template import ChatTemplate
+from dslite.runtime.text.message import Message
 
 # How the demo model begins many of its answers; never the last two.
 QUESTIONS = {

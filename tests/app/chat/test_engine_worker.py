@@ -20,7 +20,7 @@ from dslite.runtime.downloads.hub import parse_model
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Done, Prefilling
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 PATIENCE_S = 30.0
 

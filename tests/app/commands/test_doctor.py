@@ -210,8 +210,8 @@ def test_the_self_test_counts_what_a_present_model_says(
 
 
 def _greedy(engine: Any, prompt: list[int], count: int) -> list[int]:
+    from dslite.runtime.engine.request import Request
     from dslite.runtime.engine.sampling_params import SamplingParams
-    from dslite.runtime.engine.sequence import Request
 
     *_, done = engine.generate(Request(prompt, SamplingParams(temperature=0, max_tokens=count)))
     return list(done.token_ids)

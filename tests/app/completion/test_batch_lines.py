@@ -19,7 +19,7 @@ from dslite.app.terminal.signals import Interruption
 from dslite.model.errors import DsliteError
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.events import Done, Token
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 GOOD = b'{"prompt": "hello", "id": "good"}'
 DEEP = b'{"prompt": ' + b"[" * 100_000 + b"}"

@@ -12,7 +12,8 @@ from support.serving import Server, serving
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.events import Done, Token
-from dslite.runtime.text.chat_template import ChatTemplate, Message
+from dslite.runtime.text.chat_template import ChatTemplate
+from dslite.runtime.text.message import Message
 
 QUESTION = "How do I save a profile?"
 ASKED = [{"role": "user", "content": QUESTION}]

@@ -16,9 +16,9 @@ from dslite.app.server.limits import Limits
 from dslite.app.server.worker import Worker
 from dslite.model.transformer import Transformer
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.scheduler import Scheduler
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done
 
 TEXT = {"prompt": "hi", "max_tokens": 3, "temperature": 0}

@@ -21,7 +21,7 @@ from dslite.runtime.chat.local import LocalChatBackend
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.events import Done
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 QUESTION = "How do I save a profile?"
 

@@ -18,8 +18,8 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from dslite.model.config import ModelConfig
 from dslite.runtime.cache.disk_cache import LatentDiskCache, fingerprint
 from dslite.runtime.cache.latent_cache import LatentKVCache
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done
 from dslite.runtime.weights.checkpoint import Checkpoint
 

@@ -13,7 +13,7 @@ from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 

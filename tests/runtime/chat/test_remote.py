@@ -24,7 +24,8 @@ from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError, DsliteError, ModelUnavailableError, UsageError
 from dslite.runtime.events import Done, Event, Prefilling, Token
-from dslite.runtime.text.chat_template import ChatTemplate, Message
+from dslite.runtime.text.chat_template import ChatTemplate
+from dslite.runtime.text.message import Message
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 ASKED = [Message("user", "the end")]

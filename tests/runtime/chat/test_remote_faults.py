@@ -20,7 +20,7 @@ from dslite.runtime.chat.sse import StreamItem, read_stream
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError, DsliteError, ModelUnavailableError, UsageError
 from dslite.runtime.events import ChatEvent, Done, Notice, Thinking, Token, Waiting
-from dslite.runtime.text.chat_template import Message
+from dslite.runtime.text.message import Message
 
 ASKED = [Message("user", "the end")]
 DONE = "data: [DONE]\n\n"

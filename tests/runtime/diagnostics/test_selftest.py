@@ -6,7 +6,7 @@ from typing import Any
 from support.tokenizers import BOS_ID  # any special token does
 
 from dslite.runtime.diagnostics import selftest
-from dslite.runtime.engine.sequence import Request
+from dslite.runtime.engine.request import Request
 from dslite.runtime.events import Candidate, Token
 
 ENTRY = {"prompt": "ab", "prompt_ids": [97, 98], "greedy_ids": [1, 2, 3, 4]}

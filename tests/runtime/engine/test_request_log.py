@@ -14,10 +14,10 @@ from support.machines import GOLDEN, machine
 
 from dslite.model.config import ModelConfig
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.request_log import ReadRateLog
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.scheduler import Scheduler
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done, Timing
 from dslite.runtime.planning.bandwidth import Bandwidths, bandwidths
 from dslite.runtime.planning.device_plan import PlanRequest

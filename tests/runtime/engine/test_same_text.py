@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.scheduler import Scheduler
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.events import Done, Token
 
 PARAMS = st.builds(

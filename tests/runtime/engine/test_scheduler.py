@@ -17,9 +17,9 @@ from dslite.model.attention import Span
 from dslite.model.transformer import Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.scheduler import BatchEvent, Scheduler, cache_budget
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import ContextFullError, DsliteError, OutOfMemoryError
 from dslite.runtime.events import Done, Prefilling, Token
 

@@ -11,7 +11,8 @@ from support.reference import reference_file
 from support.tokenizers import BOS, BOS_ID, EOS, EOS_ID, tiny_tokenizer, write_tokenizer
 
 from dslite.runtime.errors import CheckpointError, UsageError
-from dslite.runtime.text.chat_template import ChatTemplate, Message, Role
+from dslite.runtime.text.chat_template import ChatTemplate
+from dslite.runtime.text.message import Message, Role
 from dslite.runtime.text.tokenizer import Tokenizer
 
 Encode = Callable[[str], list[int]]

@@ -13,7 +13,8 @@ from support.reference import reference_file
 from support.tokenizers import BOS, BOS_ID, EOS, EOS_ID, N_TOKENS, tiny_tokenizer, write_tokenizer
 
 from dslite.runtime.errors import CheckpointError, UsageError
-from dslite.runtime.text.chat_template import ChatTemplate, Message
+from dslite.runtime.text.chat_template import ChatTemplate
+from dslite.runtime.text.message import Message
 from dslite.runtime.text.tokenizer import StopTexts, StreamDecoder, Tokenizer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -11,8 +11,8 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.forward import random_ids
 
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.events import Token
 from dslite.runtime.weights import mapped_file

@@ -17,8 +17,8 @@ from dslite.model.attention import Span
 from dslite.runtime.device import PlainDevice
 from dslite.runtime.engine import runner
 from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.engine.sequence import Request
 from dslite.runtime.errors import CheckpointError, OutOfMemoryError
 from dslite.runtime.events import Token
 from dslite.runtime.planning.device_plan import PlanRequest

@@ -1,0 +1,19 @@
+"""What is asked of the engine. Imports no torch: a command whose model runs in another process makes requests too."""
+
+from collections import abc
+from dataclasses import dataclass
+
+from dslite.runtime.engine.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to answer it.
+
+    `logprobs` K: each token's log-probability and the K best; `echo`: the prompt's tokens too.
+    """
+
+    prompt_ids: abc.Sequence[int]
+    params: SamplingParams
+    logprobs: int | None = None
+    echo: bool = False
