@@ -36,6 +36,8 @@ def open_engine(
 
     `report` is called as weights come into place. Raises UsageError, ModelUnavailableError.
     """
+    if options.weights != "bfloat16":
+        raise UsageError(f"--weights {options.weights} cannot be computed yet", "leave it out")
     folder = model if isinstance(model, Path) else locate(parse_model(model))
     dtype = torch_dtype(options)
     device = pick_device(options.device)

@@ -8,8 +8,10 @@ from dslite.runtime.errors import UsageError
 from dslite.runtime.units import MAX_SIZE
 
 Dtype = Literal["bfloat16", "float32"]
+Weights = Literal["bfloat16", "int8", "int4"]
 MissPolicy = Literal["auto", "fetch", "compute"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 MISS_POLICIES: tuple[MissPolicy, ...] = get_args(MissPolicy)
 
 MAX_THREADS = 1024  # more than any machine has processors; native code allocates a stack for each thread
@@ -25,7 +27,9 @@ class EngineOptions:
     """
 
     device: str = "auto"
-    dtype: Dtype = "bfloat16"
+    dtype: Dtype = "bfloat16"  # of activations, cache and the weights that are not quantized
+    weights: Weights = "bfloat16"
+    pack: bool = True  # quantized weights come from a packed file; else they are quantized while the model is loaded
     ctx_size: int | None = None
     threads: int | None = None
     offline: bool = False
@@ -41,6 +45,7 @@ class EngineOptions:
         if str(self.dtype) == "float16":
             raise UsageError("float16 overflows in this model", "use bfloat16, or float32 to check numbers")
         check_choice("--dtype", self.dtype, DTYPES)
+        check_choice("--weights", self.weights, WEIGHTS)
         check_choice("--miss", self.miss, MISS_POLICIES)
         check_whole("--threads", self.threads, 1, MAX_THREADS)
         check_whole("--ctx-size", self.ctx_size)

@@ -59,7 +59,7 @@ class LocalModelLoader:
         from dslite.runtime.engine_loader import open_engine
 
         engine = open_engine(folder, self.engine_options, report)
-        return LoadedModel(LocalChatBackend(engine, ref.key), model_defaults(folder))
+        return LoadedModel(LocalChatBackend(engine, ref.key, self.engine_options.weights), model_defaults(folder))
 
 
 @dataclass(frozen=True)

@@ -105,13 +105,14 @@ class Reply:
         self.node.reasoning += text
         return text
 
-    def finish(self, done: Done, model: str) -> None:
+    def finish(self, done: Done, model: str, weights: str | None = None) -> None:
         """Fill the message with its token ids, its finish reason and its figures."""
         node = self.node
         node.token_ids = self._token_ids(done)
         node.finish_reason = "interrupted" if self.state is ReplyState.STOPPING else done.finish_reason
         node.info = {
             "model": model,
+            "weights": weights,
             "prompt_tokens": done.prompt_tokens,
             "cached_tokens": done.cached_tokens,
             "completion_tokens": done.completion_tokens,

@@ -173,7 +173,7 @@ class ReplyLifecycle:
     def _finish(self, reply: Reply, done: Done) -> None:
         """Fill the message with what came, show it and save it."""
         chat, node = self._chat, reply.node
-        reply.finish(done, chat.ref.key)
+        reply.finish(done, chat.ref.key, chat.status.stats.weights if chat.status.stats else None)
         chat.status.used = done.prompt_tokens + done.completion_tokens
         if done.timing.decode_s > 0:
             chat.status.add_rate(done.completion_tokens / done.timing.decode_s)

@@ -46,7 +46,7 @@ def bench(
     check_whole("--gen-tokens", gen_tokens, 0, _MOST_TOKENS)
     if depths == [] or (prompts == [] and not gen_tokens):
         raise UsageError("there is nothing to measure", "give --prompt-tokens or --gen-tokens, and --depth")
-    ref, options = engine.ref("chat"), engine.options()
+    ref, options = engine.ref("chat"), engine.settled_options()
 
     from dslite.runtime.diagnostics.benchmark import SpeedTest
     from dslite.runtime.downloads.model_config import config_of
@@ -68,7 +68,7 @@ def bench(
     network, chunk = _random(config, options, layers) if random_weights else _real(ref, options)
     rows = list(test.run(network, chunk))
     if listing.json:
-        print(json.dumps([row_object(row) for row in rows]))
+        print(json.dumps([row_object(row, options.weights) for row in rows]))
     else:
         _print(rows)
 
@@ -102,7 +102,7 @@ def _check_context(test: "SpeedTest", config: "ModelConfig") -> None:
         )
 
 
-def row_object(row: "SpeedRow") -> dict[str, Any]:
+def row_object(row: "SpeedRow", weights: str) -> dict[str, Any]:
     """A row as the contract names its parts; GB are 10⁹ bytes."""
     return {
         "test": row.test,
@@ -113,6 +113,7 @@ def row_object(row: "SpeedRow") -> dict[str, Any]:
         "bytes_per_token": row.bytes_per_token,
         "achieved_gbps": round(row.achieved / 1e9, 3),
         "read_bandwidth_gbps": round(row.read_bandwidth / 1e9, 3),
+        "weights": weights,
     }
 
 

@@ -33,7 +33,7 @@ def chat(
     """Chat with a model in the terminal."""
     from dslite.app.settings.precedence import save_flags
 
-    given = answer.settings(engine.model)
+    given = answer.settings(engine.model, engine.weights_given)
     engine.options()  # a wrong flag is an error before anything starts
     save_flags(conversation.save_profile, given, conversation.profile)
     plain = plain or os.environ.get("TERM") in ("dumb", "")
@@ -118,7 +118,7 @@ def _start(
     return ChatLaunch(
         ref=ref,
         settings=settings,
-        loader=RemoteModelLoader(served) if served else LocalModelLoader(engine.options()),
+        loader=RemoteModelLoader(served) if served else LocalModelLoader(engine.options(settled.weights)),
         writer=ConversationWriter(_open_store, saving=not conversation.no_save),
         resume=None if earlier is None else lambda _: earlier.id,
         config=ChatConfig.of_config(config),

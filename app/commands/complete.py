@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +63,7 @@ def complete(
     with Interruption(grace_s=_GRACE_S) as interruption:
         # Errors of the request are found before torch is imported, which takes seconds.
         check_whole("--logprobs", logprobs, 0, _MOST_LOGPROBS)
-        given = answer.settings(engine.model)
+        given = answer.settings(engine.model, engine.weights_given)
         options, target = engine.options(), output.target()
         saves_profile = save_flags(conversation.save_profile, given, conversation.profile)
         if batch == "-" and source.no_stdin:
@@ -86,6 +87,7 @@ def complete(
             settings = settle(given, conversation.profile, earlier, raw=source.raw)
             served = find_served(server.endpoint, server.endpoint_key_env, engine.model, settings.model)
             named = model_ref(settings.model or source.default_model, engine.revision)
+            options = replace(options, weights=settings.weights or "bfloat16")
             ref = served.ref if served else ensure_model(named, offline=engine.offline)
 
             from dslite.app.completion.autosave import ConversationSaver

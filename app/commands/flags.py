@@ -9,7 +9,16 @@ from dslite.app.commands.command import Describes, Excludes, Needs, Rule, flag
 from dslite.app.commands.prompt_input import ANY_MODEL
 from dslite.app.terminal.streams import decode, read_file
 from dslite.runtime.downloads.hub import ModelRef, parse_model
-from dslite.runtime.engine_options import DTYPES, MISS_POLICIES, Dtype, EngineOptions, MissPolicy
+from dslite.runtime.engine_options import (
+    DTYPES,
+    MISS_POLICIES,
+    WEIGHTS,
+    Dtype,
+    EngineOptions,
+    MissPolicy,
+    Weights,
+    check_choice,
+)
 from dslite.runtime.errors import UsageError
 from dslite.runtime.units import parse_size
 
@@ -30,6 +39,15 @@ Model = Annotated[
 Revision = Annotated[str | None, flag("--revision", help="Revision of a Hub id.")]
 Device = Annotated[str, flag("--device", help="auto, cuda, cuda:N, mps or cpu.", autocompletion=complete.devices)]
 Offline = Annotated[bool, flag("--offline", help="Never touch the network.")]
+WeightsFlag = Annotated[
+    str | None,
+    flag(
+        "--weights",
+        help="bfloat16 as published, int8, or int4 (routed experts in 4 bits).",
+        autocompletion=complete.values(*WEIGHTS),
+    ),
+]
+Yes = Annotated[bool, flag("--yes", "-y", help="Write packed weights without asking.")]
 OutputFile = Annotated[Path | None, flag("--output-file", help="Write into this file; - is stdout.")]
 
 
@@ -89,10 +107,28 @@ class ModelFlags:
 class EngineFlags(ModelFlags):
     """The same for a model that is run."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (*ModelFlags.RULES, Excludes("no_pack", ("yes",)))
+
+    weights: WeightsFlag = None
+    no_pack: Annotated[bool, flag("--no-pack", help="Quantize while loading; keep nothing on disk.")] = False
+    yes: Yes = False
     threads: Annotated[int | None, flag("--threads", help="CPU threads.")] = None
 
-    def options(self, **others: Any) -> EngineOptions:
-        return super().options(threads=self.threads, **others)
+    @property
+    def weights_given(self) -> Weights | None:
+        """What --weights says, checked. Raises UsageError."""
+        return None if self.weights is None else checked_weights(self.weights)
+
+    def options(self, weights: Weights | None = None, **others: Any) -> EngineOptions:
+        """The options; `weights` where the flag is not given."""
+        chosen = self.weights_given or weights or "bfloat16"
+        return super().options(weights=chosen, pack=not self.no_pack, threads=self.threads, **others)
+
+    def settled_options(self) -> EngineOptions:
+        """The options of a command without profiles: --weights, then [defaults]. Raises UsageError, ConfigFileError."""
+        from dslite.app.settings.precedence import default_weights
+
+        return self.options(self.weights_given or default_weights())
 
 
 @dataclass(frozen=True)
@@ -163,11 +199,11 @@ class AnswerFlags:
         list[int] | None, flag("--stop-token-id", metavar="N", help="End at this token (repeatable).")
     ] = None
 
-    def settings(self, model: str | None) -> "AnswerSettings":
-        """What the flags set, with the model that --model names. Raises UsageError."""
+    def settings(self, model: str | None, weights: "Weights | None") -> "AnswerSettings":
+        """What the flags set, with the model that --model names and its weights. Raises UsageError."""
         from dslite.app.settings.precedence import AnswerSettings
 
-        return AnswerSettings(model, system=self.system_message(), sampling=self.sampling())
+        return AnswerSettings(model, system=self.system_message(), sampling=self.sampling(), weights=weights)
 
     def sampling(self) -> dict[str, Any]:
         """The sampling values that were given, checked. Raises UsageError."""
@@ -283,6 +319,12 @@ def model_ref(text: str, revision: str | None) -> ModelRef:
             f"--revision is {revision!r}, and {text} has no revisions: only a model of the Hub has", "leave it out"
         )
     return ref
+
+
+def checked_weights(text: str) -> Weights:
+    """What --weights says. Raises UsageError."""
+    check_choice("--weights", text, WEIGHTS)
+    return cast(Weights, text)
 
 
 def read_text(file: Path, what: str) -> str:

@@ -7,7 +7,7 @@ import typer
 
 from dslite.app.commands import completion_values as complete
 from dslite.app.commands.command import command, command_line_only, flag
-from dslite.app.commands.flags import AnswerFlags, ListFlags, Model
+from dslite.app.commands.flags import AnswerFlags, ListFlags, Model, WeightsFlag, checked_weights
 from dslite.runtime.errors import UsageError
 
 app = typer.Typer(help="Keep a system message and sampling values under a name.", no_args_is_help=True)
@@ -50,24 +50,38 @@ def show(name: Name, *, listing: ListFlags) -> None:
 
 
 @command_line_only
-def add(name: Name, *, description: Description = None, model: Model = None, answer: AnswerFlags) -> None:
+def add(
+    name: Name,
+    *,
+    description: Description = None,
+    model: Model = None,
+    weights: WeightsFlag = None,
+    answer: AnswerFlags,
+) -> None:
     """Add a profile."""
     from dslite.app.settings.profiles import Profile, all_profiles, changed, save_profile
 
     if name in all_profiles():
         raise UsageError(f"there is a profile {name!r} already", f"change it with dslite profile edit {name}")
-    save_profile(changed(Profile(name), _given(description, model, answer)))
+    save_profile(changed(Profile(name), _given(description, model, weights, answer)))
 
 
 @command_line_only
-def edit(name: Name, *, description: Description = None, model: Model = None, answer: AnswerFlags) -> None:
+def edit(
+    name: Name,
+    *,
+    description: Description = None,
+    model: Model = None,
+    weights: WeightsFlag = None,
+    answer: AnswerFlags,
+) -> None:
     """Change a profile: by flags (an empty text takes one away), or without any in your editor."""
     from dslite.app.settings.profile_toml import profile_text, save_profile_text
     from dslite.app.settings.profiles import changed, get_profile, save_profile
     from dslite.app.terminal.editor import edit_text
 
     profile = get_profile(name)
-    values = _given(description, model, answer)
+    values = _given(description, model, weights, answer)
     if values:
         save_profile(changed(profile, values))
         return
@@ -106,9 +120,10 @@ def default(
         set_default_profile(name)
 
 
-def _given(description: str | None, model: str | None, answer: AnswerFlags) -> dict[str, Any]:
+def _given(description: str | None, model: str | None, weights: str | None, answer: AnswerFlags) -> dict[str, Any]:
     """The values of a profile that were given, checked. Raises UsageError."""
     texts = {"description": description, "model": model, "system": answer.system_message()}
+    texts["weights"] = weights and checked_weights(weights)
     return {key: value for key, value in texts.items() if value is not None} | answer.sampling()
 
 

@@ -51,7 +51,7 @@ def serve(
     check_whole("--queue", queue, 1, 65536)
     if not 1 <= timeout <= _MOST_SECONDS:
         raise UsageError(f"--timeout is {timeout}; it must be from 1 to {_MOST_SECONDS} seconds")
-    options = replace(engine.options(), disk_cache=0 if disk_cache.strip() == "0" else parse_size(disk_cache))
+    options = replace(engine.settled_options(), disk_cache=0 if disk_cache.strip() == "0" else parse_size(disk_cache))
     hosts = tuple(map(parse_host, allow_host or ()))
     origins = tuple(map(parse_origin, allow_origin or ()))
     ref = ensure_model(engine.ref("chat"), offline=engine.offline)

@@ -20,8 +20,8 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
 from dslite.runtime.text.message import Message
 
-_KEYS = ("id", "prompt", "messages", "model", "profile", "system", *KEYS)
-_TEXTS = ("model", "profile", "system")
+_KEYS = ("id", "prompt", "messages", "model", "profile", "system", "weights", *KEYS)
+_TEXTS = ("model", "profile", "system", "weights")
 
 _log = logging.getLogger(__name__)
 
@@ -125,6 +125,10 @@ def _request(backend: CompletionBackend[RequestT], item: dict[str, Any]) -> Requ
             raise UsageError(f"{key} is {item[key]!r}; it must be a text")
     if (model := item.get("model")) is not None and not backend.serves(model):
         raise UsageError(f"the model {model!r} is not the one that is loaded, {backend.name!r}", "run it on its own")
+    if (weights := item.get("weights")) not in (None, backend.weights):
+        raise UsageError(
+            f"weights is {weights!r}, and those of the model that is loaded are {backend.weights}", "run it on its own"
+        )
     profile = {} if item.get("profile") is None else get_profile(item["profile"]).to_dict()
     settings = {key: value for key, value in {**profile, **item}.items() if key in (*KEYS, "system")}
     return backend.request(_prompt(item), settings)

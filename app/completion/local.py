@@ -37,10 +37,18 @@ class LocalCompletion:
     """A CompletionBackend over an engine."""
 
     def __init__(
-        self, ref: ModelRef, folder: Path, options: CompletionOptions, engine: Engine, *, load_s: float = 0.0
+        self,
+        ref: ModelRef,
+        folder: Path,
+        options: CompletionOptions,
+        engine: Engine,
+        *,
+        weights: str = "bfloat16",
+        load_s: float = 0.0,
     ) -> None:
         self.name = ref.repo_id or ref.name
         self.key = ref.key
+        self.weights: str | None = weights
         self.load_s = load_s
         self._engine = engine
         self._options = options
@@ -59,7 +67,8 @@ class LocalCompletion:
             engine = open_engine(folder, engine_options, lambda event: status.show(loading_text(event)))
         finally:
             status.clear()
-        return cls(ref, folder, options, engine, load_s=time.perf_counter() - started)
+        load_s = time.perf_counter() - started
+        return cls(ref, folder, options, engine, weights=engine_options.weights, load_s=load_s)
 
     def serves(self, model: str) -> bool:
         return model == self.name or parse_model(model).key == self.key

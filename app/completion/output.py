@@ -67,6 +67,7 @@ def answer_object(backend: CompletionBackend[Any], answer: Answer, *, session: s
     timing = done.timing
     return {
         "model": backend.name,
+        "weights": backend.weights,
         "text": answer.text,
         "finish_reason": done.finish_reason,
         "prompt_tokens": done.prompt_tokens,

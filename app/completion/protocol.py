@@ -67,6 +67,7 @@ class CompletionBackend(Protocol[RequestT]):
 
     name: str
     key: str
+    weights: str | None  # the format of the weights; None where a server has them
     load_s: float
 
     def serves(self, model: str) -> bool:

@@ -39,6 +39,7 @@ class RemoteCompletion:
     """A CompletionBackend over a server."""
 
     load_s = 0.0
+    weights: str | None = None
 
     def __init__(self, served: RemoteModelRef, options: CompletionOptions) -> None:
         self.name = self.key = served.ref.name

@@ -35,7 +35,9 @@ def complete_one(
     interruption.protect()
     with open_output(output.file, interruption) as file:
         if not interruption.flag.is_set():  # as it may be since the model was loaded
-            conversation.begin(question, {"model": backend.key, "sampling": asdict(request.params)})
+            conversation.begin(
+                question, {"model": backend.key, "weights": backend.weights, "sampling": asdict(request.params)}
+            )
         if conversation.continued is not None:
             backend.resume(conversation.continued, request)
         is_text = output.format == "text"

@@ -8,12 +8,12 @@ from typing import Any
 from dslite.app.settings import sampling
 from dslite.app.tui.style.keys import KEYS
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine_options import WEIGHTS
 from dslite.runtime.errors import UsageError
 
 Check = Callable[[str, Any], str | None]  # of a key and its value: what is wrong, None where nothing is
 
 WHEN_FULL = ("ask", "forget", "summary", "stop")
-WEIGHTS = ("bfloat16", "int8", "int4")
 THEMES = ("dark", "light", "ansi", "ansi-light", "colour-blind", "colour-blind-light")
 TEXTUAL_THEMES = tuple(
     "ansi-dark ansi-light atom-one-dark atom-one-light catppuccin-frappe catppuccin-latte catppuccin-macchiato "

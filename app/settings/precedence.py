@@ -5,11 +5,12 @@ What none of them says comes from the model's generation_config.json, and after 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dslite.app.errors import NotFoundError
 from dslite.app.settings.config_file import Config, read_config
 from dslite.app.settings.profiles import PLAIN, Profile, default_profile, default_values, get_profile, save_profile
+from dslite.runtime.engine_options import WEIGHTS, Weights
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import Conversation
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """`model` None is the command's own default. `sampling` holds keys of SamplingParams."""
+    """`model` and `weights` None are the command's own defaults. `sampling` holds keys of SamplingParams."""
 
     model: str | None = None
     profile: Profile = field(default_factory=lambda: Profile(PLAIN))
     system: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    weights: Weights | None = None
 
 
 def settle(
@@ -53,7 +55,14 @@ def settle(
         chosen,
         next((system for system in systems if system is not None), defaults.get("system")) or None,
         {**default_values(config), **chosen.sampling, **flags.sampling},
+        flags.weights or cast(Weights | None, chosen.weights) or default_weights(config),
     )
+
+
+def default_weights(config: Config | None = None) -> Weights | None:
+    """`weights` of [defaults]. Raises ConfigFileError."""
+    value = (config or read_config()).text("defaults", "weights")
+    return value if value in WEIGHTS else None
 
 
 def _implied_profile(config: Config, conversation: "Conversation | None") -> Profile:
@@ -75,6 +84,7 @@ def save_flags(name: str | None, flags: AnswerSettings, base: str | None) -> boo
         replace(
             below,
             model=flags.model or below.model,
+            weights=flags.weights or below.weights,
             system=below.system if flags.system is None else flags.system or None,
             sampling={**below.sampling, **flags.sampling},
         )

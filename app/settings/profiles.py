@@ -15,10 +15,11 @@ from dslite.app.errors import ConfigFileError, NotFoundError
 from dslite.app.settings import sampling
 from dslite.app.settings.config_file import Config, editing, read_config
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine_options import WEIGHTS, check_choice
 from dslite.runtime.errors import UsageError
 
 PLAIN = "plain"  # the profile where none is chosen: nothing set
-_TEXTS = ("description", "system", "model")
+_TEXTS = ("description", "system", "model", "weights")
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,16 @@ class Profile:
     model: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     shipped: bool = False
+    weights: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of its table in config.toml."""
-        texts = {"description": self.description or None, "system": self.system, "model": self.model}
+        texts = {
+            "description": self.description or None,
+            "system": self.system,
+            "model": self.model,
+            "weights": self.weights,
+        }
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in self.sampling.items()}
         return {key: value for key, value in texts.items() if value is not None} | values
 
@@ -163,6 +170,11 @@ def parse_profile(name: str, table: Mapping[str, Any], where: str, *, shipped: b
     for key, value in texts.items():
         if not isinstance(value, str):
             raise ConfigFileError(f"{where}: {key} is {value!r}; it must be a text")
+    if "weights" in texts:
+        try:
+            check_choice("weights", texts["weights"], WEIGHTS)
+        except UsageError as error:
+            raise ConfigFileError(f"{where}: {error.message}") from None
     return Profile(name, sampling=_sampling(table, where), shipped=shipped, **texts)
 
 
@@ -174,6 +186,7 @@ def changed(profile: Profile, values: Mapping[str, Any]) -> Profile:
         values.get("system", profile.system) or None,
         values.get("model", profile.model) or None,
         {**profile.sampling, **{key: values[key] for key in sampling.KEYS if key in values}},
+        weights=values.get("weights", profile.weights) or None,
     )
 
 

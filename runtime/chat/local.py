@@ -21,9 +21,9 @@ from dslite.runtime.text.prompt_limit import PromptLimit
 class LocalChatBackend(ChatBackend):
     """A ChatBackend over an engine."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Engine, name: str, weights: str = "bfloat16") -> None:
         self.engine = engine
-        self.name = name
+        self.name, self.weights = name, weights
         self._template = ChatTemplate(engine.tokenizer)
         self._limit = PromptLimit(engine.context, engine.tokenizer)
         self._restored_key: str | None = None
@@ -115,6 +115,7 @@ class LocalChatBackend(ChatBackend):
             name=self.name,
             device=str(self.engine.model.device),
             context=self.engine.context,
+            weights=self.weights,
             memory=memory,
             experts=experts,
             uses=self._uses(),

@@ -23,6 +23,7 @@ class ModelStats:
     name: str
     device: str
     context: int
+    weights: str | None = None  # their format; None where a server has them
     memory: Mapping[str, int] = field(default_factory=dict)
     experts: Mapping[str, int] = field(default_factory=dict)
     uses: Sequence[Sequence[int]] | None = None

@@ -101,6 +101,7 @@ class ProfilesScreen(ModalPanel[str | None]):
             return
         values = [f"{key} {value}" for key, value in profile.sampling.items()]
         values += [f"model {profile.model}"] if profile.model else []
+        values += [f"weights {profile.weights}"] if profile.weights else []
         text = Text(inert(profile.system or "no system message"))
         if values:
             text.append("\n" + inert(" · ".join(values)), "dim")

@@ -23,7 +23,10 @@ from dslite.runtime.downloads.hub import parse_model
 
 CONTEXT = 120
 PROFILE = '[profiles.cold]\nsystem = "Be cold."\ntemperature = 0.1\n'
-INFO = {"model", "prompt_tokens", "cached_tokens", "completion_tokens", "prefill_s", "decode_s", "ttft_s"}
+INFO = {
+    *("model", "weights", "prompt_tokens", "cached_tokens", "completion_tokens"),
+    *("prefill_s", "decode_s", "ttft_s"),
+}
 
 
 def answer(messages: Sequence[Any]) -> str:

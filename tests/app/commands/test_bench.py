@@ -17,7 +17,7 @@ from dslite.runtime.errors import DsliteError, UsageError
 from dslite.runtime.planning import bandwidth
 from dslite.runtime.planning.footprint import Footprint
 
-KEYS = "test depth tps_median tps_min tps_max bytes_per_token achieved_gbps read_bandwidth_gbps".split()
+KEYS = "test depth tps_median tps_min tps_max bytes_per_token achieved_gbps read_bandwidth_gbps weights".split()
 
 
 @pytest.fixture(autouse=True)

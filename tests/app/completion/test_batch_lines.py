@@ -104,6 +104,7 @@ class Backend:
     """A backend over a script: a text is answered by itself, an exception is raised where it stands."""
 
     name = key = "scripted"
+    weights: str | None = "bfloat16"
     load_s = 0.0
     ENDS: ClassVar[Mapping[str, BaseException]] = {
         "type": TypeError("of a request"),

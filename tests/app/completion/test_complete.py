@@ -156,7 +156,7 @@ def test_the_json_object_has_the_contracts_keys(dslite: Dslite, greeter: Path) -
     shown = result.json
     counts = ["prompt_tokens", "cached_tokens", "completion_tokens"]
     described = ["session", "timing", "memory", "experts", "tokens"]
-    assert list(shown) == ["model", "text", "finish_reason", *counts, *described]
+    assert list(shown) == ["model", "weights", "text", "finish_reason", *counts, *described]
     assert list(shown["timing"]) == "load_s prefill_s decode_s ttft_s prefill_tps decode_tps".split()
     assert list(shown["memory"]) == "weights_bytes kv_bytes kv_bytes_per_token peak_rss_bytes peak_vram_bytes".split()
     assert list(shown["experts"])[:4] == "slots hits misses bytes_moved".split()
