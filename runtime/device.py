@@ -5,7 +5,9 @@ the computing by events; elsewhere there is one order of things, and an event sa
 in this place.
 """
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dslite.runtime.memory import free_gpu_memory
+from dslite.runtime.pinned_memory import HostRegistration, clear_error
 from dslite.runtime.system.memory import anonymous_map
 
 Event = Any  # what a device gives out and takes back; None where everything is in order anyway
@@ -50,7 +54,18 @@ class ComputeDevice(Protocol):
         ...
 
     def staging(self, nbytes: int) -> Tensor:
-        """Host memory, from a page's first byte on, that `copy` reads at full speed."""
+        """Host memory, from a page's first byte on, that `copy` reads at full speed where the system allows it."""
+        ...
+
+    def pin(self, memory: Tensor, piece: int) -> HostRegistration | None:
+        """Have `copy` read host memory at full speed, as far as the system allows, until the registration is closed.
+
+        `piece`: bytes from the beginning on that one copy takes. None where copies need no such thing.
+        """
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Bytes that may still be allocated; None for host memory, whose pages are taken as they are touched."""
         ...
 
     def mark(self) -> Event:
@@ -106,6 +121,12 @@ class PlainDevice:
     def staging(self, nbytes: int) -> Tensor:
         return anonymous_memory(nbytes)
 
+    def pin(self, memory: Tensor, piece: int) -> HostRegistration | None:
+        return None
+
+    def free_bytes(self) -> int | None:
+        return None
+
     def mark(self) -> Event:
         return None
 
@@ -128,13 +149,15 @@ class CudaDevice:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._copies = torch.cuda.Stream(device)
+        self._captures = torch.cuda.Stream(device)  # one for each device: torch's own is the first device's
+        self._pins = True  # until pinned memory was refused, as it may be under WSL2
 
     def allocate(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def to_host(self, ids: Tensor, others: Sequence[Tensor] = ()) -> tuple[NDArray[np.int64], list[Tensor]]:
         sources = [ids, *others]
-        targets = [torch.empty(source.shape, dtype=source.dtype, pin_memory=True) for source in sources]
+        targets = [self._pinned(source.shape, source.dtype) for source in sources]
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source, non_blocking=True)
         self.mark().synchronize()
@@ -142,17 +165,16 @@ class CudaDevice:
 
     def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
         # Pinned memory comes from torch's cache, which keeps a block until its copy has run.
-        return torch.as_tensor(values).pin_memory().to(self.device, non_blocking=True)
+        return self._pinned_copy(torch.as_tensor(values)).to(self.device, non_blocking=True)
 
     def put(self, target: Tensor, values: Tensor) -> None:
-        target.copy_(values.pin_memory(), non_blocking=True)
+        target.copy_(self._pinned_copy(values), non_blocking=True)
 
     def record(self, launch: Launch) -> Launch:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):  # Triton launches on the current one
             launch()  # compiles what is compiled at its first use, which a recording would not survive
-            # Other threads may use the GPU meanwhile: only what this one does is recorded, and must be fit for it.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with _capture(graph, self._captures):
                 launch()
 
         def replay() -> None:
@@ -160,6 +182,19 @@ class CudaDevice:
                 graph.replay()
 
         return replay
+
+    def _pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Host memory for a copy that nobody waits for; where none can be pinned, other memory, for slower copies."""
+        if self._pins:
+            try:
+                return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+            except RuntimeError:
+                self._pins = False
+                clear_error(self.device)
+        return torch.empty(tuple(shape), dtype=dtype)
+
+    def _pinned_copy(self, values: Tensor) -> Tensor:
+        return self._pinned(values.shape, values.dtype).copy_(values)
 
     def copy(self, copies: Copies, after: Event = None) -> Event:
         with torch.cuda.stream(self._copies):
@@ -173,7 +208,14 @@ class CudaDevice:
 
     def staging(self, nbytes: int) -> Tensor:
         # From torch's cache of pinned memory, whose blocks are powers of two, as those of the loader are.
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        memory = self._pinned((nbytes,), torch.uint8)
+        return memory if self._pins else anonymous_memory(nbytes)
+
+    def pin(self, memory: Tensor, piece: int) -> HostRegistration | None:
+        return HostRegistration(memory, piece, self.device)
+
+    def free_bytes(self) -> int | None:
+        return free_gpu_memory(self.device)
 
     def mark(self) -> Event:
         event = torch.cuda.Event()
@@ -208,12 +250,27 @@ def anonymous_memory(nbytes: int) -> Tensor:
     return torch.frombuffer(anonymous_map(nbytes), dtype=torch.uint8)[:nbytes]
 
 
-def pin(memory: Tensor) -> bool:
-    """Register host memory with CUDA, so that copies from it run at full speed. Where it fails they run slower.
+@contextmanager
+def _capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
+    """Record what is launched inside. Whatever fails there is raised as it is, and the thread's stream is as before.
 
-    Registered rather than allocated pinned: torch's allocator rounds blocks up to powers of two.
+    torch.cuda.graph stays on its stream, and hides the error, where ending the recording fails too. Other threads may
+    use the GPU meanwhile: only what this one does is recorded, and must be fit for it. The garbage collector would free
+    memory of the device in a recording, which ends it.
     """
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    collects = gc.isenabled()
+    gc.disable()
     try:
-        return int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0
-    except (RuntimeError, AssertionError):
-        return False
+        with torch.cuda.stream(stream):
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                yield
+            except BaseException:
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+    finally:
+        if collects:
+            gc.enable()

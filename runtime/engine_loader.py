@@ -13,7 +13,7 @@ from dslite.runtime.downloads.layout import generation_defaults
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import ModelUnavailableError, UsageError
-from dslite.runtime.events import Loading
+from dslite.runtime.events import LoadingEvent
 from dslite.runtime.paths import latents_dir, prompts_dir
 from dslite.runtime.planning.autotune import choose_products
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
@@ -30,7 +30,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def open_engine(
-    model: str | Path, options: EngineOptions = _DEFAULTS, report: Callable[[Loading], None] = lambda _: None
+    model: str | Path, options: EngineOptions = _DEFAULTS, report: Callable[[LoadingEvent], None] = lambda _: None
 ) -> Engine:
     """Check and load a model that is on this machine: a folder, or a name as `-m` takes it (`demo`, `chat`, a Hub id).
 

@@ -66,6 +66,14 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Compiling:
+    """Steps in which a GPU is made ready once the weights are loaded: kernels compiled, the decode step recorded."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Prefilling:
     """Prefilled prompt tokens, cached ones included. Between two layers `done` is not a whole number."""
 
@@ -154,6 +162,7 @@ class Notice:
     message: str
 
 
+LoadingEvent = Loading | Compiling
 Event = Prefilling | Token | Done
 ChatEvent = Event | Thinking | Waiting | Notice
 PullEvent = Found | Downloading | Present

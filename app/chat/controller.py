@@ -27,7 +27,7 @@ from dslite.app.sessions.ids import title_of
 from dslite.app.settings.profiles import get_profile
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
-from dslite.runtime.events import Loading
+from dslite.runtime.events import Compiling, Loading
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore
@@ -263,7 +263,7 @@ class ChatController(ChatState):
                 self._replies.take(event)
             case engine.LoadingStarted():
                 self._models.on_loading(None)
-            case Loading():
+            case Loading() | Compiling():
                 self._models.on_loading(event)
             case engine.ModelReady(ref, stats):
                 self._models.on_ready(ref, stats)

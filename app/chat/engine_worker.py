@@ -19,7 +19,7 @@ from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ModelUnavailableError
-from dslite.runtime.events import ChatEvent, Done, Loading
+from dslite.runtime.events import ChatEvent, Done, LoadingEvent
 
 if TYPE_CHECKING:
     from dslite.runtime.text.message import Message
@@ -118,7 +118,7 @@ class StatsUpdated:
 
 WorkerEvent = (
     LoadingStarted
-    | Loading
+    | LoadingEvent
     | ModelReady
     | ModelUnavailable
     | PrefillStarted

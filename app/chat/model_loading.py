@@ -11,7 +11,7 @@ from dslite.runtime.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from dslite.runtime.chat.protocol import ChatBackend
-    from dslite.runtime.events import Loading
+    from dslite.runtime.events import LoadingEvent
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ModelLoader(Protocol):
     def check(self, ref: ModelRef) -> None:
         """Check cheaply that the model can be loaded: the loaded one is kept until this returns."""
 
-    def load(self, ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel: ...
+    def load(self, ref: ModelRef, report: Callable[["LoadingEvent"], None]) -> LoadedModel: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LocalModelLoader:
         if missing := missing_files(folder):
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}", "give a folder with all files of the model")
 
-    def load(self, ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel:
+    def load(self, ref: ModelRef, report: Callable[["LoadingEvent"], None]) -> LoadedModel:
         folder = locate(ref)
         from dslite.app.settings.sampling import model_defaults
         from dslite.runtime.chat.local import LocalChatBackend
@@ -78,7 +78,7 @@ class RemoteModelLoader:
             return
         raise UsageError(f"{endpoint.host} has no model {ref.name}", f"it lists {', '.join(listed)}")
 
-    def load(self, ref: ModelRef, report: Callable[["Loading"], None]) -> LoadedModel:
+    def load(self, ref: ModelRef, report: Callable[["LoadingEvent"], None]) -> LoadedModel:
         from dslite.runtime.chat.remote import RemoteChatBackend, RemoteModel
 
         context = self.served.context if ref.name == self.served.ref.name else None

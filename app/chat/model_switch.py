@@ -7,7 +7,7 @@ from dslite.app.chat.status import ModelState, ReplyState
 from dslite.model.errors import DsliteError
 from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.downloads.hub import ModelRef
-from dslite.runtime.events import Loading
+from dslite.runtime.events import LoadingEvent
 
 
 class ModelSwitch:
@@ -31,7 +31,7 @@ class ModelSwitch:
         self.load(self._loader.parse(name))
         self._chat.changed()
 
-    def on_loading(self, event: Loading | None) -> None:
+    def on_loading(self, event: LoadingEvent | None) -> None:
         """Weights are read, and those of the model before are gone. None: no byte is read yet."""
         status = self._chat.status
         status.model, status.loading, status.stats = ModelState.LOADING, event, None

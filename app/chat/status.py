@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from dslite.runtime.chat.protocol import ModelStats
-from dslite.runtime.events import Loading, Prefilling
+from dslite.runtime.events import LoadingEvent, Prefilling
 
 WARN_AT = 0.85  # used share of the context from which views warn
 
@@ -35,7 +35,7 @@ class ChatStatus:
 
     model: ModelState = ModelState.STARTING
     reply: ReplyState = ReplyState.DONE
-    loading: Loading | None = None
+    loading: LoadingEvent | None = None
     prefilling: Prefilling | None = None
     thinking: int = 0  # tokens of a server's reasoning, until the answer begins
     rate: float = 0.0  # tokens/s while decoding, or of the last answer

@@ -1,10 +1,12 @@
 """What status lines say while a model is loaded and a prompt is read: the same words in every front end."""
 
-from dslite.runtime.events import Loading, Prefilling
+from dslite.runtime.events import Compiling, LoadingEvent, Prefilling
 
 
-def loading_text(event: Loading) -> str:
-    """loading weights 37 % · 11.6 of 31.4 GB"""
+def loading_text(event: LoadingEvent) -> str:
+    """loading weights 37 % · 11.6 of 31.4 GB, then on a GPU: compiling kernels, 1 of 3"""
+    if isinstance(event, Compiling):
+        return f"compiling kernels, {event.done} of {event.total}"
     percent = 100 * event.done_bytes // max(event.total_bytes, 1)
     return f"loading weights {percent} % · {event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"
 

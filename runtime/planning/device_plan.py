@@ -29,7 +29,8 @@ class DevicePlan:
     """The placement, in bytes and experts per layer, and the speed to expect.
 
     `spare` are buffers of the arena beside the slots, for experts that are being loaded. Where misses are computed
-    on the host, passes of `compute_below` tokens or more fetch them instead. Where `fits` is false, `reason` says
+    on the host, passes of `compute_below` tokens or more fetch them instead. `compute_unpinned` is this number where
+    the system does not pin the host memory, 0 where misses are fetched then too. Where `fits` is false, `reason` says
     what is missing, the figures are what was asked, and `nearest` is the nearest plan that fits, if any does.
     """
 
@@ -40,6 +41,7 @@ class DevicePlan:
     source: Source
     miss: Miss
     compute_below: int
+    compute_unpinned: int
     slots: int
     spare: int
     slot_bytes: int
@@ -62,3 +64,9 @@ class DevicePlan:
     @property
     def fits(self) -> bool:
         return self.reason is None
+
+    def computed_below(self, *, pinned: bool) -> int:
+        """Tokens of a pass below which the host computes misses; 0: it computes none."""
+        if not pinned:
+            return self.compute_unpinned
+        return self.compute_below if self.miss == "compute" else 0

@@ -12,7 +12,7 @@ from dslite.runtime.errors import UsageError
 from dslite.runtime.planning.device_plan import DevicePlan, Miss, PlanRequest, Source
 from dslite.runtime.planning.footprint import Footprint, growth_bytes
 from dslite.runtime.planning.hardware import MachineSpec
-from dslite.runtime.planning.prediction import Traffic, host_beats_pcie, predict
+from dslite.runtime.planning.prediction import UNPINNED_SHARE, Traffic, host_beats_pcie, predict
 
 DEFAULT_CONTEXT = 32_768  # what the paper says for Lite, though its config.json allows more
 PREFILL_CHUNKS = (2048, 1024, 512, 256)  # tokens; shorter ones only where the longest does not fit
@@ -104,13 +104,22 @@ class _Placer:
     def spare(self, source: Source) -> int:
         return min(_SPARE[source], self.config.n_routed_experts) if self.size.moe_layers else 0
 
-    def compute_below(self) -> int:
+    def miss(self, source: Source, *, pinned: bool) -> Miss:
+        """Compute in host memory where reading it is faster than PCIe."""
+        if self.request.miss != "auto":
+            return self.request.miss
+        if source == "resident" or self.machine.device != "cuda":
+            return "fetch"
+        return "compute" if host_beats_pcie(self.machine, pinned=pinned) else "fetch"
+
+    def compute_below(self, *, pinned: bool) -> int:
         """Tokens from which moving an expert is faster than computing it on the host for those that chose it."""
         config, machine = self.config, self.machine
-        if not machine.pcie_bandwidth or not self.size.moe_layers:
+        pcie = machine.pcie_bandwidth * (1.0 if pinned else UNPINNED_SHARE)
+        if not pcie or not self.size.moe_layers:
             return 1
         weights = self.size.expert // self.size.item
-        rows = self.size.expert / machine.pcie_bandwidth * machine.cores * CORE_FLOPS / (2 * weights)
+        rows = self.size.expert / pcie * machine.cores * CORE_FLOPS / (2 * weights)
         return max(1, round(rows * config.n_routed_experts / config.num_experts_per_tok))
 
     def build(
@@ -129,7 +138,8 @@ class _Placer:
             prefill_chunk=self.chunk,
             source=source,
             miss=miss,
-            compute_below=self.compute_below(),
+            compute_below=self.compute_below(pinned=source == "host"),
+            compute_unpinned=self.compute_below(pinned=False) if self.miss(source, pinned=False) == "compute" else 0,
             slots=slots,
             spare=spare,
             slot_bytes=slot_bytes,
@@ -220,7 +230,7 @@ class _OnGpu(_Placer):
             reason = _shortage("host memory", ram, self.ram, slots, self.context)
         return self.build(
             source=source,
-            miss=self._miss(source),
+            miss=self.miss(source, pinned=source == "host"),
             slots=slots,
             spare=spare,
             slot_bytes=size.expert,
@@ -240,14 +250,6 @@ class _OnGpu(_Placer):
             return others
         pages = self.ram - GPU_PROCESS - self.size.embedding
         return max(0, min(others, pages // (self.size.expert * self.size.moe_layers)))
-
-    def _miss(self, source: Source) -> Miss:
-        """Compute in host memory where reading it is faster than PCIe."""
-        if self.request.miss != "auto":
-            return self.request.miss
-        if source == "resident" or self.machine.device != "cuda":
-            return "fetch"
-        return "compute" if host_beats_pcie(self.machine, pinned=source == "host") else "fetch"
 
 
 def _shortage(memory: str, needed: int, present: int, slots: int, context: int) -> str:

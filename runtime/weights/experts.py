@@ -76,19 +76,25 @@ class ExpertCache:
         their misses computed in host memory, if the source has them there.
         """
         self.config, self.device, self.source = config, device, source
-        self.slots, self.compute_below = slots, compute_below
+        self.slots, self.compute_below = 0, compute_below
         self.layers = range(config.first_k_dense_replace, config.num_hidden_layers)
         self.stats = ExpertStats(slots, config.n_routed_experts)
         self.arena = Arena(device, slot_bytes)
         self._free: list[int] = self.arena.grow(spare)
-        for _ in range(slots):
-            self._free += self.arena.grow(len(self.layers))
+        self.add_slots(slots)
         self._resident: dict[int, dict[int, ResidentExpert]] = {layer: {} for layer in self.layers}
         self._loading: dict[Key, _LoadingExpert] = {}
         self._queue: deque[Key] = deque()
         self._stale: list[_LoadingExpert] = []  # their buffers are free when their fetches end
         self._last_read: dict[int, Event] = {}  # buffer → the event behind which it may be written
         self._pass = 0
+
+    def add_slots(self, count: int) -> None:
+        """Add so many slots to every layer. Raises what `is_out_of_memory` knows; slots that were added stay."""
+        for _ in range(count):
+            self._free += self.arena.grow(len(self.layers))
+            self.slots += 1
+            self.stats.slots = self.slots
 
     @property
     def states(self) -> dict[int, BufferState]:

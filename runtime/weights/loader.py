@@ -1,5 +1,6 @@
 """Loads the network of a checked folder, with progress."""
 
+import logging
 import math
 from collections.abc import Callable
 from itertools import product
@@ -10,21 +11,23 @@ from torch import Tensor
 from dslite.model.moe import MLP
 from dslite.model.transformer import Transformer
 from dslite.runtime.device import ComputeDevice, anonymous_memory, compute_device
-from dslite.runtime.errors import OutOfMemoryError
-from dslite.runtime.events import Loading
+from dslite.runtime.events import Loading, LoadingEvent
 from dslite.runtime.memory import is_out_of_memory, with_room
 from dslite.runtime.planning.device_plan import DevicePlan, Source
 from dslite.runtime.planning.footprint import is_embedding, is_routed
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.disk import DiskSource, Reader
 from dslite.runtime.weights.expert_blocks import ExpertBlocks
+from dslite.runtime.weights.expert_stats import ExpertStats
 from dslite.runtime.weights.experts import ExpertCache
 from dslite.runtime.weights.slot_bank import SlotExperts
 from dslite.runtime.weights.sources import MATRICES, ExpertSource, HostArena, HostSource, expert_name
 from dslite.runtime.weights.staging import Staging
+from dslite.runtime.weights.warm_up import warm_up
 
 _REPORT_BYTES = 64 * 2**20
-Report = Callable[[Loading], None]
+Report = Callable[[LoadingEvent], None]
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -76,19 +79,20 @@ class _LoadProgress:
 
 class _CopyingLoader:
     """Loads a network whose weights are copied from the files: all of them, or all but routed experts, which then have
-    slots over a slower source. Everything is allocated before the first byte is read.
+    slots over a slower source. What must fit is allocated before the first byte is read; slots beyond the fewest get
+    what is left once libraries, kernels and recordings have their memory.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, device: ComputeDevice, dtype: torch.dtype, plan: DevicePlan | None, report: Report
     ) -> None:
         self._checkpoint, self._device, self._dtype, self._plan = checkpoint, device, dtype, plan
+        self._report = report
         self._reader = Reader(checkpoint)
         left = plan is not None and plan.source in ("disk", "mapped")
         routed = sum(entry.nbytes for entry in checkpoint.entries.values() if is_routed(entry.name)) if left else 0
         self._staging = Staging(self._reader, device, _LoadProgress(checkpoint.nbytes - routed, report).add)
         self._blocks = ExpertBlocks(checkpoint.config, dtype.itemsize, device.allocate)
-        self._cache: ExpertCache | None = None
         self._arena: HostArena | None = None
 
     def load(self) -> Transformer:
@@ -98,14 +102,21 @@ class _CopyingLoader:
         else:
             model = self._build_offloaded(plan)
         self._staging.run()
-        if self._arena is not None and self._device.device.type == "cuda":
-            self._arena.pin()
+        cache = expert_cache(model)
+        if plan is not None and cache is not None:
+            pinned = self._arena is None or self._arena.pin(self._device)
+            cache.compute_below = plan.computed_below(pinned=pinned)
+        if self._device.device.type == "cuda":
+            warm_up(model, self._report)
+        if plan is not None and cache is not None:
+            self._add_slots(plan, cache)
+            cache.stats = ExpertStats(cache.slots, config.n_routed_experts)  # without what warming up counted
         if plan is None or plan.source != "disk":
             self._reader.close()
         return model
 
     def _build_offloaded(self, plan: DevicePlan) -> Transformer:
-        cache = self._cache = self._make_cache(plan, self._source(plan.source))
+        cache = self._make_cache(plan, self._source(plan.source))
         return Transformer.build(
             self._checkpoint.config,
             self._take,
@@ -136,33 +147,38 @@ class _CopyingLoader:
         stays = self._plan is not None and not self._plan.embedding_on_device and is_embedding(name)
         count = math.prod(entry.shape) * self._dtype.itemsize
         what = f"weights of {self._checkpoint.nbytes / 1e9:.1f} GB"
-        memory = with_room(
-            lambda: anonymous_memory(count) if stays else self._blocks.allocate(name, count), self._cache, what
-        )
+        memory = with_room(lambda: anonymous_memory(count) if stays else self._blocks.allocate(name, count), None, what)
         target = memory.view(self._dtype).view(entry.shape)
         self._staging.add(entry, target)
         return target
 
     def _make_cache(self, plan: DevicePlan, source: ExpertSource) -> ExpertCache:
-        """The slots of the plan, or as many as can be allocated."""
-        slots, fewest = plan.slots, self._checkpoint.config.num_experts_per_tok
-        while True:
-            try:
-                return ExpertCache(
-                    self._checkpoint.config,
-                    self._device,
-                    source,
-                    slots=slots,
-                    spare=plan.spare,
-                    slot_bytes=plan.slot_bytes,
-                    compute_below=plan.compute_below if plan.miss == "compute" else 0,
-                )
-            except (RuntimeError, MemoryError, OSError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if slots == fewest:
-                    raise OutOfMemoryError.of(error, f"{slots} experts per layer") from None
-                slots = max(fewest, slots - max(1, slots // 8))
+        """The fewest slots. Raises OutOfMemoryError."""
+        config = self._checkpoint.config
+        fewest = min(plan.slots, config.num_experts_per_tok)
+        return with_room(
+            lambda: ExpertCache(
+                config, self._device, source, slots=fewest, spare=plan.spare, slot_bytes=plan.slot_bytes
+            ),
+            None,
+            f"{fewest} experts per layer",
+        )
+
+    def _add_slots(self, plan: DevicePlan, cache: ExpertCache) -> None:
+        """The other slots of the plan, as many as what is free holds beside the latent cache and the workspace."""
+        wanted = plan.slots - cache.slots
+        if (free := self._device.free_bytes()) is not None:
+            room = free - plan.kv_bytes - (plan.workspace_bytes - plan.spare * plan.slot_bytes)
+            wanted = min(wanted, max(0, room) // max(1, plan.slot_bytes * len(cache.layers)))
+        try:
+            cache.add_slots(wanted)
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            for _ in range(cache.slots // 8):  # room for what comes and goes with a pass
+                cache.give_back()
+        if cache.slots < plan.slots:
+            log.warning("memory holds %d of %d planned expert slots per layer", cache.slots, plan.slots)
 
 
 def expert_cache(model: Transformer) -> ExpertCache | None:

@@ -1,5 +1,6 @@
 """The sources of experts that are not in a slot: the protocol, and host memory. Files are in disk.py."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from dslite.model.config import ModelConfig
 from dslite.model.moe import MLP
-from dslite.runtime.device import ComputeDevice, Event, anonymous_memory, pin
-from dslite.runtime.planning.footprint import expert_bytes
+from dslite.runtime.device import ComputeDevice, Event, anonymous_memory
+from dslite.runtime.planning.footprint import PAGE, expert_bytes
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 
@@ -99,22 +100,31 @@ class HostSource:
 
 
 class HostArena:
-    """All routed experts in one piece of host memory, pinned where the system allows it."""
+    """All routed experts in one piece of host memory, each from a page on, pinned where the system allows it."""
 
     def __init__(self, config: ModelConfig, layers: range, dtype: torch.dtype) -> None:
         self._config, self._layers, self._dtype = config, layers, dtype
         self._bytes = expert_bytes(config, dtype.itemsize)
-        self._memory = anonymous_memory(self._bytes * config.n_routed_experts * len(layers))
+        self._step = -(-self._bytes // PAGE) * PAGE
+        self._memory = anonymous_memory(self._step * config.n_routed_experts * len(layers))
 
     @property
     def nbytes(self) -> int:
         return self._memory.nbytes
 
-    def pin(self) -> None:
-        """Pin the filled arena where the system allows it: registering touches every page."""
-        pin(self._memory)
+    def pin(self, device: ComputeDevice) -> bool:
+        """Pin the filled arena for copies to a device, until it is dropped: registering touches every page.
+
+        False where the system does not pin all of it.
+        """
+        pinned = device.pin(self._memory, self._step)
+        if pinned is None:
+            return True
+        # Before the memory is returned to the system. The end of the process undoes everything anyway.
+        weakref.finalize(self, pinned.close).atexit = False
+        return pinned.whole
 
     def expert(self, layer: int, expert: int) -> MLP:
         """Views of an expert, to be filled or read."""
-        start = ((layer - self._layers.start) * self._config.n_routed_experts + expert) * self._bytes
+        start = ((layer - self._layers.start) * self._config.n_routed_experts + expert) * self._step
         return packed(self._memory[start : start + self._bytes], self._config, self._dtype)

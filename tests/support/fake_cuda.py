@@ -115,6 +115,12 @@ class FakeGpu:
         self.log.append(f"staging {nbytes}")
         return torch.empty(nbytes, dtype=torch.uint8)
 
+    def pin(self, memory: Tensor, piece: int) -> None:
+        return None
+
+    def free_bytes(self) -> None:
+        return None
+
     def host_writes(self, staging: Tensor) -> None:
         """The host writes now into memory that copies may read."""
         if self._staged.get(staging.untyped_storage()._cdata, 0) > self._now["host"].get("copy", 0):

@@ -10,7 +10,7 @@ from dslite.app.chat.model_loading import LoadedModel
 from dslite.runtime.chat.protocol import ChatBackend, ModelStats
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.events import ChatEvent, Done, Event, Loading, Prefilling, Timing, Token
+from dslite.runtime.events import ChatEvent, Done, Event, LoadingEvent, Prefilling, Timing, Token
 
 PIECE = re.compile(r"\s*\S{1,4}|\s+")
 
@@ -129,7 +129,7 @@ class FakeLoader:
         self,
         backend: FakeBackend,
         *,
-        loading: Sequence[Loading] = (),
+        loading: Sequence[LoadingEvent] = (),
         hold: threading.Event | None = None,
         error: Callable[[ModelRef], Exception | None] = lambda _: None,
     ) -> None:
@@ -139,7 +139,7 @@ class FakeLoader:
         if (fault := self._error(ref)) is not None:
             raise fault
 
-    def load(self, ref: ModelRef, report: Callable[[Loading], None]) -> LoadedModel:
+    def load(self, ref: ModelRef, report: Callable[[LoadingEvent], None]) -> LoadedModel:
         for event in self._loading:
             report(event)
         if self._hold is not None:

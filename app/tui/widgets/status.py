@@ -12,6 +12,7 @@ from dslite.app.chat.status import WARN_AT, ChatStatus, ModelState, ReplyState
 from dslite.app.terminal.progress_text import loading_text, reading_text
 from dslite.app.tui.style.palette import Palette
 from dslite.runtime.chat.protocol import ModelStats
+from dslite.runtime.events import Loading
 from dslite.runtime.units import size_text
 
 _BAR = 8
@@ -41,7 +42,7 @@ def activity(status: ChatStatus) -> str:
 
 def _loading(status: ChatStatus) -> str:
     event = status.loading
-    if event is None or not event.total_bytes:
+    if event is None or (isinstance(event, Loading) and not event.total_bytes):
         return "starting the engine"
     return loading_text(event)
 

@@ -81,14 +81,23 @@ class FailingDevice(PlainDevice):
         return super().allocate(nbytes)
 
 
-def test_an_arena_that_does_not_fit_is_made_smaller(folder: Path) -> None:
+def test_slots_beyond_the_fewest_are_as_many_as_fit(folder: Path) -> None:
+    """They are allocated last, three beyond the fewest three."""
     allocations = FailingDevice(-1, 0)
     offloaded(folder, backend=allocations)
-    assert allocations.count > 6
-    for failing in range(allocations.count):
-        running = offloaded(folder, backend=FailingDevice(failing, 1))
-        assert running.expert_stats()["slots"] < 6
+    for slots in (3, 4, 5):
+        running = offloaded(folder, backend=FailingDevice(allocations.count - 6 + slots, 1))
+        assert running.expert_stats()["slots"] == slots
         assert answer(running, prompt(folder)) == right_answer(folder)
+
+
+def test_what_must_fit_and_does_not_is_told_with_its_remedy(folder: Path) -> None:
+    allocations = FailingDevice(-1, 0)
+    offloaded(folder, backend=allocations)
+    for failing in range(allocations.count - 3):
+        with pytest.raises(OutOfMemoryError, match=r"experts per layer|weights of") as told:
+            offloaded(folder, backend=FailingDevice(failing, 1))
+        assert "--ctx-size" in told.value.remedy
 
 
 def test_an_arena_that_never_fits_is_told_with_its_remedy(folder: Path) -> None:

@@ -24,7 +24,7 @@ from dslite.runtime.planning.placement import plan
 from dslite.runtime.weights import staging
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.disk import Reader
-from dslite.runtime.weights.loader import load
+from dslite.runtime.weights.loader import expert_cache, load
 from dslite.runtime.weights.page_cache import PageCache
 from dslite.runtime.weights.safetensors_file import TensorEntry
 from dslite.runtime.weights.staging import Staging
@@ -242,22 +242,21 @@ def test_no_staging_buffer_is_written_before_its_copy_to_the_gpu_is_done() -> No
         stage_lite(Forgetful(lambda *_: pytest.fail("nothing is routed here")))
 
 
-def test_a_gpu_without_room_for_all_weights_is_given_back_slots_at_load(checkpoint: Checkpoint) -> None:
-    """The arena fits, a weight behind it does not: slots make room for it."""
+@pytest.mark.parametrize(("left", "slots"), [(-1, 3), (0, 3), (1, 4), (2, 5), (9, 6)])
+def test_slots_are_sized_by_what_is_free_once_all_else_is_allocated(
+    checkpoint: Checkpoint, left: int, slots: int
+) -> None:
+    """Six slots are planned, three are the fewest; `left` slots fit beside the latent cache and the workspace."""
     made = plan(machine(0, 64), checkpoint.config, PlanRequest(dtype="bfloat16", expert_slots=6))
 
-    class Tight(PlainDevice):
-        fails = 2
+    class Free(PlainDevice):
+        def free_bytes(self) -> int:
+            beside = made.kv_bytes + made.workspace_bytes - made.spare * made.slot_bytes
+            return beside + left * made.slot_bytes * (checkpoint.config.num_hidden_layers - 1) + made.slot_bytes // 2
 
-        def allocate(self, nbytes: int) -> Tensor:
-            if nbytes < 2 * 5000 and self.fails:  # a weight, not a block of the arena
-                self.fails -= 1
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().allocate(nbytes)
-
-    model = load(checkpoint, device=CPU, dtype=torch.bfloat16, plan=made, backend=Tight(CPU))
-    bank: Any = model.layers[1].mlp
-    assert bank.experts.cache.slots == 4
+    cache = expert_cache(load(checkpoint, device=CPU, dtype=torch.bfloat16, plan=made, backend=Free(CPU)))
+    assert cache is not None
+    assert cache.slots == cache.stats.slots == slots
 
 
 PEAK = """
