@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dslite.model import kernels
 from dslite.model.config import ModelConfig
+from dslite.model.quantized import Weight, plain
 from dslite.model.rope import rotate
 
 Form = Literal["auto", "expanded", "absorbed"]
@@ -79,27 +80,27 @@ class MultiHeadLatentAttention:
     """Attention of one layer. Fields have the Hub's names; either q_proj or the three of query compression are None."""
 
     config: ModelConfig
-    q_proj: Tensor | None
-    q_a_proj: Tensor | None
+    q_proj: Weight | None
+    q_a_proj: Weight | None
     q_a_layernorm: Tensor | None
-    q_b_proj: Tensor | None
-    kv_a_proj_with_mqa: Tensor
+    q_b_proj: Weight | None
+    kv_a_proj_with_mqa: Weight
     kv_a_layernorm: Tensor
-    kv_b_proj: Tensor
-    o_proj: Tensor
+    kv_b_proj: Weight
+    o_proj: Weight
 
     @classmethod
-    def build(cls, config: ModelConfig, take: Callable[[str], Tensor]) -> "MultiHeadLatentAttention":
-        """`take` gives the tensor of a name such as `o_proj`."""
+    def build(cls, config: ModelConfig, take: Callable[[str], Weight]) -> "MultiHeadLatentAttention":
+        """`take` gives the weight of a name such as `o_proj`."""
         compressed = config.q_lora_rank is not None
         return cls(
             config=config,
             q_proj=None if compressed else take("q_proj"),
             q_a_proj=take("q_a_proj") if compressed else None,
-            q_a_layernorm=take("q_a_layernorm") if compressed else None,
+            q_a_layernorm=plain(take("q_a_layernorm")) if compressed else None,
             q_b_proj=take("q_b_proj") if compressed else None,
             kv_a_proj_with_mqa=take("kv_a_proj_with_mqa"),
-            kv_a_layernorm=take("kv_a_layernorm"),
+            kv_a_layernorm=plain(take("kv_a_layernorm")),
             kv_b_proj=take("kv_b_proj"),
             o_proj=take("o_proj"),
         )
@@ -163,10 +164,10 @@ class MultiHeadLatentAttention:
         latent, rope = projected.split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1)
         return torch.cat([rms_norm(latent, self.kv_a_layernorm, LATENT_EPS), rotate(rope, factors)], dim=-1)
 
-    def _up_projections(self) -> tuple[Tensor, Tensor]:
-        """W_UK (H, N, C) and W_UV (H, V, C): views of kv_b_proj, never copies."""
+    def _up_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """W_UK (H, N, C) and W_UV (H, V, C): views of kv_b_proj, copies only where it is quantized."""
         config = self.config
-        by_head = self.kv_b_proj.unflatten(0, (config.num_attention_heads, -1))
+        by_head = kernels.dense(self.kv_b_proj, dtype).unflatten(0, (config.num_attention_heads, -1))
         w_uk, w_uv = by_head.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
         return w_uk, w_uv
 
@@ -185,7 +186,7 @@ class MultiHeadLatentAttention:
     def _absorbed(self, queries: Tensor, entries: Tensor) -> Tensor:
         """The same as _expanded, over the entries as they are stored. Paper, the end of section 2.1.2."""
         config = self.config
-        w_uk, w_uv = self._up_projections()
+        w_uk, w_uv = self._up_projections(queries.dtype)
         q_nope, q_pe = queries.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         q_latent = torch.einsum("thn,hnc->thc", q_nope, w_uk)  # (T, H, C)
         absorbed = torch.cat([q_latent, q_pe], dim=-1)  # (T, H, C+R)

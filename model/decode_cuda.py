@@ -27,6 +27,7 @@ from dslite.model.decoder_layer import DecoderLayer
 from dslite.model.kernels import gpu
 from dslite.model.moe import MLP, MoE, ResidentExperts
 from dslite.model.network import Network
+from dslite.model.quantized import QuantizedMatrix
 from dslite.model.rope import rotation
 
 Launch = Callable[[], None]
@@ -76,6 +77,7 @@ class CudaDecode:
         ]
         return (
             network.dtype in (torch.bfloat16, torch.float32)
+            and not any(isinstance(value, QuantizedMatrix) for value in [network.lm_head, *tensors])
             and all(tensor.is_contiguous() for tensor in tensors if isinstance(tensor, Tensor))
             and config.topk_method == "greedy"
             and config.n_routed_experts <= _MOST_EXPERTS
@@ -217,10 +219,10 @@ def _table(layer: DecoderLayer) -> Tensor:
 
     mlp = layer.mlp
     if isinstance(mlp, MLP):
-        return address_table([], mlp.matrices)
+        return address_table([], mlp.tensors)
     assert isinstance(mlp.experts, ResidentExperts)
-    shared = None if mlp.shared_experts is None else mlp.shared_experts.matrices
-    return address_table([expert.matrices for expert in mlp.experts.experts], shared)
+    shared = None if mlp.shared_experts is None else mlp.shared_experts.tensors
+    return address_table([expert.tensors for expert in mlp.experts.experts], shared)
 
 
 def _all_resident(layer: DecoderLayer) -> bool:

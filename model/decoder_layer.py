@@ -10,8 +10,9 @@ from torch import Tensor
 from dslite.model.attention import Form, MultiHeadLatentAttention, Span, last_of_each, rms_norm
 from dslite.model.config import ModelConfig
 from dslite.model.moe import MLP, ExpertBank, Gate, MoE, ResidentExperts
+from dslite.model.quantized import Weight, plain
 
-TakeTensor = Callable[[str], Tensor]  # Hub name → tensor
+TakeTensor = Callable[[str], Weight]  # Hub name → tensor, or where the model is quantized a quantized matrix
 MakeBank = Callable[[int], ExpertBank]  # layer → its routed experts
 
 
@@ -45,9 +46,9 @@ def build_layer(config: ModelConfig, index: int, take: TakeTensor, make_bank: Ma
     here = take_from("")
     return DecoderLayer(
         index=index,
-        input_layernorm=here("input_layernorm"),
+        input_layernorm=plain(here("input_layernorm")),
         self_attn=MultiHeadLatentAttention.build(config, take_from("self_attn.")),
-        post_attention_layernorm=here("post_attention_layernorm"),
+        post_attention_layernorm=plain(here("post_attention_layernorm")),
         mlp=_build_moe(config, index, take_from, make_bank) if config.is_moe(index) else MLP.build(take_from("mlp.")),
         eps=config.rms_norm_eps,
     )
@@ -55,7 +56,7 @@ def build_layer(config: ModelConfig, index: int, take: TakeTensor, make_bank: Ma
 
 def _build_moe(config: ModelConfig, index: int, take_from: Callable[[str], TakeTensor], make_bank: MakeBank) -> MoE:
     return MoE(
-        gate=Gate(take_from("mlp.")("gate"), config),
+        gate=Gate(plain(take_from("mlp.")("gate")), config),
         experts=make_bank(index),
         shared_experts=MLP.build(take_from("mlp.shared_experts.")) if config.n_shared_experts else None,
     )

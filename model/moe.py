@@ -14,23 +14,33 @@ from torch import Tensor
 from dslite.model import kernels
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import ExpertTable, grouped
+from dslite.model.quantized import QuantizedMatrix, Weight, plain
 
 
 @dataclass(frozen=True)
 class MLP:
     """down(silu(gate(x)) · up(x)): the dense layer, the shared experts and each routed expert."""
 
-    gate_proj: Tensor
-    up_proj: Tensor
-    down_proj: Tensor
+    gate_proj: Weight
+    up_proj: Weight
+    down_proj: Weight
 
     @classmethod
-    def build(cls, take: Callable[[str], Tensor]) -> "MLP":
+    def build(cls, take: Callable[[str], Weight]) -> "MLP":
         return cls(take("gate_proj"), take("up_proj"), take("down_proj"))
 
     @property
-    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+    def matrices(self) -> tuple[Weight, Weight, Weight]:
         return self.gate_proj, self.up_proj, self.down_proj
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The matrices of an MLP that is not quantized."""
+        return plain(self.gate_proj), plain(self.up_proj), plain(self.down_proj)
+
+    @property
+    def quantized(self) -> bool:
+        return any(isinstance(matrix, QuantizedMatrix) for matrix in self.matrices)
 
     @cached_property
     def table(self) -> ExpertTable:
@@ -42,7 +52,8 @@ class MLP:
 
     def reference(self, hidden: Tensor) -> Tensor:
         """The same by torch's products: the reference of the kernel."""
-        return F.linear(F.silu(F.linear(hidden, self.gate_proj)) * F.linear(hidden, self.up_proj), self.down_proj)
+        gate, up, down = (kernels.dense(matrix, hidden.dtype) for matrix in self.matrices)
+        return F.linear(F.silu(F.linear(hidden, gate)) * F.linear(hidden, up), down)
 
 
 class ExpertBank(Protocol):
@@ -94,9 +105,11 @@ class ResidentExperts:
 
     @cached_property
     def stacks(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Gate, up and down of all experts as views (E, …); None where they are not evenly spaced in memory."""
+        """Gate, up and down of all experts as views (E, …); None where they are quantized or unevenly spaced."""
+        if any(one.quantized for one in self.experts):
+            return None
         gate, up, down = (
-            grouped.stack(matrices) for matrices in zip(*(one.matrices for one in self.experts), strict=True)
+            grouped.stack(matrices) for matrices in zip(*(one.tensors for one in self.experts), strict=True)
         )
         return None if gate is None or up is None or down is None else (gate, up, down)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dslite.model.config import ModelConfig
 from dslite.model.decoder_layer import DecoderLayer, MakeBank, TakeTensor, build_layer, resident_experts
+from dslite.model.quantized import Weight, plain
 from dslite.model.rope import amplitude, inverse_frequencies
 
 
@@ -21,7 +22,7 @@ class Network:
     embed_tokens: Tensor
     layers: Sequence[DecoderLayer]
     norm: Tensor
-    lm_head: Tensor
+    lm_head: Weight
     frequencies: Tensor
     amplitude: float
 
@@ -29,24 +30,25 @@ class Network:
     def build(cls, config: ModelConfig, take: TakeTensor, make_bank: MakeBank | None = None) -> "Network":
         """`take` gives the tensor of a Hub name; `make_bank` the experts of a layer (default: taken too)."""
         make_bank = make_bank or (lambda layer: resident_experts(config, layer, take))
-        embed_tokens = take("model.embed_tokens.weight")
+        embed_tokens = plain(take("model.embed_tokens.weight"))
         layers = [build_layer(config, index, take, make_bank) for index in range(config.num_hidden_layers)]
-        lm_head = take("lm_head.weight")
+        norm = plain(take("model.norm.weight"))
         return cls(
             config=config,
             embed_tokens=embed_tokens,
             layers=layers,
-            norm=take("model.norm.weight"),
-            lm_head=lm_head,
-            frequencies=inverse_frequencies(config).to(lm_head.device),
+            norm=norm,
+            lm_head=take("lm_head.weight"),
+            frequencies=inverse_frequencies(config).to(norm.device),
             amplitude=amplitude(config),
         )
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.lm_head.dtype
+        """Of activations, the cache, and weights that are not quantized."""
+        return self.norm.dtype
 
     @property
     def device(self) -> torch.device:
         """Of everything but the embedding and routed experts, which may lie elsewhere."""
-        return self.lm_head.device
+        return self.norm.device

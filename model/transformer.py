@@ -123,7 +123,7 @@ class Transformer:
         eps = network.config.rms_norm_eps
         logits = kernels.head(hidden, network.norm, network.lm_head, eps)
         if logits is None:
-            logits = F.linear(rms_norm(hidden, network.norm, eps), network.lm_head).float()
+            logits = kernels.linear(rms_norm(hidden, network.norm, eps), network.lm_head).float()
         self.check()
         return logits
 

@@ -14,13 +14,21 @@ from torch import Tensor
 
 from dslite.model.kernels import gpu, native
 from dslite.model.kernels.native import ExpertTable as ExpertTable
+from dslite.model.quantized import QuantizedMatrix, Weight
 
 _FIRST = torch.zeros(native.MOST_TOKENS, 1, dtype=torch.int64)
 _WHOLE = torch.ones(native.MOST_TOKENS, 1)
 
 
-def head(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor | None:
+def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """The values of a weight: a tensor as it is, a quantized matrix in a dtype."""
+    return weight.dequantize(dtype) if isinstance(weight, QuantizedMatrix) else weight
+
+
+def head(hidden: Tensor, norm: Tensor, weight: Weight, eps: float) -> Tensor | None:
     """hidden (T, D), normed, times weight (vocabulary, D): float32 (T, vocabulary)."""
+    if isinstance(weight, QuantizedMatrix):
+        return None
     if gpu.usable(hidden.device):
         return gpu.head(hidden, norm, weight, eps)
     products = native.products()
@@ -56,8 +64,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
     return products.norms(x, weight, eps)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Weight) -> Tensor:
     """x (T, k), rows of any stride, times weight (n, k): (T, n)."""
+    if isinstance(weight, QuantizedMatrix):
+        return F.linear(x, weight.dequantize(x.dtype))
     products = native.products()
     suits = native.suits_weight(weight) and native.suits_many_rows(x) and native.thresholds.ours(x.shape[0])
     if products is not None and suits:
@@ -65,14 +75,15 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-def expanded_attention(queries: Tensor, rows: Tensor, kv_b: Tensor, scale: float) -> Tensor | None:
+def expanded_attention(queries: Tensor, rows: Tensor, kv_b: Weight, scale: float) -> Tensor | None:
     """Rotated queries (T, H, N+R) of the last T of S tokens over their latent entries (S, C+R), expanded to keys and
     values by kv_b (H·(N+V), C): causal values (T, H, V).
     """
     products = native.products()
-    if products is None or not native.suits_prefill(queries, rows, kv_b):
+    if products is None:
         return None
-    return products.prefill(queries, rows, kv_b, scale)
+    values = dense(kv_b, queries.dtype)
+    return products.prefill(queries, rows, values, scale) if native.suits_prefill(queries, rows, values) else None
 
 
 def absorbed_attention(queries: Tensor, rows: Tensor, latent: int, scale: float) -> Tensor | None:

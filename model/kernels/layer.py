@@ -18,6 +18,7 @@ from dslite.model.config import ModelConfig
 from dslite.model.kernels import native
 from dslite.model.kernels.native import ExpertTable
 from dslite.model.kernels.structs import Layer, Step
+from dslite.model.quantized import Weight
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -31,13 +32,13 @@ class LayerTensors:
     """
 
     input_layernorm: Tensor
-    q_a_proj: Tensor | None
+    q_a_proj: Weight | None
     q_a_layernorm: Tensor | None
-    q_proj: Tensor
-    kv_a_proj_with_mqa: Tensor
+    q_proj: Weight
+    kv_a_proj_with_mqa: Weight
     kv_a_layernorm: Tensor
-    kv_b_proj: Tensor
-    o_proj: Tensor
+    kv_b_proj: Weight
+    o_proj: Weight
     post_attention_layernorm: Tensor
     gate: Tensor | None
     experts: ExpertTable | None
@@ -172,13 +173,13 @@ def _layer(config: ModelConfig, tensors: LayerTensors, latent_eps: float) -> Lay
     )
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _address(weight: Weight | None) -> int | None:
+    return None if weight is None else native.address(weight)
 
 
 def _suits(config: ModelConfig, tensors: LayerTensors) -> bool:
     """Whether the kernel can read all of a layer in place."""
-    given = [value for name, value in vars(tensors).items() if isinstance(value, Tensor) and name != "expert_counts"]
+    given = [value for name, value in vars(tensors).items() if isinstance(value, Weight) and name != "expert_counts"]
     tables = [table for table in (tensors.experts, tensors.shared) if table is not None]
     return (
         all(native.suits_weight(tensor) for tensor in given)

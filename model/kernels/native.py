@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dslite.model.kernels.library import LEVELS, find_library, levels
 from dslite.model.kernels.structs import AttentionJob
+from dslite.model.quantized import Weight
 
 MOST_TOKENS = 16  # of the kernels that are made for few rows
 STEP = 32  # the kernels read this many values at once: every width must be a multiple
@@ -196,25 +197,31 @@ class NativeProducts:
 class ExpertTable:
     """The addresses of the matrices of some experts, from which the kernel picks those of a token."""
 
-    def __init__(self, matrices: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def __init__(self, matrices: Sequence[tuple[Weight, Weight, Weight]]) -> None:
         """gate, up (width, D) and down (D, width) of each expert."""
         self._matrices = list(matrices)  # an address does not keep its tensor alive
         self.suits = all(_suits_expert(*some) for some in matrices) and 0 < len(matrices) <= MOST_EXPERTS
         # Tensors on another device or on "meta" have no address to take.
         usable = matrices if self.suits else ()
         self.addresses = torch.tensor(
-            [[*(tensor.data_ptr() for tensor in some), some[0].shape[0]] for some in usable], dtype=torch.int64
+            [[*(address(matrix) for matrix in some), some[0].shape[0]] for some in usable], dtype=torch.int64
         )
 
 
-def _suits_expert(gate: Tensor, up: Tensor, down: Tensor) -> bool:
+def address(weight: Weight) -> int:
+    """Where a weight begins in memory."""
+    return weight.data_ptr() if isinstance(weight, Tensor) else weight.data.data_ptr()
+
+
+def _suits_expert(gate: Weight, up: Weight, down: Weight) -> bool:
     return all(suits_weight(tensor) for tensor in (gate, up, down))
 
 
-def suits_weight(weight: Tensor) -> bool:
+def suits_weight(weight: Weight) -> bool:
     """Whether a matrix can be read in place."""
     return (
-        weight.dtype is torch.bfloat16
+        isinstance(weight, Tensor)
+        and weight.dtype is torch.bfloat16
         and weight.device.type == "cpu"
         and weight.is_contiguous()
         and weight.shape[-1] % STEP == 0

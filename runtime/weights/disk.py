@@ -175,7 +175,7 @@ class _ReadingExpert:
     def wait(self) -> None:
         self.reading.wait()
         if self.raw is not None:
-            for target, source in zip(self.mlp.matrices, self.raw.matrices, strict=True):
+            for target, source in zip(self.mlp.tensors, self.raw.tensors, strict=True):
                 target.copy_(source)
             self.raw = None
 

@@ -134,7 +134,7 @@ class _CopyingLoader:
         layers = range(config.first_k_dense_replace, config.num_hidden_layers)
         arena = self._arena = HostArena(config, layers, self._dtype)
         for layer, expert in product(layers, range(config.n_routed_experts)):
-            for part, matrix in zip(arena.expert(layer, expert).matrices, MATRICES, strict=True):
+            for part, matrix in zip(arena.expert(layer, expert).tensors, MATRICES, strict=True):
                 self._staging.add(self._checkpoint.entries[expert_name(layer, expert, matrix)], part)
         return HostSource(config, self._device, self._dtype, arena.expert)
 

@@ -88,12 +88,12 @@ class HostSource:
 
     def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
         target, source = packed(buffer, self._config, self._dtype), self._take(layer, expert)
-        copies = list(zip(target.matrices, source.matrices, strict=True))
+        copies = list(zip(target.tensors, source.tensors, strict=True))
         return _PendingCopy(target, self._device, self._device.copy(copies, after))
 
     def in_host_memory(self, layer: int, expert: int) -> MLP | None:
         mlp = self._take(layer, expert)
-        return mlp if mlp.gate_proj.dtype is self._dtype else MLP(*(part.to(self._dtype) for part in mlp.matrices))
+        return mlp if mlp.tensors[0].dtype is self._dtype else MLP(*(part.to(self._dtype) for part in mlp.tensors))
 
     def close(self) -> None:
         pass
