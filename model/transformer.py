@@ -1,6 +1,6 @@
 """The forward pass over a network, by the path that suits the number of tokens and the device.
 
-    one token on a GPU           decode_cuda   recorded launches
+    a token a sequence on a GPU  decode_cuda   recorded launches
     few tokens on a CPU          decode_cpu    the compiled layer kernel
     everything else              decoder_layer torch's products, or compiled ones one by one (kernels/)
 
@@ -41,8 +41,8 @@ def _always_valid() -> None:
 class Transformer:
     """DeepSeek-V2 for a batch of sequences whose new tokens lie one behind the other.
 
-    `check` raises where mapped weights are no longer what they were. `recorder` records the launches of one token for
-    the next; None: every token launches anew.
+    `check` raises where mapped weights are no longer what they were. `recorder` records the launches of a step for
+    the next; None: every step launches anew.
     """
 
     network: Network
@@ -92,13 +92,24 @@ class Transformer:
         the last layer. `on_layer` is called after each layer, or each group of layers that one kernel computes.
         The caches hold the new tokens once this returns; an exception (of `on_layer`, too) leaves them as they were.
         """
-        network = self.network
         self.check()
-        if self._one_token is not None and self._one_token.suits(token_ids, spans, form):
-            hidden = self._one_token.run(token_ids, spans[0], on_layer)
-            self.check()
-            spans[0].cache.commit(1)
-            return hidden
+        hidden = self._recorded_step(token_ids, spans, form, on_layer)
+        if hidden is None:
+            hidden = self._layers(token_ids, spans, form, last_only, on_layer)
+        self.check()
+        for span in spans:
+            span.cache.commit(span.count)
+        return hidden
+
+    def _recorded_step(self, token_ids: Tensor, spans: Sequence[Span], form: Form, on_layer: OnLayer) -> Tensor | None:
+        step = self.step_recorder
+        return step.run(token_ids, spans, on_layer) if step is not None and step.suits(token_ids, spans, form) else None
+
+    def _layers(
+        self, token_ids: Tensor, spans: Sequence[Span], form: Form, last_only: bool, on_layer: OnLayer
+    ) -> Tensor:
+        """forward() without a recording, before the new entries are committed."""
+        network = self.network
         positions = torch.cat(
             [torch.arange(span.cache.length, span.cache.length + span.count, device=self.device) for span in spans]
         )
@@ -112,9 +123,6 @@ class Transformer:
             for layer in network.layers:
                 hidden = layer(hidden, factors, spans, form, last_only=last_only and layer is network.layers[-1])
                 on_layer(layer.index + 1)
-        self.check()
-        for span in spans:
-            span.cache.commit(span.count)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -132,5 +140,6 @@ class Transformer:
         return CpuDecode(self.network)
 
     @cached_property
-    def _one_token(self) -> CudaDecode | None:
+    def step_recorder(self) -> CudaDecode | None:
+        """Decodes one token of each of a few sequences by recorded launches; None where the device records none."""
         return None if self.recorder is None else CudaDecode(self.network, self.recorder)

@@ -34,18 +34,23 @@ def _works(device: torch.device) -> bool:
     """Whether a small product comes out right."""
     from dslite.model.kernels.triton_products import launch_add_product
 
-    x = torch.arange(16.0, device=device)
+    x = torch.arange(16.0, device=device)[None]
     weight, out = torch.eye(16, device=device), torch.empty_like(x)
     launch_add_product(x, weight, x, out)
     return torch.equal(out, 2 * x)
 
 
-def head(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor | None:
-    """hidden (1, D), normed, times weight (vocabulary, D): float32 (1, vocabulary) in one launch, None for more."""
-    if hidden.shape[0] != 1 or not weight.is_contiguous():
-        return None
-    from dslite.model.kernels.triton_products import launch_norm_product
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
-    logits = torch.empty(1, weight.shape[0], dtype=torch.float32, device=hidden.device)
-    launch_norm_product(hidden[0], norm, weight, None, logits[0], eps)
+
+def head(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor | None:
+    """hidden (T, D), normed, times weight (vocabulary, D): float32 (T, vocabulary) in one launch; None for many."""
+    from dslite.model.kernels.triton_products import TOKEN_TILE, launch_norm_product
+
+    if not 1 <= hidden.shape[0] <= TOKEN_TILE or not (weight.is_contiguous() and hidden.is_contiguous()):
+        return None
+    logits = torch.empty(hidden.shape[0], weight.shape[0], dtype=torch.float32, device=hidden.device)
+    launch_norm_product(hidden, norm, weight, None, logits, eps)
     return logits

@@ -1,31 +1,43 @@
-"""Absorbed attention of one token on a GPU: split keys, each latent entry read once for key and value.
+"""Absorbed attention of one token of each of a few sequences on a GPU: split keys, each latent entry read once for key
+and value.
 
-Three launches, for a sequence of any length. The token's position and the address of its cache are read on the device,
+Three launches, for sequences of any length. A token's position and the address of its cache are read on the device,
 from the `state` tensor: a recorded launch serves every position of every cache, also of one that is allocated later.
 Tiles of 16 entries of 576 values fit into the 99 KB of shared memory that consumer GPUs give a block; 32 would not
 everywhere.
 """
 
-# H heads  N nope  R rope  C latent  V value  S cached tokens  P splits
+# T tokens, each of a sequence of its own  H heads  N nope  R rope  C latent  V value  S cached tokens  P splits
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dslite.model.kernels.triton_products import load_weights
+
 BLOCK_KEYS = 16
 HEAD_TILE = 16  # the fewest rows that a tensor core multiplies
-SPLITS = 64  # programs that share a sequence: about as many as a GPU has processors
+LEAST_SHARE = 32  # keys of a split, so that short sequences have few splits to merge
+MOST_SPLITS = 128
 LATENT_TILE = 64  # values of a latent that a program of the products makes, or reads at once
-VALUE_TILE = 16
+VALUE_TILE = 64  # values of a head that a program makes: more programs would each merge the head's splits
+MERGE_STEP, MERGE_WARPS = 128, 4  # the fastest of 20 on an H100
+SHARED_MEMORY = 101_376  # bytes that every GPU from compute capability 8.0 on gives a block
 
-# The numbers of `state` (2 + layers,) int64, on the device.
+# The numbers of a token in `state` (T, 2 + layers) int64, on the device.
 TOKEN, POSITION, LAYERS = range(3)  # token id, tokens before it, then the address of each layer's entries
+
+
+def splits(heads: int, tokens: int, multiprocessors: int) -> int:
+    """Programs that share a sequence: two for each multiprocessor, all sequences together."""
+    head_tiles = -(-heads // HEAD_TILE)
+    return min(max(2 * multiprocessors // (head_tiles * tokens), 1), MOST_SPLITS)
 
 
 @triton.jit
 def first_entry(state, layer, like, aligned: tl.constexpr):
-    """The address of a layer's entries, as a pointer of the kind of `like`."""
+    """The address of a layer's entries of one token's sequence, as a pointer of the kind of `like`."""
     entries = tl.load(state + 2 + layer).to(tl.pointer_type(like.dtype.element_ty))
     return tl.multiple_of(entries, 16) if aligned else entries
 
@@ -46,15 +58,18 @@ def store_rotated(x, factors, out, rope: tl.constexpr, rope_tile: tl.constexpr):
 
 @triton.jit(do_not_specialize=["layer"])
 def absorb(
-    state,  # (2 + layers,) int64
+    state,  # (T, 2 + layers) int64
     layer,
-    q,  # (H, N+R): before the rotation
-    kv,  # (C+R,): before norm and rotation
+    q,  # (T, H, N+R): before the rotation
+    kv,  # (T, C+R): before norm and rotation
     kv_norm,  # (C,)
     kv_b,  # (H, N+V, C)
-    factors,  # (R/2, 2) float32
-    queries,  # (H, C+R)
+    factors,  # (T, R/2, 2) float32
+    queries,  # (T, H, C+R)
     eps,
+    state_width: tl.constexpr,
+    q_width: tl.constexpr,
+    kv_width: tl.constexpr,
     heads: tl.constexpr,
     nope: tl.constexpr,
     rope: tl.constexpr,
@@ -67,14 +82,18 @@ def absorb(
     aligned: tl.constexpr,
 ):
     """Some values of one head's absorbed query; behind the last head, the token's latent entry, into the cache."""
-    head, part = tl.program_id(0), tl.program_id(1)
+    head, part, token = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     width: tl.constexpr = latent + rope
+    state += token * state_width
+    q += token * q_width
+    kv += token * kv_width
+    factors += token * (rope // 2 * 2)
+    queries += token * (heads * width)
     if head < heads:
         n, c = tl.arange(0, nope_tile), part * block + tl.arange(0, block)
         own = q + head * (nope + rope)
         mine = tl.load(own + n, mask=n < nope, other=0.0).to(tl.float32)
-        place = kv_b + (head * (nope + value) + n)[:, None] * latent + c[None, :]
-        w_uk = tl.load(place, mask=(n < nope)[:, None] & (c < latent)[None, :], other=0.0).to(tl.float32)
+        w_uk = load_weights(kv_b + head * (nope + value) * latent, n, c, nope, latent).to(tl.float32)
         absorbed = tl.sum(mine[:, None] * w_uk, 0)
         tl.store(queries + head * width + c, absorbed.to(queries.dtype.element_ty), mask=c < latent)
         if part == 0:
@@ -92,12 +111,13 @@ def absorb(
 
 @triton.jit(do_not_specialize=["layer"])
 def attend_splits(
-    state,  # (2 + layers,) int64
+    state,  # (T, 2 + layers) int64
     layer,
-    queries,  # (H, C+R)
-    sums,  # (H, P, C) float32: values of a split, normed by its own sum; of an empty split unwritten
-    logs,  # (H, P) float32: log of that sum
+    queries,  # (T, H, C+R)
+    sums,  # (T, H, P, C) float32: values of a split, normed by its own sum; of an empty split unwritten
+    logs,  # (T, H, P) float32: log of that sum
     scale,
+    state_width: tl.constexpr,
     heads: tl.constexpr,
     latent: tl.constexpr,
     rope: tl.constexpr,
@@ -106,10 +126,14 @@ def attend_splits(
     rope_tile: tl.constexpr,
     head_tile: tl.constexpr,
     block_keys: tl.constexpr,
+    least_share: tl.constexpr,
     aligned: tl.constexpr,
 ):
-    """One tile of heads, one split of the keys, with a running softmax (arXiv 1805.02867)."""
+    """One tile of heads, one split of a sequence's keys, with a running softmax (arXiv 1805.02867)."""
     head, split = tl.program_id(0) * head_tile + tl.arange(0, head_tile), tl.program_id(1)
+    token = tl.program_id(2)
+    state += token * state_width
+    queries += token * (heads * (latent + rope))
     c, r = tl.arange(0, latent_tile), tl.arange(0, rope_tile)
     width: tl.constexpr = latent + rope
     own = queries + head[:, None] * width
@@ -118,7 +142,7 @@ def attend_splits(
 
     entries = first_entry(state, layer, queries, aligned)
     length = tl.load(state + 1).to(tl.int32) + 1
-    share = tl.cdiv(tl.cdiv(length, splits), block_keys) * block_keys
+    share = tl.maximum(tl.cdiv(tl.cdiv(length, splits), block_keys) * block_keys, least_share)
     first = split * share
     last = tl.minimum(first + share, length)
     most = tl.full((head_tile,), float("-inf"), tl.float32)
@@ -140,7 +164,7 @@ def attend_splits(
         total = total * keep + tl.sum(factors, 1)
         values = values * keep[:, None] + tl.dot(factors.to(k_latent.dtype), k_latent, input_precision="ieee")
         most = greatest
-    place = head * splits + split
+    place = (token * heads + head) * splits + split
     used = (head < heads) & (first < last)
     total = tl.where(total > 0, total, 1.0)  # of an empty split, whose log is minus infinity
     normed = values / total[:, None]
@@ -150,10 +174,11 @@ def attend_splits(
 
 @triton.jit
 def merge_values(
-    sums,  # (H, P, C) float32
-    logs,  # (H, P) float32
+    sums,  # (T, H, P, C) float32
+    logs,  # (T, H, P) float32
     kv_b,  # (H, N+V, C)
-    out,  # (H, V)
+    out,  # (T, H, V)
+    heads: tl.constexpr,
     nope: tl.constexpr,
     value: tl.constexpr,
     latent: tl.constexpr,
@@ -163,10 +188,11 @@ def merge_values(
     step: tl.constexpr,
 ):
     """Some values of one head: its splits, each weighted by the share of its exponentials, times W_UV."""
-    head = tl.program_id(0)
+    head, token = tl.program_id(0), tl.program_id(2)
     v = tl.program_id(1) * value_tile + tl.arange(0, value_tile)
     n = tl.arange(0, split_tile)
-    log = tl.load(logs + head * splits + n, mask=n < splits, other=float("-inf"))
+    row = token * heads + head
+    log = tl.load(logs + row * splits + n, mask=n < splits, other=float("-inf"))
     weights = tl.exp(log - tl.max(log, 0))
     weights = weights / tl.sum(weights, 0)
     used = log > float("-inf")
@@ -174,13 +200,12 @@ def merge_values(
     total = tl.zeros((value_tile, step), tl.float32)
     for start in range(0, latent, step):
         c = start + tl.arange(0, step)
-        parts = sums + (head * splits + n)[:, None] * latent + c[None, :]
+        parts = sums + (row * splits + n)[:, None] * latent + c[None, :]
         part = tl.load(parts, mask=used[:, None] & (c < latent)[None, :], other=0.0)
         merged = tl.sum(part * weights[:, None], 0).to(kind).to(tl.float32)
-        place = kv_b + (head * (nope + value) + nope + v)[:, None] * latent + c[None, :]
-        w_uv = tl.load(place, mask=(v < value)[:, None] & (c < latent)[None, :], other=0.0)
+        w_uv = load_weights(kv_b + (head * (nope + value) + nope) * latent, v, c, value, latent)
         total += w_uv.to(tl.float32) * merged[None, :]
-    tl.store(out + head * value + v, tl.sum(total, 1).to(kind), mask=v < value)
+    tl.store(out + row * value + v, tl.sum(total, 1).to(kind), mask=v < value)
 
 
 def _tile(width: int) -> int:
@@ -205,11 +230,14 @@ def launch_absorb(
     nope: int,
     eps: float,
 ) -> None:
-    """Rotate and absorb q (H·(N+R),) into queries (H, C+R); norm and rotate kv (C+R,) into the cache. One launch."""
-    heads, width = queries.shape
+    """Rotate and absorb q (T, H·(N+R)) into queries (T, H, C+R); norm and rotate kv (T, C+R) into the caches.
+
+    One launch. The rows of q and kv may lie apart, as parts of one product do.
+    """
+    tokens, heads, width = queries.shape
     latent = kv_norm.shape[0]
     block = min(LATENT_TILE, _tile(latent))
-    absorb[(heads + 1, triton.cdiv(latent, block))](
+    absorb[(heads + 1, triton.cdiv(latent, block), tokens)](
         state,
         layer,
         q,
@@ -219,6 +247,9 @@ def launch_absorb(
         factors,
         queries,
         eps,
+        state_width=state.shape[1],
+        q_width=q.stride(0),
+        kv_width=kv.stride(0),
         heads=heads,
         nope=nope,
         rope=width - latent,
@@ -235,16 +266,17 @@ def launch_absorb(
 
 @torch.library.custom_op("dslite::attend_splits", mutates_args=("sums", "logs"))
 def launch_attend_splits(state: Tensor, layer: int, queries: Tensor, sums: Tensor, logs: Tensor, scale: float) -> None:
-    """Queries (H, C+R) over the latent entries up to the token's own: sums (H, P, C), logs (H, P). One launch."""
-    heads, splits, latent = sums.shape
-    width = queries.shape[1]
-    attend_splits[(triton.cdiv(heads, HEAD_TILE), splits)](
+    """Queries (T, H, C+R) over the latent entries up to the tokens' own: sums (T, H, P, C), logs (T, H, P)."""
+    tokens, heads, splits, latent = sums.shape
+    width = queries.shape[2]
+    attend_splits[(triton.cdiv(heads, HEAD_TILE), splits, tokens)](
         state,
         layer,
         queries,
         sums,
         logs,
         scale,
+        state_width=state.shape[1],
         heads=heads,
         latent=latent,
         rope=width - latent,
@@ -253,28 +285,37 @@ def launch_attend_splits(state: Tensor, layer: int, queries: Tensor, sums: Tenso
         rope_tile=_tile(width - latent),
         head_tile=HEAD_TILE,
         block_keys=BLOCK_KEYS,
+        least_share=LEAST_SHARE,
         aligned=_aligned(width, queries.element_size()),
         num_warps=4,
-        num_stages=1,
+        num_stages=stages(width, queries.element_size()),
     )
+
+
+def stages(width: int, item: int) -> int:
+    """Tiles of keys under way: two where every GPU has the shared memory for a second one."""
+    tile = BLOCK_KEYS * 2 * _tile(width) * item
+    return 2 if 2 * tile <= SHARED_MEMORY else 1
 
 
 @torch.library.custom_op("dslite::merge_values", mutates_args=("out",))
 def launch_merge_values(sums: Tensor, logs: Tensor, kv_b: Tensor, out: Tensor, nope: int) -> None:
-    """Splits (H, P, C) and their logs (H, P) merged, times W_UV of kv_b: values out (H, V). One launch."""
-    heads, splits, latent = sums.shape
-    value = out.shape[1]
-    merge_values[(heads, triton.cdiv(value, VALUE_TILE))](
+    """Splits (T, H, P, C) and their logs (T, H, P) merged, times W_UV of kv_b: values out (T, H, V). One launch."""
+    tokens, heads, splits, latent = sums.shape
+    value = out.shape[2]
+    value_tile = min(VALUE_TILE, _tile(value))
+    merge_values[(heads, triton.cdiv(value, value_tile), tokens)](
         sums,
         logs,
         kv_b,
         out,
+        heads=heads,
         nope=nope,
         value=value,
         latent=latent,
         splits=splits,
         split_tile=triton.next_power_of_2(splits),
-        value_tile=VALUE_TILE,
-        step=min(LATENT_TILE, _tile(latent)),
-        num_warps=4,
+        value_tile=value_tile,
+        step=min(MERGE_STEP, _tile(latent)),
+        num_warps=MERGE_WARPS,
     )

@@ -1,10 +1,10 @@
-"""Router and experts of one token on a GPU, in two launches: the device chooses experts and reads their addresses.
+"""Router and experts of a few tokens on a GPU, in two launches: the device chooses experts and reads their addresses.
 
 A table holds the addresses of all experts, which may be allocated one by one, in slots, or in an arena. Shared experts
 come last in the table, cut into experts of a routed one's width; every token uses them with weight 1.
 """
 
-# D hidden  E experts  K experts per token  M experts computed, shared ones included  W width of an expert
+# T tokens  D hidden  E experts  K experts per token  M experts computed of a token, shared ones last  W their width
 
 from collections.abc import Sequence
 
@@ -13,8 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS_IN, STEP_IN = 8, 256  # gate and up: weight rows of a program, values of a row that it reads at once
-ROWS_OUT, STEP_OUT = 4, 128  # down: the same, of all experts at once
+from dslite.model.kernels.triton_products import TOKEN_TILE, load_weights
+
+# The fastest of 60 shapes each, measured on an H100 at Lite's size: (weight rows of a program, values of a row that it
+# reads at once, warps). Gate and up took 34.6 us for 92 MB (38.6 at 8, 256, 4), down 21.5 us for 46 MB.
+TILE_IN, TILE_OUT = (4, 2048, 8), (2, 128, 2)
+# The same for several tokens; values at once are bytes, so that two tiles of gate and up fit into shared memory.
+TOKEN_TILE_IN, TOKEN_TILE_OUT = (64, 256, 4), (2, 128, 4)
+TOKEN_STAGES_IN = 2
 
 
 @triton.jit
@@ -33,6 +39,13 @@ def choose(scores, rank, experts: tl.constexpr, expert_tile: tl.constexpr):
     factors = tl.where(e < experts, tl.exp(score - tl.max(score, 0)), 0.0)
     expert = tl.sum(tl.where(mine, e, 0), 0)
     return expert, tl.sum(tl.where(mine, factors, 0.0), 0) / tl.sum(factors, 0)
+
+
+@triton.jit
+def expert_matrix(table, expert, part: tl.constexpr, like, aligned: tl.constexpr):
+    """The address of an expert's gate (0), up (1) or down (2), as a pointer of the kind of `like`."""
+    matrix = tl.load(table + expert * 4 + part).to(tl.pointer_type(like.dtype.element_ty))
+    return tl.multiple_of(matrix, 16) if aligned else matrix
 
 
 @triton.jit
@@ -68,12 +81,8 @@ def gate_up(
     if tl.program_id(1) == 0:
         tl.store(ids + entry, expert.to(tl.int64))
         tl.store(weights + entry, weight)
-    kind = tl.pointer_type(x.dtype.element_ty)
-    gate = tl.load(table + expert * 4).to(kind)
-    up = tl.load(table + expert * 4 + 1).to(kind)
-    if aligned:
-        gate = tl.multiple_of(gate, 16)
-        up = tl.multiple_of(up, 16)
+    gate = expert_matrix(table, expert, 0, x, aligned)
+    up = expert_matrix(table, expert, 1, x, aligned)
     gates = tl.zeros((rows_tile, step), tl.float32)
     ups = tl.zeros((rows_tile, step), tl.float32)
     squares = tl.zeros((step,), tl.float32)
@@ -81,24 +90,91 @@ def gate_up(
         at = start + tl.arange(0, step)
         value = tl.load(x + at, mask=at < hidden, other=0.0).to(tl.float32)
         scaled = value * tl.load(norm + at, mask=at < hidden, other=0.0).to(tl.float32)
-        place = row[:, None] * hidden + at[None, :]
-        there = (row < width)[:, None] & (at < hidden)[None, :]
-        gates += tl.load(gate + place, mask=there, other=0.0).to(tl.float32) * scaled[None, :]
-        ups += tl.load(up + place, mask=there, other=0.0).to(tl.float32) * scaled[None, :]
+        gates += load_weights(gate, row, at, width, hidden).to(tl.float32) * scaled[None, :]
+        ups += load_weights(up, row, at, width, hidden).to(tl.float32) * scaled[None, :]
         squares += value * value
     factor = tl.rsqrt(tl.sum(squares, 0) / hidden + eps)
     g, u = tl.sum(gates, 1) * factor, tl.sum(ups, 1) * factor
     tl.store(products + entry * width + row, g / (1 + tl.exp(-g)) * u, mask=row < width)
 
 
+@triton.jit(do_not_specialize=["tokens"])
+def gate_up_tokens(
+    x,  # (T, D)
+    norm,  # (D,)
+    scores,  # (T, E) float32: the router's; anything where K is 0
+    table,  # (E + M - K, 4) int64
+    products,  # (T, M, W) float32
+    ids,  # (T, M) int64
+    weights,  # (T, M) float32
+    eps,
+    scaling,
+    tokens,
+    token_tile: tl.constexpr,
+    entries: tl.constexpr,
+    hidden: tl.constexpr,
+    width: tl.constexpr,
+    routed: tl.constexpr,
+    chosen: tl.constexpr,
+    expert_tile: tl.constexpr,
+    rows_tile: tl.constexpr,
+    step: tl.constexpr,
+    aligned: tl.constexpr,
+):
+    """The same rows of one expert for all tokens that chose it, so that its weights are read once for all of them.
+
+    The programs of an expert which no token chose end here. What choose() finds of one rank is found of one expert.
+    """
+    expert, t = tl.program_id(0), tl.arange(0, token_tile)
+    uses = t < tokens
+    rank = tl.full((token_tile,), chosen - routed, tl.int32) + expert
+    weight = tl.full((token_tile,), 1.0, tl.float32)
+    if chosen > 0:  # noqa: SIM102 - known when the kernel is compiled; the expert is not
+        if expert < routed:
+            e = tl.arange(0, expert_tile)
+            there = uses[:, None] & (e < routed)[None, :]
+            score = tl.load(scores + t[:, None] * routed + e[None, :], mask=there, other=-3e38)
+            score = tl.where(score > -3e38, score, -3e38)
+            own = tl.max(tl.where(e[None, :] == expert, score, float("-inf")), 1)
+            before = (score > own[:, None]) | ((score == own[:, None]) & (e < expert)[None, :])
+            rank = tl.sum(before.to(tl.int32), 1)
+            greatest = tl.max(score, 1)
+            total = tl.sum(tl.where((e < routed)[None, :], tl.exp(score - greatest[:, None]), 0.0), 1)
+            weight = tl.exp(own - greatest) / total * scaling
+            uses = uses & (rank < chosen)
+    if tl.program_id(1) == 0:
+        tl.store(ids + t * entries + rank, tl.zeros((token_tile,), tl.int64) + expert, mask=uses)
+        tl.store(weights + t * entries + rank, weight, mask=uses)
+    if tl.sum(uses.to(tl.int32), 0) > 0:
+        row = tl.program_id(1) * rows_tile + tl.arange(0, rows_tile)
+        gate = expert_matrix(table, expert, 0, x, aligned)
+        up = expert_matrix(table, expert, 1, x, aligned)
+        gates = tl.zeros((rows_tile, token_tile), tl.float32)
+        ups = tl.zeros((rows_tile, token_tile), tl.float32)
+        squares = tl.zeros((token_tile, step), tl.float32)
+        for start in range(0, hidden, step):
+            at = start + tl.arange(0, step)
+            place = x + t[:, None] * hidden + at[None, :]
+            value = tl.load(place, mask=uses[:, None] & (at < hidden)[None, :], other=0.0).to(tl.float32)
+            scaled = value * tl.load(norm + at, mask=at < hidden, other=0.0).to(tl.float32)[None, :]
+            squares += value * value
+            columns = tl.trans(scaled.to(x.dtype.element_ty))
+            gates = tl.dot(load_weights(gate, row, at, width, hidden), columns, gates, input_precision="ieee")
+            ups = tl.dot(load_weights(up, row, at, width, hidden), columns, ups, input_precision="ieee")
+        factor = tl.rsqrt(tl.sum(squares, 1) / hidden + eps)[None, :]
+        g, u = gates * factor, ups * factor
+        own_products = products + (t * entries + rank)[None, :] * width + row[:, None]
+        tl.store(own_products, g / (1 + tl.exp(-g)) * u, mask=uses[None, :] & (row < width)[:, None])
+
+
 @triton.jit
 def down_combine(
-    products,  # (M, W) float32
+    products,  # (T, M, W) float32
     table,  # (E + M - K, 4) int64
-    ids,  # (M,) int64
-    weights,  # (M,) float32
-    residual,  # (D,)
-    out,  # (D,)
+    ids,  # (T, M) int64
+    weights,  # (T, M) float32
+    residual,  # (T, D)
+    out,  # (T, D)
     hidden: tl.constexpr,
     width: tl.constexpr,
     entries: tl.constexpr,
@@ -107,12 +183,16 @@ def down_combine(
     step: tl.constexpr,
     aligned: tl.constexpr,
 ):
-    """Some values of residual + the weighted sum of down · product over all experts, which are read side by side."""
-    entry = tl.arange(0, entry_tile)
-    row = tl.program_id(0) * rows_tile + tl.arange(0, rows_tile)
+    """Some values of one token's residual + the weighted sum of down · product over its experts, read side by side.
+
+    Programs of the same rows and other tokens run at the same time: what two tokens chose comes from the L2 cache once.
+    """
+    entry, token = tl.arange(0, entry_tile), tl.program_id(0)
+    row = tl.program_id(1) * rows_tile + tl.arange(0, rows_tile)
     used = entry < entries
-    expert = tl.load(ids + entry, mask=used, other=0)
-    weight = tl.load(weights + entry, mask=used, other=0.0)
+    products += token * entries * width
+    expert = tl.load(ids + token * entries + entry, mask=used, other=0)
+    weight = tl.load(weights + token * entries + entry, mask=used, other=0.0)
     down = tl.load(table + expert * 4 + 2, mask=used, other=0)
     stride = tl.load(table + expert * 4 + 3, mask=used, other=0)
     if aligned:
@@ -131,8 +211,9 @@ def down_combine(
         sums += part.to(tl.float32) * value[:, None, :]
     total = tl.sum(tl.sum(sums, 2) * weight[:, None], 0)
     element = out.dtype.element_ty
-    mixed = total.to(element).to(tl.float32) + tl.load(residual + row, mask=row < hidden, other=0.0).to(tl.float32)
-    tl.store(out + row, mixed.to(element), mask=row < hidden)
+    place = token * hidden + row
+    mixed = total.to(element).to(tl.float32) + tl.load(residual + place, mask=row < hidden, other=0.0).to(tl.float32)
+    tl.store(out + place, mixed.to(element), mask=row < hidden)
 
 
 @torch.library.custom_op("dslite::gate_up", mutates_args=("products", "ids", "weights"))
@@ -148,57 +229,67 @@ def launch_gate_up(
     scaling: float,
     eps: float,
 ) -> None:
-    """Choose `chosen` experts by scores (E,) and compute the inner products (M, W) of rms_norm(x) (D,). One launch.
+    """Choose `chosen` experts by scores (T, E); compute the inner products (T, M, W) of rms_norm(x) (T, D). One launch.
 
-    ids and weights (M,) tell the next launch what was chosen; the shared experts stand behind with weight 1.
+    ids and weights (T, M) tell the next launch what was chosen; the shared experts stand behind with weight 1.
     """
-    entries, width = products.shape
+    tokens, hidden = x.shape
+    entries, width = products.shape[1:]
     routed = len(table) - entries + chosen
-    gate_up[(entries, triton.cdiv(width, ROWS_IN))](
-        x,
-        norm,
-        scores,
-        table,
-        products,
-        ids,
-        weights,
-        eps,
-        scaling,
-        hidden=x.shape[0],
-        width=width,
-        routed=routed,
-        chosen=chosen,
-        expert_tile=triton.next_power_of_2(max(routed, 2)),
-        rows_tile=ROWS_IN,
-        step=min(STEP_IN, triton.next_power_of_2(x.shape[0])),
-        aligned=x.shape[0] % 8 == 0,  # then sixteen bytes are read at once
-        num_warps=4,
-    )
+    arguments = (x, norm, scores, table, products, ids, weights, eps, scaling)
+    sizes = {
+        "hidden": hidden,
+        "width": width,
+        "routed": routed,
+        "chosen": chosen,
+        "expert_tile": triton.next_power_of_2(max(routed, 2)),
+        "aligned": hidden % 8 == 0,  # then sixteen bytes are read at once
+    }
+    step = max(16, triton.next_power_of_2(hidden))
+    if tokens == 1:
+        rows, most, warps = TILE_IN
+        grid = (entries, triton.cdiv(width, rows))
+        gate_up[grid](*arguments, rows_tile=rows, step=min(most, step), num_warps=warps, **sizes)
+    else:
+        rows, most, warps = TOKEN_TILE_IN
+        gate_up_tokens[(len(table), triton.cdiv(width, rows))](
+            *arguments,
+            tokens=tokens,
+            token_tile=TOKEN_TILE,
+            entries=entries,
+            rows_tile=rows,
+            step=min(most // x.element_size(), step),
+            num_warps=warps,
+            num_stages=TOKEN_STAGES_IN,
+            **sizes,
+        )
 
 
 @torch.library.custom_op("dslite::down_combine", mutates_args=("out",))
 def launch_down_combine(
     products: Tensor, table: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, out: Tensor
 ) -> None:
-    """residual (D,) + the sum over experts ids (M,) of weights (M,) · down · products (M, W): out (D,). One launch."""
-    entries, width = products.shape
+    """residual (T, D) + the sum over experts ids (T, M) of weights (T, M) · down · products (T, M, W): out (T, D)."""
+    tokens, entries, width = products.shape
+    hidden = out.shape[1]
     entry_tile = triton.next_power_of_2(entries)
-    step = min(STEP_OUT if entries > 2 else 8 * STEP_OUT, triton.next_power_of_2(width))
-    down_combine[(triton.cdiv(out.shape[0], ROWS_OUT),)](
+    rows, most, warps = TILE_OUT if tokens == 1 else TOKEN_TILE_OUT
+    step = min(most if entries > 2 else 8 * most, triton.next_power_of_2(width))
+    down_combine[(tokens, triton.cdiv(hidden, rows))](
         products,
         table,
         ids,
         weights,
         residual,
         out,
-        hidden=out.shape[0],
+        hidden=hidden,
         width=width,
         entries=entries,
         entry_tile=entry_tile,
-        rows_tile=ROWS_OUT,
+        rows_tile=rows,
         step=step,
         aligned=width % 8 == 0,
-        num_warps=4,
+        num_warps=warps,
     )
 
 

@@ -39,7 +39,8 @@ class LatentKVCache:
         self._length = 0
         self._grows = grows_on(device) if grows is None else grows
         shape = (config.num_hidden_layers, 0 if self._grows else max_tokens, config.latent_width)
-        self._block = torch.empty(shape, dtype=dtype, device=device)  # without a token where the cache grows
+        with torch.inference_mode(mode=False):
+            self._block = torch.empty(shape, dtype=dtype, device=device)  # without a token where the cache grows
         self._layers = list(self._block.unbind())
 
     @property
@@ -121,7 +122,9 @@ class LatentKVCache:
             capacity = min(self.max_tokens, -(-grown // _STEP) * _STEP)
             for index, layer in enumerate(self._layers):  # where memory runs out here, those behind have yet to grow
                 if len(layer) < capacity:
-                    larger = layer.new_empty(capacity, layer.shape[1])
+                    # A tensor that is made in inference mode, in which passes run, can be written in no other.
+                    with torch.inference_mode(mode=False):
+                        larger = layer.new_empty(capacity, layer.shape[1])
                     larger[: self._length] = layer[: self._length]
                     self._layers[index] = larger
                     del layer

@@ -134,9 +134,11 @@ class _Bench:
 
     def _fill(self, depth: int) -> None:
         """Make every cache `depth` random tokens deep."""
+        model = self._model
+        shape = (model.config.num_hidden_layers, depth, model.config.latent_width)
         for cache in self._caches:
             cache.truncate(0)
-            cache.put(torch.randn_like(cache.reserve(depth)))
+            cache.put(torch.randn(shape, dtype=model.dtype, device=model.device))
 
     def _synchronize(self) -> None:
         if self._model.device.type == "cuda":

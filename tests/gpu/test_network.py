@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.checkpoints import load_model, random_tensors, tiny_config, write_checkpoint
-from support.forward import new_cache, random_ids, read
+from support.forward import new_cache, random_ids, read, read_batch
 from support.reference import golden
 from torch import Tensor
 
@@ -130,9 +130,50 @@ def test_a_token_is_no_more_kernels_than_planned(lite: Transformer) -> None:
     kernels = [
         event.name
         for event in seen.events()
-        if event.device_type is torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
     ]
     assert 3 * launch_count.LAYER - 1 <= len(kernels) <= launch_count.per_token(lite.config), kernels
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 16, 20])
+def test_several_sequences_are_near_torchs_in_bfloat16(lite: Transformer, count: int) -> None:
+    """Sequences of several lengths, in the next larger recorded size; three steps, the last two replayed."""
+    prompts = [random_ids(1 + 53 * place, 102_400, seed=place) for place in range(count)]
+    ours, theirs = ([new_cache(lite, 1200) for _ in prompts] for _ in range(2))
+    with torchs_products():
+        for caches in (ours, theirs):
+            for cache, prompt in zip(caches, prompts, strict=True):
+                read(replace(lite, recorder=None), cache, prompt)
+    for step in range(3):
+        tokens = random_ids(count, 102_400, seed=50 + step)
+        batch = read_batch(lite, [(cache, [token]) for cache, token in zip(ours, tokens, strict=True)])
+        with torchs_products():
+            expected = [
+                read(replace(lite, recorder=None), cache, [token]) for cache, token in zip(theirs, tokens, strict=True)
+            ]
+        assert relative(torch.cat(batch), torch.cat(expected)) <= BFLOAT16
+
+
+@pytest.mark.parametrize("config", [{}, {"q_lora_rank": 24}, {"n_shared_experts": None}, {"kv_lora_rank": 30}])
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_several_sequences_of_tiny_networks_in_float32_are_torchs(config: dict[str, object], count: int) -> None:
+    raw = tiny_config(**config)
+    tensors = random_tensors(raw)
+    model = Transformer.build(
+        ModelConfig.from_dict(raw), lambda name: tensors[name].to(CUDA), recorder=compute_device(CUDA)
+    )
+    caches = [new_cache(model, 128) for _ in range(count)]
+    plain = [new_cache(model, 128) for _ in range(count)]
+    for place in range(count):
+        for cache in (caches[place], plain[place]):
+            read(replace(model, recorder=None), cache, random_ids(3 + 5 * place, raw["vocab_size"], seed=place))
+    for step in range(3):
+        tokens = random_ids(count, raw["vocab_size"], seed=step)
+        batch = read_batch(model, [(cache, [token]) for cache, token in zip(caches, tokens, strict=True)])
+        with torchs_products():
+            for own, cache, token in zip(batch, plain, tokens, strict=True):
+                expected = read(replace(model, recorder=None), cache, [token])
+                torch.testing.assert_close(own, expected, rtol=0, atol=FLOAT32)
 
 
 @pytest.mark.parametrize("config", [{}, {"q_lora_rank": 24}, {"n_shared_experts": None}, {"kv_lora_rank": 30}])

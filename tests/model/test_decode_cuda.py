@@ -1,7 +1,8 @@
-"""One token through the GPU's launches, interpreted on the CPU, against the same network by torch's products."""
+"""Steps through the GPU's launches, interpreted on the CPU, against the same network by torch's products."""
 
 import gc
 import os
+import subprocess
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from support.checkpoints import load_model, random_tensors, tiny_config, write_c
 from support.forward import new_cache, random_ids, read, read_batch
 from support.machines import machine
 from triton import language as tl
+from triton.runtime import errors as triton_errors
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
 from dslite.model.attention import Span
@@ -72,10 +74,14 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     A sequence is shared by three: some get nothing, some two tiles of keys.
     """
     monkeypatch.setattr(gpu, "usable", lambda device: True)
-    monkeypatch.setattr(triton_attention, "SPLITS", 3)
+    monkeypatch.setattr(gpu, "multiprocessors", lambda device: 12)
+    monkeypatch.setattr(triton_attention, "MOST_SPLITS", 3)
     monkeypatch.setattr(triton_products, "TILES", ((2**31, 64, 64),))
-    monkeypatch.setattr(triton_experts, "ROWS_IN", 32)
-    monkeypatch.setattr(triton_experts, "ROWS_OUT", 64)
+    monkeypatch.setattr(triton_products, "TOKEN_TILES", ((2**31, 64, 256),))
+    monkeypatch.setattr(triton_experts, "TILE_IN", (32, 64, 4))
+    monkeypatch.setattr(triton_experts, "TOKEN_TILE_IN", (32, 256, 4))
+    monkeypatch.setattr(triton_experts, "TILE_OUT", (64, 64, 4))
+    monkeypatch.setattr(triton_experts, "TOKEN_TILE_OUT", (64, 64, 4))
 
 
 def pair(**config: Any) -> tuple[Transformer, Transformer, GraphRecorder]:
@@ -198,7 +204,7 @@ def test_each_operation_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, _ = pair(q_lora_rank=24)
     with Operations() as operations:
         read(model, new_cache(model, 8), [1])
-    assert len(grids) == operations.count == 3 * 9 - 1 + 1  # a dense layer has no router; the head
+    assert len(grids) == operations.count == 1 + 3 * 9 - 1 + 1  # the embedding; a dense layer has no router; the head
 
 
 def test_a_hidden_state_outlives_the_next_token() -> None:
@@ -233,11 +239,133 @@ def test_slots_are_asked_between_recordings(tmp_path: Path, miss: Any) -> None:
     assert (recorder.recorded, recorder.replayed) == (2, 4)
 
 
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "odd sizes": {
+        "q_lora_rank": 24,
+        "num_attention_heads": 3,
+        "hidden_size": 90,
+        "kv_lora_rank": 30,
+        "qk_rope_head_dim": 6,
+        "v_head_dim": 10,
+    },
+    "one expert of five": {"n_routed_experts": 5, "num_experts_per_tok": 1, "n_shared_experts": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "count"), [("plain", 2), ("plain", 5), ("plain", 17), ("odd sizes", 4), ("one expert of five", 8)]
+)
+def test_several_sequences_decode_as_by_torchs_products(config: str, count: int) -> None:
+    """In the next larger recorded size; 17 in two steps. The sequences differ in length."""
+    model, plain, recorder = pair(**CONFIGS[config])
+    prompts = [random_ids(1 + 7 * number % 40, 160, seed=number) for number in range(count)]
+    caches = [new_cache(model, 48) for _ in prompts], [new_cache(plain, 48) for _ in prompts]
+    for cache, expected_cache, prompt in zip(*caches, prompts, strict=True):
+        torch_read(plain, cache, prompt)
+        torch_read(plain, expected_cache, prompt)
+    for step in range(2):
+        tokens = random_ids(count, 160, seed=100 + step)
+        logprobs = read_batch(model, [(cache, [token]) for cache, token in zip(caches[0], tokens, strict=True)])
+        for own, cache, token in zip(logprobs, caches[1], tokens, strict=True):
+            torch.testing.assert_close(own, torch_read(plain, cache, [token]), rtol=0, atol=TOLERANCE)
+    steps = 2 if count > 16 else 1
+    assert (recorder.recorded, recorder.replayed) == (steps, steps)
+
+
+class Failing(GraphRecorder):
+    """A recorder that fails: when a step of `size` sequences or more is recorded, or launched again."""
+
+    def __init__(self, error: Exception, when: str, size: int = 1) -> None:
+        super().__init__()
+        self._error, self._when, self._size = error, when, size
+        self._begun = 0
+
+    def put(self, target: Tensor, values: Tensor) -> None:
+        self._begun = len(values)
+        if self._when == "put":
+            raise self._error
+        super().put(target, values)
+
+    def record(self, launch: Launch) -> Launch:
+        if self._when == "record" and self._begun >= self._size:
+            raise self._error
+        replay = super().record(launch)
+
+        def failing() -> None:
+            if self._when == "replay":
+                raise self._error
+            replay()
+
+        return failing
+
+
+ERRORS = {
+    "a compiler": subprocess.CalledProcessError(1, "ptxas"),
+    "Triton": triton_errors.OutOfResources(120_000, 101_376, "shared memory"),
+    "CUDA": RuntimeError("CUDA error: operation not permitted when stream is capturing"),
+    "anything": KeyError("x"),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+@pytest.mark.parametrize("when", ["put", "record", "replay"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_step_that_cannot_be_recorded_or_launched_is_computed_by_torch(
+    error: Exception, when: str, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, plain, _ = pair()
+    model = replace(model, recorder=Failing(error, when))
+    caches = [new_cache(model, 16) for _ in range(count)], [new_cache(plain, 16) for _ in range(count)]
+    for token in (1, 2, 3, 4):
+        batch = read_batch(model, [(cache, [token + place]) for place, cache in enumerate(caches[0])])
+        for place, (own, cache) in enumerate(zip(batch, caches[1], strict=True)):
+            torch.testing.assert_close(own, torch_read(plain, cache, [token + place]), rtol=0, atol=TOLERANCE)
+    assert [record.levelname for record in caplog.records if "recorded steps are switched off" in record.message] == [
+        "WARNING"
+    ]
+
+
+def test_a_layer_that_fails_is_no_failure_of_the_recording() -> None:
+    """What on_layer raises stops the pass; the recording stays."""
+    model, _, recorder = pair()
+    cache = new_cache(model, 8)
+
+    def stop(_: int) -> None:
+        raise InterruptedError
+
+    with torch.inference_mode(), pytest.raises(InterruptedError):
+        model.forward(torch.tensor([1]), [Span(cache, 1)], on_layer=stop)
+    assert cache.length == 0
+    read(model, cache, [1])
+    assert (recorder.recorded, recorder.replayed) == (1, 1)
+
+
+def test_where_memory_ends_for_a_large_step_smaller_ones_are_recorded() -> None:
+    model, plain, _ = pair()
+    recorder = Failing(torch.OutOfMemoryError("CUDA out of memory"), "record", size=4)
+    model = replace(model, recorder=recorder)
+    caches = [new_cache(model, 8) for _ in range(5)]
+    batch = read_batch(model, [(cache, [place]) for place, cache in enumerate(caches)])
+    for place, own in enumerate(batch):
+        torch.testing.assert_close(own, torch_read(plain, new_cache(plain, 8), [place]), rtol=0, atol=TOLERANCE)
+    assert recorder.recorded == 2  # of two sequences, and of one
+
+
+def test_memory_that_ends_for_a_single_token_is_for_the_caller_to_free() -> None:
+    model, _, _ = pair()
+    model = replace(model, recorder=Failing(torch.OutOfMemoryError("CUDA out of memory"), "record"))
+    cache = new_cache(model, 8)
+    with pytest.raises(torch.OutOfMemoryError):
+        read(model, cache, [1])
+    assert cache.length == 0
+
+
 def test_what_the_launches_do_not_compute_goes_torchs_way() -> None:
     model, _, recorder = pair()
     read(model, new_cache(model, 8), [1, 2])
     read(model, new_cache(model, 8), [1], "expanded")
-    read_batch(model, [(new_cache(model, 8), [1]), (new_cache(model, 8), [2])])
+    read_batch(model, [(new_cache(model, 8), [1]), (new_cache(model, 8), [2, 3])])
     grouped, _, other = pair(topk_method="group_limited_greedy", n_group=4, topk_group=2)
     read(grouped, new_cache(grouped, 8), [1])
     assert recorder.recorded == other.recorded == 0

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +16,104 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dslite.model.kernels import triton_attention, triton_experts, triton_products
+from dslite.model.kernels import triton_attention, triton_embedding, triton_experts, triton_products
 
 HIDDEN, HEADS, NOPE, ROPE, LATENT, VALUE, WIDTH, DENSE, VOCABULARY = 2048, 16, 128, 64, 512, 128, 1408, 10944, 102_400
-SPLITS = triton_attention.SPLITS
+EXPERTS, CHOSEN, ENTRIES, LAYERS = 64, 6, 8, 27
+# A kernel by dtype: the function, its arguments ("*T" is the network's dtype), sizes of Lite, and options.
 Kernel = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]
+MakeKernel = Callable[[str], Kernel]
 
 
-def _products(rows: int, more: int, out: str) -> Kernel:
-    rows_tile, step = triton_products.tile(rows, HIDDEN)
-    return (
-        triton_products.norm_product,
-        {"x": "*T", "norm": "*T", "first": "*T", "second": "*T", "out": out, "eps": "fp32"},
-        {"width": HIDDEN, "first_rows": rows, "second_rows": more, "rows_tile": rows_tile, "step": step},
-        {"num_warps": triton_products.WARPS},
-    )
+def _item(dtype: str) -> int:
+    return 4 if dtype == "fp32" else 2
 
 
-def _gate_up(width: int, routed: int, chosen: int) -> Kernel:
-    types = {"x": "*T", "norm": "*T", "scores": "*fp32", "table": "*i64", "products": "*fp32", "ids": "*i64"}
-    sizes = {"hidden": HIDDEN, "width": width, "routed": routed, "chosen": chosen, "expert_tile": max(routed, 2)}
-    return (
-        triton_experts.gate_up,
-        types | {"weights": "*fp32", "eps": "fp32", "scaling": "fp32"},
-        sizes | {"rows_tile": triton_experts.ROWS_IN, "step": triton_experts.STEP_IN, "aligned": True},
-        {"num_warps": 4},
-    )
+def _products(rows: int, more: int, out: str, tokens: int) -> MakeKernel:
+    def make(dtype: str) -> Kernel:
+        several = tokens > 1
+        tile = triton_products.token_tile(rows, HIDDEN, _item(dtype)) if several else triton_products.tile(rows, HIDDEN)
+        sizes = {"x_stride": HIDDEN, "width": HIDDEN, "first_rows": rows, "second_rows": more}
+        return (
+            triton_products.norm_product_tokens if several else triton_products.norm_product,
+            {"x": "*T", "norm": "*T", "first": "*T", "second": "*T", "out": out, "eps": "fp32"} | _tokens(several),
+            sizes | {"rows_tile": tile[0], "step": tile[1]} | _tile(several),
+            _product_options(several),
+        )
+
+    return make
 
 
-def _down_combine(width: int, entries: int, step: int) -> Kernel:
+def _tokens(several: bool) -> dict[str, str]:
+    return {"tokens": "i32"} if several else {}
+
+
+def _tile(several: bool) -> dict[str, Any]:
+    return {"token_tile": triton_products.TOKEN_TILE} if several else {}
+
+
+def _product_options(several: bool) -> dict[str, int]:
+    several_options = {"num_warps": triton_products.TOKEN_WARPS, "num_stages": triton_products.STAGES}
+    return several_options if several else {"num_warps": triton_products.WARPS}
+
+
+def _add_product(tokens: int) -> MakeKernel:
+    def make(dtype: str) -> Kernel:
+        several, width = tokens > 1, HEADS * VALUE
+        tile = (
+            triton_products.token_tile(HIDDEN, width, _item(dtype)) if several else triton_products.tile(HIDDEN, width)
+        )
+        return (
+            triton_products.add_product_tokens if several else triton_products.add_product,
+            dict.fromkeys(("x", "weight", "residual", "out"), "*T") | _tokens(several),
+            {"width": width, "rows": HIDDEN, "rows_tile": tile[0], "step": tile[1]} | _tile(several),
+            _product_options(several),
+        )
+
+    return make
+
+
+def _gate_up(width: int, routed: int, chosen: int, tokens: int) -> MakeKernel:
+    def make(dtype: str) -> Kernel:
+        several = tokens > 1
+        rows, most, warps = triton_experts.TOKEN_TILE_IN if several else triton_experts.TILE_IN
+        step = most // _item(dtype) if several else most
+        types = {"x": "*T", "norm": "*T", "scores": "*fp32", "table": "*i64", "products": "*fp32", "ids": "*i64"}
+        sizes = {"hidden": HIDDEN, "width": width, "routed": routed, "chosen": chosen, "expert_tile": max(routed, 2)}
+        more = {"entries": ENTRIES if routed else 1} if several else {}
+        return (
+            triton_experts.gate_up_tokens if several else triton_experts.gate_up,
+            types | {"weights": "*fp32", "eps": "fp32", "scaling": "fp32"} | _tokens(several),
+            sizes | {"rows_tile": rows, "step": step, "aligned": True} | _tile(several) | more,
+            {"num_warps": warps} | ({"num_stages": triton_experts.TOKEN_STAGES_IN} if several else {}),
+        )
+
+    return make
+
+
+def _down_combine(width: int, entries: int, tokens: int) -> MakeKernel:
+    rows, most, warps = triton_experts.TOKEN_TILE_OUT if tokens > 1 else triton_experts.TILE_OUT
     types = {"products": "*fp32", "table": "*i64", "ids": "*i64", "weights": "*fp32", "residual": "*T", "out": "*T"}
     sizes = {"hidden": HIDDEN, "width": width, "entries": entries, "entry_tile": entries}
-    return (
+    step = most if entries > 2 else 8 * most
+    return lambda dtype: (
         triton_experts.down_combine,
         types,
-        sizes | {"rows_tile": triton_experts.ROWS_OUT, "step": step, "aligned": True},
-        {"num_warps": 4},
+        sizes | {"rows_tile": rows, "step": step, "aligned": True},
+        {"num_warps": warps},
     )
 
 
-# Every launch of a token: the kernel, its arguments ("*T" is the network's dtype), sizes of Lite, and options.
-KERNELS: dict[str, Kernel] = {
-    "norm_product q, kv_a": _products(HEADS * (NOPE + ROPE), LATENT + ROPE, "*T"),
-    "norm_product router": _products(64, 0, "*fp32"),
-    "norm_product lm_head": _products(VOCABULARY, 0, "*fp32"),
-    "absorb": (
+def _absorb(dtype: str) -> Kernel:
+    return (
         triton_attention.absorb,
         {"state": "*i64", "layer": "i32"}
         | dict.fromkeys(("q", "kv", "kv_norm", "kv_b"), "*T")
         | {"factors": "*fp32", "queries": "*T", "eps": "fp32"},
         {
+            "state_width": 2 + LAYERS,
+            "q_width": HEADS * (NOPE + ROPE) + LATENT + ROPE,
+            "kv_width": HEADS * (NOPE + ROPE) + LATENT + ROPE,
             "heads": HEADS,
             "nope": NOPE,
             "rope": ROPE,
@@ -77,52 +126,93 @@ KERNELS: dict[str, Kernel] = {
             "aligned": True,
         },
         {"num_warps": 4},
-    ),
-    "attend_splits": (
+    )
+
+
+def _attend_splits(dtype: str) -> Kernel:
+    return (
         triton_attention.attend_splits,
         {"state": "*i64", "layer": "i32", "queries": "*T", "sums": "*fp32", "logs": "*fp32", "scale": "fp32"},
         {
+            "state_width": 2 + LAYERS,
             "heads": HEADS,
             "latent": LATENT,
             "rope": ROPE,
-            "splits": SPLITS,
+            "splits": triton_attention.MOST_SPLITS,
             "latent_tile": LATENT,
             "rope_tile": ROPE,
             "head_tile": triton_attention.HEAD_TILE,
             "block_keys": triton_attention.BLOCK_KEYS,
+            "least_share": triton_attention.LEAST_SHARE,
             "aligned": True,
         },
-        {"num_warps": 4, "num_stages": 1},
-    ),
-    "merge_values": (
+        {"num_warps": 4, "num_stages": triton_attention.stages(LATENT + ROPE, _item(dtype))},
+    )
+
+
+def _merge_values(dtype: str) -> Kernel:
+    return (
         triton_attention.merge_values,
         {"sums": "*fp32", "logs": "*fp32", "kv_b": "*T", "out": "*T"},
         {
+            "heads": HEADS,
             "nope": NOPE,
             "value": VALUE,
             "latent": LATENT,
-            "splits": SPLITS,
-            "split_tile": SPLITS,
+            "splits": triton_attention.MOST_SPLITS,
+            "split_tile": triton_attention.MOST_SPLITS,
             "value_tile": triton_attention.VALUE_TILE,
-            "step": triton_attention.LATENT_TILE,
+            "step": triton_attention.MERGE_STEP,
+        },
+        {"num_warps": triton_attention.MERGE_WARPS},
+    )
+
+
+def _embed(dtype: str) -> Kernel:
+    return (
+        triton_embedding.embed,
+        {
+            "state": "*i64",
+            "table": "*T",
+            "frequencies": "*fp32",
+            "hidden": "*T",
+            "factors": "*fp32",
+            "amplitude": "fp32",
+        },
+        {
+            "state_width": 2 + LAYERS,
+            "by_token": True,
+            "width": HIDDEN,
+            "pairs": ROPE // 2,
+            "pair_tile": ROPE // 2,
+            "block": triton_embedding.BLOCK,
         },
         {"num_warps": 4},
-    ),
-    "add_product": (
-        triton_products.add_product,
-        dict.fromkeys(("x", "weight", "residual", "out"), "*T"),
-        {
-            "width": HEADS * VALUE,
-            "rows": HIDDEN,
-            "rows_tile": triton_products.tile(HIDDEN, HEADS * VALUE)[0],
-            "step": triton_products.tile(HIDDEN, HEADS * VALUE)[1],
-        },
-        {"num_warps": triton_products.WARPS},
-    ),
-    "gate_up": _gate_up(WIDTH, 64, 6),
-    "gate_up dense": _gate_up(DENSE, 0, 0),
-    "down_combine": _down_combine(WIDTH, 8, triton_experts.STEP_OUT),
-    "down_combine dense": _down_combine(DENSE, 1, 8 * triton_experts.STEP_OUT),
+    )
+
+
+def _for_tokens(tokens: int, suffix: str) -> dict[str, MakeKernel]:
+    name = "_tokens" if tokens > 1 else ""
+    return {
+        f"norm_product{name} q, kv_a": _products(HEADS * (NOPE + ROPE), LATENT + ROPE, "*T", tokens),
+        f"norm_product{name} lm_head": _products(VOCABULARY, 0, "*fp32", tokens),
+        f"add_product{name}": _add_product(tokens),
+        f"gate_up{name}": _gate_up(WIDTH, EXPERTS, CHOSEN, tokens),
+        f"gate_up{name} dense": _gate_up(DENSE, 0, 0, tokens),
+        f"down_combine{suffix}": _down_combine(WIDTH, ENTRIES, tokens),
+        f"down_combine dense{suffix}": _down_combine(DENSE, 1, tokens),
+    }
+
+
+# Every launch of a step for one sequence and for several.
+KERNELS: dict[str, MakeKernel] = {
+    "embed": _embed,
+    "norm_product router": _products(EXPERTS, 0, "*fp32", 1),
+    "absorb": _absorb,
+    "attend_splits": _attend_splits,
+    "merge_values": _merge_values,
+    **_for_tokens(1, ""),
+    **_for_tokens(2, ", several tokens"),
 }
 
 
@@ -137,7 +227,7 @@ def main() -> None:
 
 
 def compile_one(name: str, architecture: int, dtype: str) -> dict[str, int]:
-    kernel, signature, constants, options = KERNELS[name]
+    kernel, signature, constants, options = KERNELS[name](dtype)
     types = {arg: kind.replace("T", dtype) for arg, kind in signature.items()} | dict.fromkeys(constants, "constexpr")
     names = kernel.arg_names
     # Torch's allocations begin at multiples of 16 bytes, which Triton sees at a launch.
@@ -152,7 +242,8 @@ def compile_one(name: str, architecture: int, dtype: str) -> dict[str, int]:
     usage = resources(made.asm["cubin"])
     return {
         "shared": made.metadata.shared,
-        "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32", made.asm["ptx"])),
+        # Into registers, or past them into shared memory.
+        "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|cp\.async\.cg\S* .*, (?:0x10|16)\b", made.asm["ptx"])),
         **usage,
     }
 

@@ -118,6 +118,20 @@ def test_a_cache_that_grows_takes_memory_for_what_it_holds() -> None:
     assert cache.nbytes == 512 * kv_bytes_per_token(CONFIG, torch.float32)
 
 
+def test_buffers_that_a_pass_has_grown_are_written_outside_of_passes_too() -> None:
+    """As the prefix cache does, and the benchmark: such a pass runs in torch's inference mode."""
+    cache, other = growing(), growing()
+    with torch.inference_mode():
+        for layer in range(CONFIG.num_hidden_layers):
+            cache.append(layer, torch.ones(3, CONFIG.latent_width))
+        cache.commit(3)
+    cache.put(torch.full((CONFIG.num_hidden_layers, 2, CONFIG.latent_width), 2.0))
+    other.put(torch.zeros(CONFIG.num_hidden_layers, 1, CONFIG.latent_width))
+    other.copy_prefix(cache, 4)
+    assert cache.entries(0, 5)[:, :, 0].tolist() == [[1, 1, 1, 2, 2]] * CONFIG.num_hidden_layers
+    assert other.entries(0, 4)[:, :, 0].tolist() == [[1, 1, 1, 2]] * CONFIG.num_hidden_layers
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.integers(1, 400)),

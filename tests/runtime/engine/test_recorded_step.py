@@ -1,4 +1,4 @@
-"""One token on a GPU that is not there: what is recorded, what comes between recordings, and how much it is.
+"""Steps on a GPU that is not there: what is recorded, what comes between recordings, and how much it is.
 
 A recording (a CUDA graph) replays the same kernels on the same memory. So what is recorded must not depend on the
 token, its position or its cache, and must not wait. Here each recording is run anew for every token and its operations,
@@ -6,7 +6,7 @@ with shapes and memory, are compared: fake tensors raise where a shape or the ho
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ pytest.importorskip("triton", reason="Triton is not here")
 from dslite.model import decode_cuda
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
+from dslite.model.decode_buffers import DecodeBuffers
 from dslite.model.kernels import gpu, triton_experts
 from dslite.model.parameters import parameter_shapes
 from dslite.model.transformer import Transformer
@@ -120,13 +121,18 @@ class Step:
 
     def token(self, token: Tensor, position: int, capacity: int = 64) -> Tape:
         """Make a token behind `position` others of a new cache; tell what was launched."""
-        cache = LatentKVCache(self.model.config, capacity, device=CUDA)
-        cache.addresses(position + 1)  # grows to what it is to hold: outside of the step that is watched
-        cache.commit(position)
+        return self.tokens(token, [position], capacity)
+
+    def tokens(self, tokens: Tensor, positions: list[int], capacity: int = 64) -> Tape:
+        """A token of each of some new caches."""
+        caches = [LatentKVCache(self.model.config, capacity, device=CUDA) for _ in positions]
+        for cache, position in zip(caches, positions, strict=True):
+            cache.addresses(position + 1)  # grows to what it is to hold: outside of the step that is watched
+            cache.commit(position)
         with Tape(self._gpu) as tape:
-            logits = self.model.logits(self.model.forward(token, [Span(cache, 1)]))
-        assert logits.shape == (1, self.model.config.vocab_size)
-        assert cache.length == position + 1
+            logits = self.model.logits(self.model.forward(tokens, [Span(cache, 1) for cache in caches]))
+        assert logits.shape == (len(positions), self.model.config.vocab_size)
+        assert [cache.length for cache in caches] == [position + 1 for position in positions]
         return tape
 
 
@@ -152,6 +158,7 @@ def fake_step(config: ModelConfig, monkeypatch: pytest.MonkeyPatch, **options: b
         return torch.empty(len(routed) + (len(shared[0]) // width if shared else 0), 4, dtype=torch.int64, device=CUDA)
 
     monkeypatch.setattr(gpu, "usable", lambda device: device.type == "cuda")
+    monkeypatch.setattr(gpu, "multiprocessors", lambda device: 108)
     monkeypatch.setattr(triton_experts, "address_table", table)
     monkeypatch.setattr(decode_cuda, "address", lambda tensor: 4096)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
@@ -162,22 +169,40 @@ def on_host(token: int) -> Tensor:
     return torch.tensor([token])
 
 
-def test_a_token_of_lite_takes_at_most_eight_launches_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 16])
+def test_a_step_of_lite_takes_at_most_eight_launches_a_layer(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """However many sequences it is for."""
     config = lite_config()
     with fake_step(config, monkeypatch) as step:
-        tape = step.token(on_host(7), 50)
-    own = [name for name, *_ in tape.recorded if name.startswith("dslite.")]
-    assert len(own) == 26 * 8 + 7
-    assert len(tape.recorded) - len(own) == 6  # the token's row and its rotation, by torch
+        tape = step.tokens(torch.arange(count), [30 + place for place in range(count)])
+    assert all(name.startswith("dslite.") for name, *_ in tape.recorded)
+    assert len(tape.recorded) == 1 + 26 * 8 + 7
     assert [name for name, *_ in tape.between] == ["aten.clone.default", "dslite.norm_product.default"]
-    assert len(tape.recorded) + len(tape.between) == launch_count.per_token(config) == 223
+    assert len(tape.recorded) + len(tape.between) == launch_count.per_token(config) == 218
 
 
 def test_compressed_queries_take_one_launch_more(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.from_dict(tiny_config(q_lora_rank=24))
     with fake_step(config, monkeypatch) as step:
         tape = step.token(on_host(7), 3)
-    assert len(tape.recorded) + len(tape.between) == launch_count.per_token(config) == 3 * 9 - 1 + 6 + 2
+    assert len(tape.recorded) + len(tape.between) == launch_count.per_token(config) == 3 * 9 - 1 + 1 + 2
+
+
+def test_more_sequences_than_the_largest_recording_take_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_step(TINY, monkeypatch) as step:
+        step.tokens(torch.arange(19), [5] * 19)
+        assert step._gpu.recorded == 2  # of sixteen, and of four for the three that are left
+        step.tokens(torch.arange(4), [9] * 4)
+        assert step._gpu.recorded == 2
+
+
+def test_a_batch_is_one_recording_whatever_its_caches_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_step(TINY, monkeypatch) as step:
+        first = step.tokens(torch.tensor([1, 2, 3]), [0, 5, 60])
+        for positions, capacity in (([62, 0, 1], 64), ([1, 1, 4000], 5000), ([3, 9, 4, 7], 80)):
+            assert step.tokens(torch.arange(len(positions)), positions, capacity).recorded == first.recorded
+        assert step._gpu.recorded == 1
+        assert step._gpu.puts == 4
 
 
 def test_every_position_of_every_cache_is_the_same_recording(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +239,9 @@ def test_experts_elsewhere_are_asked_between_recordings(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (lambda fixed: fixed.state[1].item(), DataDependentOutputException),
+        (lambda fixed: fixed.state[0, 1].item(), DataDependentOutputException),
         (lambda fixed: fixed.hidden.cpu(), CrossingError),
-        (lambda fixed: fixed.state[:1].copy_(torch.zeros(1, dtype=torch.int64)), CrossingError),
+        (lambda fixed: fixed.state[0, :1].copy_(torch.zeros(1, dtype=torch.int64)), CrossingError),
         (lambda fixed: fixed.hidden[fixed.hidden > 0], Exception),
     ],
     ids=["an item", "a copy to the host", "a copy from the host", "a shape that depends on values"],
@@ -224,24 +249,29 @@ def test_experts_elsewhere_are_asked_between_recordings(monkeypatch: pytest.Monk
 def test_what_waits_within_a_recording_is_found(
     monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any], error: type[Exception]
 ) -> None:
-    embed = decode_cuda.DecodeBuffers._embed
+    embed, errors = DecodeBuffers._embed, list[BaseException]()
 
-    def faulty(fixed: Any) -> None:
-        embed(fixed)
-        fault(fixed)
+    def faulty(fixed: Any, tokens: int) -> None:
+        embed(fixed, tokens)
+        try:
+            fault(fixed)
+        except Exception as found:
+            errors.append(found)
+            raise
 
-    monkeypatch.setattr(decode_cuda.DecodeBuffers, "_embed", faulty)
-    with fake_step(TINY, monkeypatch) as step, pytest.raises(error):
+    monkeypatch.setattr(DecodeBuffers, "_embed", faulty)
+    with fake_step(TINY, monkeypatch) as step, suppress(Exception):  # torch's layers compute the step then
         step.token(on_host(1), 0)
+    assert [isinstance(found, error) for found in errors] == [True]
 
 
 def test_a_recording_that_depends_on_the_position_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A buffer made for each token is other memory; here it is also as long as the sequence."""
     begin = decode_cuda.CudaDecode._begin
 
-    def faulty(self: Any, fixed: Any, token_ids: Tensor, position: int, rows: Tensor) -> None:
-        begin(self, fixed, token_ids, position, rows)
-        fixed._scores = torch.empty(TINY.n_routed_experts + position, device=CUDA)
+    def faulty(self: Any, fixed: Any, size: int, token_ids: Tensor, places: Any) -> None:
+        begin(self, fixed, size, token_ids, places)
+        fixed._scores = torch.empty(size, TINY.n_routed_experts + places[0][0], device=CUDA)
 
     monkeypatch.setattr(decode_cuda.CudaDecode, "_begin", faulty)
     with fake_step(TINY, monkeypatch) as step:

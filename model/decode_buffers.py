@@ -1,0 +1,170 @@
+"""The buffers of a step on a GPU, and the launches over them: eight a layer, whatever the number of tokens.
+
+No launch depends on a value, allocates or waits, so that a recording of them (decode_cuda) holds for every step.
+"""
+
+# T tokens  D hidden  E experts  K experts per token  M experts computed of a token  H heads  C latent  R rope  P splits
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dslite.model.attention import LATENT_EPS
+from dslite.model.decoder_layer import DecoderLayer
+from dslite.model.kernels import gpu
+from dslite.model.moe import MLP, MoE, ResidentExperts
+from dslite.model.network import Network
+
+
+class Launch(Protocol):
+    """Launches kernels."""
+
+    def __call__(self) -> None: ...
+
+
+@dataclass
+class LayerSegment:
+    """Neighbouring layers of one recording. Unless `all_resident`, the host computes the MoE of the last one.
+
+    `replays` by batch size.
+    """
+
+    first: int
+    count: int
+    all_resident: bool
+    replays: dict[int, Launch] = field(default_factory=dict)
+
+
+class DecodeBuffers:
+    """Buffers for one token of each of `most` sequences. A batch of fewer uses the first rows of each."""
+
+    def __init__(self, network: Network, most: int) -> None:
+        from dslite.model.kernels import triton_attention, triton_embedding, triton_experts, triton_products
+
+        self._attention, self._embedding = triton_attention, triton_embedding
+        self._experts, self._products = triton_experts, triton_products
+        self._network, config = network, network.config
+        self.segments = _segments(network.layers)
+        heads, latent, layers = config.num_attention_heads, config.kv_lora_rank, len(network.layers)
+
+        def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=network.device)
+
+        dtype, hidden = network.dtype, config.hidden_size
+        self.state = buffer(most, triton_attention.LAYERS + layers, dtype=torch.int64)  # triton_attention says what
+        elsewhere = network.embed_tokens.device != network.device
+        self.rows = buffer(most, hidden, dtype=dtype) if elsewhere else None
+        self.hidden = buffer(most, hidden, dtype=dtype)  # at the beginning of a layer
+        self.attention_out = buffer(most, hidden, dtype=dtype)  # attention output plus residual: input of the MLP
+        self._factors = buffer(most, config.qk_rope_head_dim // 2, 2)
+        self._q_width = config.q_lora_rank or heads * config.qk_head_dim
+        self._projected = buffer(most, self._q_width + config.latent_width, dtype=dtype)
+        self._q = None if config.q_lora_rank is None else buffer(most, heads * config.qk_head_dim, dtype=dtype)
+        self._queries = buffer(most, heads, config.latent_width, dtype=dtype)
+        self._values = buffer(most, heads, config.v_head_dim, dtype=dtype)
+        processors = gpu.multiprocessors(network.device)
+        self._splits = [triton_attention.splits(heads, tokens, processors) for tokens in range(1, most + 1)]
+        parts = max(tokens * splits for tokens, splits in enumerate(self._splits, 1)) * heads
+        self._sums, self._logs = buffer(parts * latent), buffer(parts)
+        self._scores = buffer(most, config.n_routed_experts)
+        self._tables = {layer.index: _table(layer) for layer in network.layers if _all_resident(layer)}
+        entries = config.num_experts_per_tok + config.n_shared_experts
+        self._products_of = {True: buffer(most, entries, config.moe_intermediate_size)}  # of experts, or a dense MLP
+        self._products_of[False] = buffer(most, 1, config.intermediate_size)
+        self._ids, self._weights = buffer(most * max(entries, 1), dtype=torch.int64), buffer(most * max(entries, 1))
+
+    def launch(self, segment: LayerSegment, tokens: int) -> None:
+        """All launches of a segment, which begins with `hidden`, the first one with the tokens."""
+        if segment.first == 0:
+            self._embed(tokens)
+        for index in range(segment.first, segment.first + segment.count):
+            layer = self._network.layers[index]
+            self._attend(layer, tokens)
+            if index in self._tables:
+                self._combine(layer, tokens)
+
+    def _embed(self, tokens: int) -> None:
+        network = self._network
+        table = network.embed_tokens if self.rows is None else self.rows
+        state, hidden, factors = self.state[:tokens], self.hidden[:tokens], self._factors[:tokens]
+        by_token = self.rows is None
+        amplitude = float(network.amplitude)
+        self._embedding.launch_embed(state, table, network.frequencies, hidden, factors, amplitude, by_token)
+
+    def _attend(self, layer: DecoderLayer, tokens: int) -> None:
+        """hidden to attention_out: five launches, six where queries are compressed."""
+        config, own, nope = self._network.config, layer.self_attn, self._network.config.qk_nope_head_dim
+        heads, splits = config.num_attention_heads, self._splits[tokens - 1]
+        state, hidden, projected = self.state[:tokens], self.hidden[:tokens], self._projected[:tokens]
+        q_first = own.q_proj if own.q_proj is not None else own.q_a_proj
+        assert isinstance(q_first, Tensor)
+        assert isinstance(own.kv_a_proj_with_mqa, Tensor)
+        product = self._products.launch_norm_product
+        product(hidden, layer.input_layernorm, q_first, own.kv_a_proj_with_mqa, projected, layer.eps)
+        q, kv = projected[:, : self._q_width], projected[:, self._q_width :]
+        if self._q is not None:
+            assert own.q_a_layernorm is not None
+            assert isinstance(own.q_b_proj, Tensor)
+            product(q, own.q_a_layernorm, own.q_b_proj, None, self._q[:tokens], LATENT_EPS)
+            q = self._q[:tokens]
+        kernels, index, kv_b = self._attention, layer.index, own.kv_b_proj
+        assert isinstance(kv_b, Tensor)
+        assert isinstance(own.o_proj, Tensor)
+        queries, values = self._queries[:tokens], self._values[:tokens]
+        parts = tokens * heads * splits
+        sums = self._sums[: parts * config.kv_lora_rank].view(tokens, heads, splits, config.kv_lora_rank)
+        logs = self._logs[:parts].view(tokens, heads, splits)
+        factors = self._factors[:tokens]
+        kernels.launch_absorb(state, index, q, kv, own.kv_a_layernorm, kv_b, factors, queries, nope, LATENT_EPS)
+        kernels.launch_attend_splits(state, index, queries, sums, logs, config.softmax_scale)
+        kernels.launch_merge_values(sums, logs, kv_b, values, nope)
+        self._products.launch_add_product(values.flatten(1), own.o_proj, hidden, self.attention_out[:tokens])
+
+    def _combine(self, layer: DecoderLayer, tokens: int) -> None:
+        """attention_out to hidden: two launches, three with a router."""
+        config, kernels, table = self._network.config, self._experts, self._tables[layer.index]
+        norm, out = layer.post_attention_layernorm, self.attention_out[:tokens]
+        routes, scores = isinstance(layer.mlp, MoE), self._scores[:tokens]
+        chosen = config.num_experts_per_tok if routes else 0
+        if isinstance(layer.mlp, MoE):
+            gate = layer.mlp.gate.weight
+            self._products.launch_norm_product(out, norm, gate, None, scores, layer.eps, exact=True)
+        products = self._products_of[routes][:tokens]
+        entries = products.shape[1]
+        ids = self._ids[: tokens * entries].view(tokens, entries)
+        weights = self._weights[: tokens * entries].view(tokens, entries)
+        scaling = config.routed_scaling_factor
+        kernels.launch_gate_up(out, norm, scores, table, products, ids, weights, chosen, scaling, layer.eps)
+        kernels.launch_down_combine(products, table, ids, weights, out, self.hidden[:tokens])
+
+
+def _table(layer: DecoderLayer) -> Tensor:
+    """The experts of a layer as the kernels find them."""
+    from dslite.model.kernels.triton_experts import address_table
+
+    mlp = layer.mlp
+    if isinstance(mlp, MLP):
+        return address_table([], mlp.tensors)
+    assert isinstance(mlp.experts, ResidentExperts)
+    shared = None if mlp.shared_experts is None else mlp.shared_experts.tensors
+    return address_table([expert.tensors for expert in mlp.experts.experts], shared)
+
+
+def _all_resident(layer: DecoderLayer) -> bool:
+    """Whether all weights of a layer are on the device."""
+    return isinstance(layer.mlp, MLP) or isinstance(layer.mlp.experts, ResidentExperts)
+
+
+def _segments(layers: Sequence[DecoderLayer]) -> list[LayerSegment]:
+    """All layers, in the longest segments: a layer whose routed experts are in slots ends one."""
+    segments: list[LayerSegment] = []
+    for layer in layers:
+        if segments and segments[-1].all_resident:
+            segments[-1].count += 1
+            segments[-1].all_resident = _all_resident(layer)
+        else:
+            segments.append(LayerSegment(layer.index, 1, _all_resident(layer)))
+    return segments
