@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 
 from dslite.model import kernels
 from dslite.model.config import ModelConfig
@@ -26,6 +27,7 @@ from dslite.model.rope import rotate
 
 Form = Literal["auto", "expanded", "absorbed"]
 
+_LOWER_RIGHT = 2  # of torch.nn.attention.bias.CausalVariant
 LATENT_EPS = 1e-6  # the Hub's code builds these norms with their default, not with rms_norm_eps
 
 
@@ -200,17 +202,43 @@ class MultiHeadLatentAttention:
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal softmax(q·k)·v by head: (H, T, K), (H, S, K), (H, S, V) give (H, T, V). Paper, eq. 17 and 18."""
         width, count, past = values.shape[-1], queries.shape[1], keys.shape[1] - queries.shape[1]
-        mask = None
-        if past and count > 1:
-            mask = torch.ones(count, past + count, dtype=torch.bool, device=queries.device).tril(past)
         # The fused kernels need values as wide as keys: padding with zeros does not change the result.
         values = F.pad(values, (0, keys.shape[-1] - width)) if width < keys.shape[-1] else values
-        out = F.scaled_dot_product_attention(
-            queries[None],
-            keys[None],
-            values[None],
-            attn_mask=mask,
-            is_causal=mask is None and count > 1,
-            scale=self.config.softmax_scale,
-        )
+        scale, behind = self.config.softmax_scale, past > 0 and count > 1
+        out = _attend_unmasked(queries[None], keys[None], values[None], scale) if behind else None
+        if out is None:
+            mask = None
+            if behind:
+                mask = torch.ones(count, past + count, dtype=torch.bool, device=queries.device).tril(past)
+            out = F.scaled_dot_product_attention(
+                queries[None],
+                keys[None],
+                values[None],
+                attn_mask=mask,
+                is_causal=mask is None and count > 1,
+                scale=scale,
+            )
         return out[0, ..., :width]
+
+
+def _attend_unmasked(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor | None:
+    """Attention (1, H, T, K) of the last T of S tokens on a GPU by a kernel that has the causal mask built in.
+
+    FlashAttention takes widths up to 256 in BF16, the memory-efficient kernel others; both align the mask to the last
+    key. None where neither applies. torch.nn.attention.bias.causal_lower_right chooses likewise, but each of its
+    objects takes host memory for 2·T·S floats.
+    """
+    if queries.device.type != "cuda" or queries.shape[-1] % 8:
+        return None
+    params = SDPAParams(queries, keys, values, None, 0.0, False, False)
+    if can_use_flash_attention(params):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        out: Tensor = flash(queries, keys, values, 0.0, is_causal=True, scale=scale)[0]
+        return out
+    if not can_use_efficient_attention(params):
+        return None
+    by_token = (part.transpose(1, 2) for part in (queries, keys, values))
+    out = torch.ops.aten._efficient_attention_forward(
+        *by_token, None, None, None, None, None, 0.0, _LOWER_RIGHT, scale=scale
+    )[0]
+    return out.transpose(1, 2)

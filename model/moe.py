@@ -113,12 +113,27 @@ class ResidentExperts:
         )
         return None if gate is None or up is None or down is None else (gate, up, down)
 
+    @cached_property
+    def addresses(self) -> Tensor:
+        """Where the experts lie on a GPU, for the kernels that read addresses: (E, 4)."""
+        from dslite.model.kernels import triton_experts
+
+        return triton_experts.address_table([expert.tensors for expert in self.experts], None)
+
+    @cached_property
+    def _addressable(self) -> bool:
+        """Whether the kernels that read addresses can compute the experts as they lie."""
+        return all(not one.quantized and all(matrix.is_contiguous() for matrix in one.tensors) for one in self.experts)
+
     def expect(self, hidden: Tensor, expert_ids: Tensor) -> None:
         """Nothing to fetch."""
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         if grouped.usable(hidden) and self.stacks is not None:
             return grouped.experts(hidden, expert_ids, weights, self.stacks)
+        if grouped.compiled_usable(hidden) and self._addressable:
+            width = self.experts[0].tensors[0].shape[0]
+            return grouped.compiled_experts(hidden, expert_ids, weights, self.addresses, width)
         out = kernels.weighted_experts(hidden, expert_ids, weights, self.table)
         return self.reference(hidden, expert_ids, weights) if out is None else out
 

@@ -1,8 +1,8 @@
-"""Routed experts of many tokens by torch's grouped product: three products for all experts.
+"""Routed experts of many tokens on a GPU by a grouped product: a few launches for all experts.
 
 To compute expert by expert, the host must read in every layer how many tokens chose each, waits for it, and then
-launches some six hundred small kernels. The grouped product reads these counts on the device. Where torch has no kernel
-of its own for it (before sm_90, and on sm_120) it waits in the same way, so there experts are computed one by one.
+launches some six hundred small kernels. A grouped product reads these counts on the device. Torch's does so on sm_90
+and sm_100 only; elsewhere it waits in the same way, so there our own of triton_grouped is used.
 """
 
 # T tokens  D hidden  E experts  K experts per token  W width of an expert
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dslite.model.kernels import gpu
+
 _FUSED = (9, 10)  # major compute capabilities
 
 
@@ -21,11 +23,24 @@ def usable(hidden: Tensor) -> bool:
     return (
         hidden.dtype is torch.bfloat16
         and hidden.device.type == "cuda"
+        and torch.version.hip is None  # whose capabilities are numbered alike
         and hidden.shape[0] > 1
         and hidden.shape[1] % 8 == 0
         and hasattr(F, "grouped_mm")
         and torch.cuda.get_device_capability(hidden.device)[0] in _FUSED
     )
+
+
+def compiled_usable(hidden: Tensor) -> bool:
+    """Whether our own grouped product takes hidden states (T, D)."""
+    return hidden.dtype in (torch.bfloat16, torch.float32) and gpu.usable(hidden.device)
+
+
+def compiled_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, table: Tensor, width: int) -> Tensor:
+    """See triton_grouped.experts, which needs Triton."""
+    from dslite.model.kernels import triton_grouped
+
+    return triton_grouped.experts(hidden.contiguous(), expert_ids.contiguous(), weights.contiguous(), table, width)
 
 
 def stack(matrices: Sequence[Tensor]) -> Tensor | None:

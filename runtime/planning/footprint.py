@@ -14,6 +14,7 @@ LOGIT_ROWS = 64  # prompt positions scored at once: 64 × 102,400 × 4 bytes
 _EMBEDDING = "model.embed_tokens.weight"
 _ROUTED = ".mlp.experts."
 _EXTENTS = 3  # gate, up and down of an expert may be in three places of a file
+_ALLOCATED = 512  # bytes that an allocation on a GPU takes at least
 _MASK_ROWS = 512  # query rows that attention masks at a time
 
 
@@ -98,6 +99,26 @@ class Footprint:
     def direct_slot(self) -> int:
         """A slot that unbuffered reads fill: whole pages, and room for an extent that begins or ends inside one."""
         return -(-self.expert // PAGE) * PAGE + _EXTENTS * 2 * PAGE
+
+    def gpu_workspace(self, chunk: int, context: int) -> int:
+        """workspace() on a GPU, whose kernels of attention have no mask in memory and share what torch's CPU ones copy.
+
+        To the byte of what is allocated where attention or the dense MLP takes the most, as in Lite.
+        """
+        config, item = self.config, self.item
+        chunk = min(chunk, context)
+        heads, width, chosen = config.num_attention_heads, config.moe_intermediate_size, config.num_experts_per_tok
+        states = chunk * config.hidden_size * item  # hidden states of the chunk
+        keys = context * heads * (config.qk_nope_head_dim + config.v_head_dim + 2 * config.qk_head_dim) * item
+        queries = chunk * heads * config.qk_head_dim * item  # and as much for the values
+        sums = chunk * heads * 4 + 2 * _ALLOCATED  # of exponentials, and two numbers of the kernel
+        attention = keys + 2 * queries + 2 * states + chunk * config.latent_width * item + sums
+        mlp = 5 * states + 3 * chunk * max(config.intermediate_size, width * config.n_shared_experts) * item
+        rows = chunk * chosen * (2 * config.hidden_size + 3 * width) * item
+        routed = 5 * states + rows + 2 * chunk * config.hidden_size * 4
+        logits = states + min(chunk, LOGIT_ROWS) * config.vocab_size * (item + 3 * 4)
+        positions = chunk * (8 + config.qk_rope_head_dim * 4)  # and their rotations
+        return positions + max(attention, mlp, routed, logits)
 
     def workspace(self, chunk: int, context: int) -> int:
         """Most bytes of intermediate values at once while `chunk` tokens are read at the end of `context`.

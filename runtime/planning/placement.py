@@ -89,7 +89,8 @@ class _Placer:
         self.size = Footprint(config, request.dtype)
         self.context = request.context or min(DEFAULT_CONTEXT, config.max_position_embeddings)
         self.kv = self.size.kv_per_token * self.context
-        self.activations = self.size.workspace(chunk, self.context)
+        count = self.size.gpu_workspace if machine.device == "cuda" else self.size.workspace
+        self.activations = count(chunk, self.context)
         self.ram = request.ram if request.ram is not None else int(machine.ram_free * MEMORY_SHARE)
 
     def slots(self, room: int, slot_bytes: int) -> int:

@@ -15,7 +15,8 @@ from support.forward import new_cache, random_ids, read, read_batch
 from support.reference import golden
 from torch import Tensor
 
-from dslite.model.attention import Span
+from dslite.model import attention
+from dslite.model.attention import Form, Span
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import gpu, grouped
 from dslite.model.transformer import Transformer
@@ -204,14 +205,35 @@ def test_the_demo_model_says_the_same_on_gpu_and_cpu() -> None:
         torch.testing.assert_close(ours, expected, rtol=0, atol=FLOAT32)
 
 
-def test_a_prompt_by_the_grouped_product_is_near_experts_one_by_one() -> None:
-    """Where torch has a grouped product that does not wait; elsewhere both are the same."""
-    model = random_model(ModelConfig.from_dict(lite_layers(2)), CUDA, torch.bfloat16)
-    prompt = random_ids(600, 102_400)
-    ours = read(model, new_cache(model, 600), prompt)
+@pytest.mark.parametrize("length", [1, 20, 600])
+@pytest.mark.parametrize("way", ["torch's grouped product", "our grouped product"])
+def test_a_prompt_by_a_grouped_product_is_near_experts_one_by_one(way: str, length: int) -> None:
+    """Torch's where it does not wait; elsewhere both are ours."""
+    model = replace(random_model(ModelConfig.from_dict(lite_layers(2)), CUDA, torch.bfloat16), recorder=None)
+    prompt = random_ids(length, 102_400)
     with pytest.MonkeyPatch.context() as patch:
+        if way == "our grouped product":
+            patch.setattr(grouped, "usable", lambda hidden: False)
+        ours = read(model, new_cache(model, 600), prompt)
         patch.setattr(grouped, "usable", lambda hidden: False)
+        patch.setattr(grouped, "compiled_usable", lambda hidden: False)
         assert relative(ours, read(model, new_cache(model, 600), prompt)) <= BFLOAT16
+
+
+@pytest.mark.parametrize("form", ["expanded", "absorbed"])
+@pytest.mark.parametrize("past", [0, 1, 700, 5000])
+@pytest.mark.parametrize("count", [2, 33, 512])
+def test_attention_without_a_mask_is_attention_with_one(lite: Transformer, form: Form, past: int, count: int) -> None:
+    model = replace(lite, recorder=None)
+    cache = new_cache(model, past + count)
+    shape = (len(model.layers), past, model.config.latent_width)
+    cache.put(torch.randn(shape, device=CUDA, generator=torch.Generator(CUDA).manual_seed(1)).to(model.dtype))
+    ids = random_ids(count, 102_400)
+    ours = read(model, cache, ids, form)
+    cache.truncate(past)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_attend_unmasked", lambda *_: None)
+        assert relative(ours, read(model, cache, ids, form)) <= BFLOAT16
 
 
 def with_slots(config: ModelConfig, miss: str, dtype: str) -> DevicePlan:

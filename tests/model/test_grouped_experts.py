@@ -1,16 +1,20 @@
 """Experts by torch's grouped product against experts one by one, on the CPU; and on a GPU that is not there."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("triton", reason="Triton is not here")
 from support.checkpoints import tiny_config
 from support.fake_cuda import CUDA, FakeGpu, cuda_guard, fake_gpu
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dslite.model.config import ModelConfig
-from dslite.model.kernels import grouped
+from dslite.model.kernels import gpu, grouped, triton_experts
 from dslite.model.moe import MLP, ResidentExperts
 from dslite.runtime.weights.expert_blocks import ExpertBlocks
 
@@ -69,19 +73,46 @@ def test_experts_that_lie_apart_have_no_stack() -> None:
     assert ResidentExperts([bank.experts[index] for index in (0, 2, 1)]).stacks is None
 
 
+class Launches(TorchDispatchMode):
+    """The operations that launch something on the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not str(func).startswith(("aten.empty", "aten.new_empty", "aten.detach")):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.skipif(not cuda_guard(), reason="no C++ compiler for the guard of fake CUDA tensors")
-def test_a_chunk_on_a_gpu_with_a_grouped_product_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake tensors raise where the host would need a value; the experts one by one do."""
-    gpu = FakeGpu(lambda *_: pytest.fail("nothing is routed here"))
-    for capability, waits in (((9, 0), False), ((8, 0), True), ((12, 0), True)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, given=capability: given)
-        with fake_gpu(gpu), torch.inference_mode():
-            bank = in_blocks(torch.bfloat16, CUDA)
-            hidden = torch.empty(64, HIDDEN, dtype=torch.bfloat16, device=CUDA)
-            ids = torch.empty(64, CHOSEN, dtype=torch.int64, device=CUDA)
-            weights = torch.empty(64, CHOSEN, device=CUDA)
-            if waits:
-                with pytest.raises(DynamicOutputShapeException):
-                    bank(hidden, ids, weights)
-            else:
-                assert bank(hidden, ids, weights).shape == (64, HIDDEN)
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("hip", [None, "6.4"])
+def test_a_chunk_on_a_gpu_waits_for_nothing(
+    capability: tuple[int, int], hip: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fake tensors raise where the host would need a value; experts one by one do."""
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(gpu, "usable", lambda device: device.type == "cuda")
+    with fake_gpu(FakeGpu(lambda *_: pytest.fail("nothing is routed here"))), torch.inference_mode():
+        table = torch.empty(EXPERTS, 4, dtype=torch.int64, device=CUDA)
+        monkeypatch.setattr(triton_experts, "address_table", lambda *_: table)
+        bank = in_blocks(torch.bfloat16, CUDA)
+        assert bank.addresses is table  # made once
+        hidden = torch.empty(64, HIDDEN, dtype=torch.bfloat16, device=CUDA)
+        ids = torch.empty(64, CHOSEN, dtype=torch.int64, device=CUDA)
+        weights = torch.empty(64, CHOSEN, device=CUDA)
+        with Launches() as launches:
+            assert bank(hidden, ids, weights).shape == (64, HIDDEN)
+        if hip is None and capability[0] in (9, 10):
+            assert sum("grouped_mm" in name for name in launches.names) == 3
+        else:
+            assert launches.names == [
+                f"dslite.{name}.default" for name in ("sort_choices", "gate_up_rows", "down_rows", "combine_parts")
+            ]
+        monkeypatch.setattr(gpu, "usable", lambda device: False)
+        if hip is not None or capability[0] not in (9, 10):
+            with pytest.raises(DynamicOutputShapeException):
+                bank(hidden, ids, weights)

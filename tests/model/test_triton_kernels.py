@@ -16,7 +16,7 @@ from support.checkpoints import tiny_config
 
 from dslite.model.attention import LATENT_EPS, MultiHeadLatentAttention, Span, rms_norm
 from dslite.model.config import ModelConfig
-from dslite.model.kernels import triton_attention, triton_embedding, triton_experts, triton_products
+from dslite.model.kernels import triton_attention, triton_embedding, triton_experts, triton_grouped, triton_products
 from dslite.model.moe import MLP, Gate, MoE, ResidentExperts
 from dslite.model.parameters import parameter_shapes
 from dslite.model.rope import rotation
@@ -33,7 +33,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """An output: whatever a kernel forgets to write shows as NaN, or as a number that no address has."""
-    return torch.full(shape, float("nan") if dtype.is_floating_point else -(10**15), dtype=dtype)
+    return torch.full(shape, float("nan") if dtype.is_floating_point else -(10**9), dtype=dtype)
 
 
 def close(out: Tensor, expected: Tensor) -> None:
@@ -322,3 +322,51 @@ def test_experts_that_nobody_chose_are_not_read(tokens: int) -> None:
     out, ids, _ = run_experts(x, norm, scores, table, 16, 2, 2)
     assert ids.tolist() == [[2, 0]] * tokens
     assert torch.equal(out, expected)
+
+
+# Experts of a prompt.
+
+
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "width", "routed", "chosen", "most"),
+    [
+        (2, 48, 16, 24, 4, 24),  # some experts get nothing
+        (17, 90, 34, 40, 6, 7),  # widths that no tile divides
+        (90, 64, 176, 8, 3, 3),  # long tiles, several an expert
+        (150, 33, 7, 12, 5, 12),
+        (3, 40, 24, 7, 7, 7),  # every expert is chosen by every token
+        (65, 32, 16, 1, 1, 1),
+        (5, 32, 16, 128, 8, 128),
+    ],
+)
+@pytest.mark.parametrize("rows", [16, 64])
+def test_grouped_experts_are_those_one_by_one(
+    tokens: int,
+    hidden: int,
+    width: int,
+    routed: int,
+    chosen: int,
+    most: int,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triton_grouped, "tile_rows", lambda choices, routed: rows)
+    monkeypatch.setattr(triton_grouped, "SORT_STEP", 64)
+    x, scale = normal(tokens, hidden, seed=1), hidden**-0.5
+    bank = ResidentExperts(
+        [
+            MLP(*(normal(*shape, seed=9 * e + part) * scale for part, shape in enumerate(shapes)))
+            for e, shapes in enumerate([((width, hidden), (width, hidden), (hidden, width))] * routed)
+        ]
+    )
+    weights, ids = torch.rand(tokens, most, generator=torch.Generator().manual_seed(2)).topk(chosen)
+    out = triton_grouped.experts(x, ids, weights, bank.addresses, width)
+    close(out, bank.reference(x, ids, weights))
+
+
+def test_choices_are_sorted_by_expert_and_keep_their_order() -> None:
+    ids = torch.randint(0, 9, (70, 3), generator=torch.Generator().manual_seed(3))
+    order, starts = poisoned(210, dtype=torch.int32), poisoned(10, dtype=torch.int32)
+    triton_grouped.launch_sort_choices(ids, order, starts)
+    assert order.tolist() == ids.flatten().argsort(stable=True).tolist()
+    assert starts.tolist() == [0, *torch.bincount(ids.flatten(), minlength=9).cumsum(0).tolist()]

@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dslite.model.kernels import triton_attention, triton_embedding, triton_experts, triton_products
+from dslite.model.kernels import triton_attention, triton_embedding, triton_experts, triton_grouped, triton_products
 
 HIDDEN, HEADS, NOPE, ROPE, LATENT, VALUE, WIDTH, DENSE, VOCABULARY = 2048, 16, 128, 64, 512, 128, 1408, 10944, 102_400
 EXPERTS, CHOSEN, ENTRIES, LAYERS = 64, 6, 8, 27
@@ -204,7 +204,36 @@ def _for_tokens(tokens: int, suffix: str) -> dict[str, MakeKernel]:
     }
 
 
-# Every launch of a step for one sequence and for several.
+def _grouped(name: str, rows: int) -> MakeKernel:
+    """A product of a prompt's routed experts, in tiles of so many rows."""
+
+    def make(dtype: str) -> Kernel:
+        down = name == "down_rows"
+        columns, step, stages = (triton_grouped.TILES_OUT if down else triton_grouped.TILES_IN)[_item(dtype)]
+        types = {"products" if down else "x": "*T", "order": "*i32", "starts": "*i32", "table": "*i64"}
+        sizes = {"hidden": HIDDEN, "width": WIDTH, "experts": EXPERTS, "expert_tile": EXPERTS, "rows": rows}
+        return (
+            getattr(triton_grouped, name),
+            types | {"parts" if down else "products": "*T"},
+            sizes | {"aligned": True, "columns": columns, "step": step} | ({} if down else {"per_token": CHOSEN}),
+            {"num_warps": 4, "num_stages": stages},
+        )
+
+    return make
+
+
+def _sort_choices(dtype: str) -> Kernel:
+    types = {"ids": "*i64", "order": "*i32", "starts": "*i32", "count": "i32"}
+    return triton_grouped.sort_choices, types, {"experts": EXPERTS, "step": triton_grouped.SORT_STEP}, {"num_warps": 4}
+
+
+def _combine_parts(dtype: str) -> Kernel:
+    types = {"parts": "*T", "weights": "*fp32", "out": "*fp32"}
+    sizes = {"hidden": HIDDEN, "per_token": CHOSEN, "step": triton_grouped.COMBINE_STEP}
+    return triton_grouped.combine_parts, types, sizes, {"num_warps": 4}
+
+
+# Every launch of a step for one sequence and for several, and of a prompt's experts.
 KERNELS: dict[str, MakeKernel] = {
     "embed": _embed,
     "norm_product router": _products(EXPERTS, 0, "*fp32", 1),
@@ -213,6 +242,13 @@ KERNELS: dict[str, MakeKernel] = {
     "merge_values": _merge_values,
     **_for_tokens(1, ""),
     **_for_tokens(2, ", several tokens"),
+    "sort_choices": _sort_choices,
+    "combine_parts": _combine_parts,
+    **{
+        f"{name} {rows}": _grouped(name, rows)
+        for name in ("gate_up_rows", "down_rows")
+        for rows in (triton_grouped.FEW_ROWS, triton_grouped.MANY_ROWS)
+    },
 }
 
 
