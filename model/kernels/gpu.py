@@ -54,3 +54,10 @@ def head(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor | N
     logits = torch.empty(hidden.shape[0], weight.shape[0], dtype=torch.float32, device=hidden.device)
     launch_norm_product(hidden, norm, weight, None, logits, eps)
     return logits
+
+
+def draw(logits: Tensor, numbers: Tensor, least: Tensor, tokens: int) -> Tensor:
+    """See triton_sampling.draw, which needs Triton."""
+    from dslite.model.kernels import triton_sampling
+
+    return triton_sampling.draw(logits, numbers, least, tokens)

@@ -4,6 +4,8 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from dslite.model.attention import Span, last_of_each
 from dslite.model.transformer import OnLayer, Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.cache.prefix_cache import PrefixCache
+from dslite.runtime.device import compute_device
+from dslite.runtime.engine import device_sampling
+from dslite.runtime.engine.device_sampling import Race
 from dslite.runtime.memory import with_room
 from dslite.runtime.weights.loader import expert_cache
 
@@ -19,6 +24,17 @@ log = logging.getLogger("dslite.engine")
 
 PREFILL_CHUNK = 2048
 _GROW_AFTER = 16  # prefill chunks at a shortened limit that went through
+
+
+class DrawnSequence(Protocol):
+    """What drawing asks of a sequence."""
+
+    @property
+    def race(self) -> Race: ...
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """Logits (vocabulary,) to draw from: the given ones, or others."""
+        ...
 
 
 class ModelRunner:
@@ -34,6 +50,7 @@ class ModelRunner:
         self.experts = expert_cache(model)
         self.prefill_chunk = prefill_chunk
         self._planned_chunk = prefill_chunk
+        self._device = compute_device(model.device)
         self._passed = 0  # prefill chunks since the limit changed
 
     def make_cache(self, tokens: int) -> LatentKVCache:
@@ -64,6 +81,22 @@ class ModelRunner:
         """Logits (T, vocabulary), float32, of hidden states (T, D). Raises OutOfMemoryError."""
         with torch.inference_mode():
             return with_room(lambda: self.model.logits(hidden), self.experts, f"the logits of {len(hidden)} tokens")
+
+    def draw(self, logits: Tensor, sequences: Sequence[DrawnSequence], tokens: int) -> list[int] | None:
+        """The next token of each sequence from logits (B, vocabulary), DAMAGED where they are not finite.
+
+        None where tokens are drawn on the host, one sequence after the other. Raises OutOfMemoryError.
+        """
+        if not device_sampling.usable(logits):
+            return None
+        with torch.inference_mode():
+            rows = list(logits)
+            adjusted = [sequence.adjust(row) for sequence, row in zip(sequences, rows, strict=True)]
+            if any(own is not row for own, row in zip(adjusted, rows, strict=True)):
+                logits = torch.stack(adjusted)
+            races = [sequence.race for sequence in sequences]
+            draw = partial(device_sampling.draw, logits, races, tokens, self._device)
+            return with_room(draw, self.experts, "drawing a token")
 
     def prefill_went_through(self) -> None:
         """Count a prefill chunk; after enough of them a limit that a shortage halved doubles again."""

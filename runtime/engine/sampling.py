@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dslite.runtime.engine.device_sampling import Race
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import NumericsError
 
@@ -34,17 +35,27 @@ class Sampler:
         self._seed = randbits(63) if params.seed is None else params.seed
         self._position = len(prompt_ids)  # in the whole text: an answer that is continued draws as if it never stopped
 
+    @property
+    def race(self) -> Race:
+        """What a device needs to draw the next token from penalised logits."""
+        params = self._params
+        return Race(params.temperature, params.top_k, params.top_p, params.min_p, _key(self._seed, self._position))
+
     def sample(self, logits: Tensor) -> int:
         """Draw from float32 logits (vocabulary,)."""
         token = self._draw(logits[: self._n_tokens])
+        self.note(token)
+        return token
+
+    def note(self, token: int) -> None:
+        """A token was drawn, here or on a device."""
         self._position += 1
         if self._params.repetition_penalty != 1.0:
             self._seen.add(token)
-        return token
 
     def _draw(self, logits: Tensor) -> int:
         if self._params.temperature == 0:
-            return int(self._penalise(logits).argmax())
+            return int(self.penalise(logits).argmax())
         chances, ids = self.candidates(logits)
         return int(ids[(_exponential(self._seed, self._position, ids) / chances).argmin()])
 
@@ -53,7 +64,7 @@ class Sampler:
 
         Returns their probabilities, which need not add up to one, and their ids; at least one token.
         """
-        logits = self._penalise(logits[: self._n_tokens])
+        logits = self.penalise(logits[: self._n_tokens])
         params = self._params
         chances, ids = self._likeliest((logits / max(params.temperature, _MIN_TEMPERATURE)).softmax(-1))
         keep = chances > 0
@@ -64,7 +75,7 @@ class Sampler:
             keep &= chances >= params.min_p * chances.max()
         return chances[keep], ids[keep]
 
-    def _penalise(self, logits: Tensor) -> Tensor:
+    def penalise(self, logits: Tensor) -> Tensor:
         """Seen tokens: positive logits divided, negative ones multiplied (CTRL, arXiv 1909.05858, section 4.1)."""
         if not self._seen:
             return logits
@@ -99,9 +110,13 @@ def _sorted(chances: NDArray[np.float64], ids: NDArray[np.int64]) -> tuple[NDArr
 
 def _exponential(seed: int, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Exponential variates of rate one, each a function of seed, position and token id alone."""
-    key = _hash(_hash(np.array([seed], np.uint64)) + np.uint64(position))
+    key = np.array([_key(seed, position)], np.uint64)
     bits = _hash(_hash(ids.astype(np.uint64) + key) ^ key)
     return -np.log(((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def _key(seed: int, position: int) -> int:
+    return int(_hash(_hash(np.array([seed], np.uint64)) + np.uint64(position))[0])
 
 
 def _hash(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -134,7 +149,11 @@ def score(logits: Tensor, token_ids: Sequence[int], k: int) -> list[Scores]:
 def check_finite(logits: Tensor) -> None:
     """Raise NumericsError where logits hold NaN or infinity."""
     if not bool(torch.isfinite(logits).all()):
-        raise NumericsError(
-            "the model computed numbers that are not finite, so its answer would be garbage",
-            "the weights are damaged: check them with dslite model verify, or download them again",
-        )
+        raise not_finite()
+
+
+def not_finite() -> NumericsError:
+    return NumericsError(
+        "the model computed numbers that are not finite, so its answer would be garbage",
+        "the weights are damaged: check them with dslite model verify, or download them again",
+    )

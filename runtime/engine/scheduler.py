@@ -22,8 +22,9 @@ from dslite.runtime.cache.branch_cache import common_prefix
 from dslite.runtime.cache.latent_cache import grows_on, tokens_that_fit
 from dslite.runtime.cache.prefix_cache import CachedTokens
 from dslite.runtime.engine.core import EngineCore
+from dslite.runtime.engine.device_sampling import DAMAGED
 from dslite.runtime.engine.request import Request
-from dslite.runtime.engine.sampling import check_finite
+from dslite.runtime.engine.sampling import check_finite, not_finite
 from dslite.runtime.engine.sequence import Sequence
 from dslite.runtime.errors import DsliteError, NumericsError, OutOfMemoryError
 from dslite.runtime.events import Event, Prefilling
@@ -295,13 +296,14 @@ class Scheduler:
         events: list[BatchEvent] = []
         if any(chunk.prefills for chunk in chunks):
             self._core.runner.prefill_went_through()
-        for chunk, hidden, scores in zip(chunks, states, logits, strict=True):
+        drawn = self._draw(chunks, logits)
+        for chunk, hidden, scores, token in zip(chunks, states, logits, drawn, strict=True):
             draws, start = chunk.last, len(chunk.cached.ids)
             chunk.cached.ids += chunk.ids
             try:
                 made = self._prefilled(chunk, start, hidden, draws) if not chunk.entry.decodes else []
                 if draws:
-                    made += self._advance(chunk.sequence, scores)
+                    made += self._advance(chunk.sequence, scores, token)
             except NumericsError as error:
                 self._running.pop(chunk.entry.key)
                 self._core.prefix_cache.clear()  # it may be the cached entries that are not finite
@@ -329,13 +331,28 @@ class Scheduler:
             sequence.begin()
         return events
 
-    def _advance(self, sequence: Sequence, logits: Tensor) -> list[Event]:
-        """Draw the next token from logits (vocabulary,), unless the answer is over. Raises NumericsError."""
-        with_room(partial(check_finite, logits), self._core.experts, "the logits of a token")
+    def _draw(self, chunks: abc.Sequence[ScheduledChunk], logits: Tensor) -> abc.Sequence[int | None]:
+        """The tokens that the device draws from logits (chunks, vocabulary); None where the host draws them."""
+        sequences = [chunk.sequence for chunk in chunks]
+        try:
+            drawn = self._core.runner.draw(logits, sequences, self._core.tokenizer.vocab_size)
+        except OutOfMemoryError:
+            drawn = None  # one after the other takes less
+        return drawn or [None] * len(chunks)
+
+    def _advance(self, sequence: Sequence, logits: Tensor, drawn: int | None) -> list[Event]:
+        """Take the next token, drawn already or from logits (vocabulary,), unless the answer is over.
+
+        Raises NumericsError.
+        """
+        if drawn is None:
+            with_room(partial(check_finite, logits), self._core.experts, "the logits of a token")
+        elif drawn == DAMAGED:
+            raise not_finite()
         if sequence.finish_reason is not None:
             return []
         # Not tried again: a seed's next number may be drawn already.
-        return list(with_room(partial(sequence.push, logits), None, "drawing a token"))
+        return list(with_room(partial(sequence.push, logits, drawn), None, "drawing a token"))
 
     def _end(self, entry: _Entry) -> BatchEvent:
         """The end of an answer, interrupted where it is not over."""

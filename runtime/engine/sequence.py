@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dslite.runtime.engine.device_sampling import Race
 from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling import Sampler, Scores, score
 from dslite.runtime.events import Candidate, Done, FinishReason, Timing, Token
@@ -57,9 +58,25 @@ class Sequence:
         self._prefilled = time.perf_counter()
         self._check_room()
 
-    def push(self, logits: Tensor) -> list[Token]:
-        """Draw the next token from logits (vocabulary,). An end token ends the answer and is not returned."""
-        token_id = self._sampler.sample(self._without_early_end(logits))
+    @property
+    def race(self) -> Race:
+        """How the next token is drawn, for a device that draws from adjusted logits."""
+        return self._sampler.race
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """Logits (vocabulary,) without tokens that may not come yet, those that were seen penalised."""
+        return self._sampler.penalise(self._without_early_end(logits))
+
+    def push(self, logits: Tensor, drawn: int | None = None) -> list[Token]:
+        """Take the next token, drawn already or from logits (vocabulary,).
+
+        An end token ends the answer and is not returned.
+        """
+        if drawn is None:
+            token_id = self._sampler.sample(self._without_early_end(logits))
+        else:
+            token_id = drawn
+            self._sampler.note(token_id)
         self.token_ids.append(token_id)
         self._first = self._first or time.perf_counter()
         if token_id in self._end_tokens:

@@ -16,7 +16,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dslite.model.kernels import triton_attention, triton_embedding, triton_experts, triton_grouped, triton_products
+from dslite.model.kernels import (
+    triton_attention,
+    triton_embedding,
+    triton_experts,
+    triton_grouped,
+    triton_products,
+    triton_sampling,
+)
 
 HIDDEN, HEADS, NOPE, ROPE, LATENT, VALUE, WIDTH, DENSE, VOCABULARY = 2048, 16, 128, 64, 512, 128, 1408, 10944, 102_400
 EXPERTS, CHOSEN, ENTRIES, LAYERS = 64, 6, 8, 27
@@ -233,6 +240,19 @@ def _combine_parts(dtype: str) -> Kernel:
     return triton_grouped.combine_parts, types, sizes, {"num_warps": 4}
 
 
+def _race(dtype: str) -> Kernel:
+    types = {"logits": "*fp32", "numbers": "*i64", "least": "*fp32", "best": "*fp64", "where": "*i64"}
+    blocks = -(-VOCABULARY // triton_sampling.BLOCK)
+    sizes = {"blocks": blocks, "tile": triton_sampling.BLOCK}
+    return triton_sampling.race, types | {"stride": "i32", "tokens": "i32"}, sizes, {"num_warps": 4}
+
+
+def _finish(dtype: str) -> Kernel:
+    blocks = -(-VOCABULARY // triton_sampling.BLOCK)
+    types = {"best": "*fp64", "where": "*i64", "drawn": "*i64"}
+    return triton_sampling.finish, types, {"blocks": blocks, "tile": triton.next_power_of_2(blocks)}, {"num_warps": 1}
+
+
 # Every launch of a step for one sequence and for several, and of a prompt's experts.
 KERNELS: dict[str, MakeKernel] = {
     "embed": _embed,
@@ -242,6 +262,8 @@ KERNELS: dict[str, MakeKernel] = {
     "merge_values": _merge_values,
     **_for_tokens(1, ""),
     **_for_tokens(2, ", several tokens"),
+    "race": _race,
+    "finish": _finish,
     "sort_choices": _sort_choices,
     "combine_parts": _combine_parts,
     **{
