@@ -1,4 +1,4 @@
-"""The buffers of a step on a GPU, and the launches over them: eight a layer, whatever the number of tokens.
+"""The buffers of a step on a GPU, and the launches over them: eight a layer, nine for several tokens.
 
 No launch depends on a value, allocates or waits, so that a recording of them (decode_cuda) holds for every step.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dslite.model.attention import LATENT_EPS
 from dslite.model.decoder_layer import DecoderLayer
-from dslite.model.kernels import gpu
+from dslite.model.kernels import gpu_limits
 from dslite.model.moe import MLP, MoE, ResidentExperts
 from dslite.model.network import Network
 
@@ -65,7 +65,7 @@ class DecodeBuffers:
         self._q = None if config.q_lora_rank is None else buffer(most, heads * config.qk_head_dim, dtype=dtype)
         self._queries = buffer(most, heads, config.latent_width, dtype=dtype)
         self._values = buffer(most, heads, config.v_head_dim, dtype=dtype)
-        processors = gpu.multiprocessors(network.device)
+        processors = gpu_limits.multiprocessors(network.device)
         self._splits = [triton_attention.splits(heads, tokens, processors) for tokens in range(1, most + 1)]
         parts = max(tokens * splits for tokens, splits in enumerate(self._splits, 1)) * heads
         self._sums, self._logs = buffer(parts * latent), buffer(parts)
@@ -74,6 +74,7 @@ class DecodeBuffers:
         entries = config.num_experts_per_tok + config.n_shared_experts
         self._products_of = {True: buffer(most, entries, config.moe_intermediate_size)}  # of experts, or a dense MLP
         self._products_of[False] = buffer(most, 1, config.intermediate_size)
+        self._parts = buffer(most, entries, hidden)
         self._ids, self._weights = buffer(most * max(entries, 1), dtype=torch.int64), buffer(most * max(entries, 1))
 
     def launch(self, segment: LayerSegment, tokens: int) -> None:
@@ -124,7 +125,7 @@ class DecodeBuffers:
         self._products.launch_add_product(values.flatten(1), own.o_proj, hidden, self.attention_out[:tokens])
 
     def _combine(self, layer: DecoderLayer, tokens: int) -> None:
-        """attention_out to hidden: two launches, three with a router."""
+        """attention_out to hidden: two launches, three with a router, and one more for several tokens."""
         config, kernels, table = self._network.config, self._experts, self._tables[layer.index]
         norm, out = layer.post_attention_layernorm, self.attention_out[:tokens]
         routes, scores = isinstance(layer.mlp, MoE), self._scores[:tokens]
@@ -138,7 +139,12 @@ class DecodeBuffers:
         weights = self._weights[: tokens * entries].view(tokens, entries)
         scaling = config.routed_scaling_factor
         kernels.launch_gate_up(out, norm, scores, table, products, ids, weights, chosen, scaling, layer.eps)
-        kernels.launch_down_combine(products, table, ids, weights, out, self.hidden[:tokens])
+        if routes and tokens > 1:
+            parts = self._parts[:tokens]
+            kernels.launch_down_tokens(products, table, ids, parts, out.element_size())
+            kernels.launch_combine_entries(parts, weights, out, self.hidden[:tokens])
+        else:
+            kernels.launch_down_combine(products, table, ids, weights, out, self.hidden[:tokens])
 
 
 def _table(layer: DecoderLayer) -> Tensor:

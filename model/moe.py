@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dslite.model import kernels
 from dslite.model.config import ModelConfig
-from dslite.model.kernels import ExpertTable, grouped
+from dslite.model.kernels import ExpertTable, gpu
 from dslite.model.quantized import QuantizedMatrix, Weight, plain
 
 
@@ -104,16 +104,6 @@ class ResidentExperts:
         return ExpertTable([expert.matrices for expert in self.experts])
 
     @cached_property
-    def stacks(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Gate, up and down of all experts as views (E, …); None where they are quantized or unevenly spaced."""
-        if any(one.quantized for one in self.experts):
-            return None
-        gate, up, down = (
-            grouped.stack(matrices) for matrices in zip(*(one.tensors for one in self.experts), strict=True)
-        )
-        return None if gate is None or up is None or down is None else (gate, up, down)
-
-    @cached_property
     def addresses(self) -> Tensor:
         """Where the experts lie on a GPU, for the kernels that read addresses: (E, 4)."""
         from dslite.model.kernels import triton_experts
@@ -129,11 +119,9 @@ class ResidentExperts:
         """Nothing to fetch."""
 
     def __call__(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        if grouped.usable(hidden) and self.stacks is not None:
-            return grouped.experts(hidden, expert_ids, weights, self.stacks)
-        if grouped.compiled_usable(hidden) and self._addressable:
+        if gpu.usable(hidden.device) and self._addressable:
             width = self.experts[0].tensors[0].shape[0]
-            return grouped.compiled_experts(hidden, expert_ids, weights, self.addresses, width)
+            return gpu.grouped_experts(hidden, expert_ids, weights, self.addresses, width)
         out = kernels.weighted_experts(hidden, expert_ids, weights, self.table)
         return self.reference(hidden, expert_ids, weights) if out is None else out
 

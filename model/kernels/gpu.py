@@ -40,9 +40,11 @@ def _works(device: torch.device) -> bool:
     return torch.equal(out, 2 * x)
 
 
-def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def grouped_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, table: Tensor, width: int) -> Tensor:
+    """See triton_grouped.experts, which needs Triton."""
+    from dslite.model.kernels import triton_grouped
+
+    return triton_grouped.experts(hidden.contiguous(), expert_ids.contiguous(), weights.contiguous(), table, width)
 
 
 def head(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor | None:

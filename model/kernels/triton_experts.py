@@ -21,6 +21,8 @@ TILE_IN, TILE_OUT = (4, 2048, 8), (2, 128, 2)
 # The same for several tokens; values at once are bytes, so that two tiles of gate and up fit into shared memory.
 TOKEN_TILE_IN, TOKEN_TILE_OUT = (64, 256, 4), (2, 128, 4)
 TOKEN_STAGES_IN = 2
+# Down, expert by expert for all its tokens: 112 us for 16 tokens, where token by token took 208.
+TOKEN_TILE_DOWN, TOKEN_STAGES_DOWN, COMBINE_STEP = (64, 256, 4), 3, 512
 
 
 @triton.jit
@@ -216,6 +218,76 @@ def down_combine(
     tl.store(out + place, mixed.to(element), mask=row < hidden)
 
 
+@triton.jit(do_not_specialize=["tokens"])
+def down_tokens(
+    products,  # (T, M, W) float32
+    table,  # (E + M - K, 4) int64
+    ids,  # (T, M) int64
+    parts,  # (T, M, D) float32
+    tokens,
+    token_tile: tl.constexpr,
+    entries: tl.constexpr,
+    entry_tile: tl.constexpr,
+    hidden: tl.constexpr,
+    width: tl.constexpr,
+    rows_tile: tl.constexpr,
+    step: tl.constexpr,
+    element: tl.constexpr,
+    aligned: tl.constexpr,
+):
+    """Some values of down · product of one expert for all tokens that chose it: its weights are read once.
+
+    `element` is a value of the weights' type.
+    """
+    expert, t, entry = tl.program_id(0), tl.arange(0, token_tile), tl.arange(0, entry_tile)
+    there = (t < tokens)[:, None] & (entry < entries)[None, :]
+    own = tl.load(ids + t[:, None] * entries + entry[None, :], mask=there, other=-1) == expert
+    uses = tl.sum(own.to(tl.int32), 1) > 0
+    if tl.sum(uses.to(tl.int32), 0) > 0:
+        row = tl.program_id(1) * rows_tile + tl.arange(0, rows_tile)
+        place = t * entries + tl.sum(tl.where(own, entry[None, :], 0), 1)
+        down = tl.load(table + expert * 4 + 2).to(tl.pointer_type(element))
+        stride = tl.load(table + expert * 4 + 3)
+        if aligned:
+            down = tl.multiple_of(down, 16)
+            stride = tl.multiple_of(stride, 8)
+        sums = tl.zeros((rows_tile, token_tile), tl.float32)
+        for start in range(0, width, step):
+            at = start + tl.arange(0, step)
+            inner = tl.load(
+                products + place[:, None] * width + at[None, :], mask=uses[:, None] & (at < width)[None, :], other=0.0
+            )
+            mask = (row < hidden)[:, None] & (at < width)[None, :]
+            weight = tl.load(down + row[:, None] * stride + at[None, :], mask=mask, other=0.0)
+            sums = tl.dot(weight, tl.trans(inner.to(element)), sums, input_precision="ieee")
+        out = parts + place[None, :] * hidden + row[:, None]
+        tl.store(out, sums, mask=uses[None, :] & (row < hidden)[:, None])
+
+
+@triton.jit
+def combine_entries(
+    parts,  # (T, M, D) float32
+    weights,  # (T, M) float32
+    residual,  # (T, D)
+    out,  # (T, D)
+    hidden: tl.constexpr,
+    entries: tl.constexpr,
+    entry_tile: tl.constexpr,
+    step: tl.constexpr,
+):
+    """Some values of one token's residual + the weighted sum of its experts' parts, rounded as down_combine does."""
+    token, entry = tl.program_id(0), tl.arange(0, entry_tile)
+    at = tl.program_id(1) * step + tl.arange(0, step)
+    there = (entry < entries)[:, None] & (at < hidden)[None, :]
+    part = tl.load(parts + (token * entries + entry)[:, None] * hidden + at[None, :], mask=there, other=0.0)
+    weight = tl.load(weights + token * entries + entry, mask=entry < entries, other=0.0)
+    total = tl.sum(part * weight[:, None], 0)
+    element = out.dtype.element_ty
+    place = token * hidden + at
+    mixed = total.to(element).to(tl.float32) + tl.load(residual + place, mask=at < hidden, other=0.0).to(tl.float32)
+    tl.store(out + place, mixed.to(element), mask=at < hidden)
+
+
 @torch.library.custom_op("dslite::gate_up", mutates_args=("products", "ids", "weights"))
 def launch_gate_up(
     x: Tensor,
@@ -290,6 +362,50 @@ def launch_down_combine(
         step=step,
         aligned=width % 8 == 0,
         num_warps=warps,
+    )
+
+
+@torch.library.custom_op("dslite::down_tokens", mutates_args=("parts",))
+def launch_down_tokens(products: Tensor, table: Tensor, ids: Tensor, parts: Tensor, item: int) -> None:
+    """down · products (T, M, W) of experts ids (T, M), whose values have `item` bytes: parts (T, M, D). One launch."""
+    tokens, entries, width = products.shape
+    hidden = parts.shape[2]
+    rows, most, warps = TOKEN_TILE_DOWN
+    down_tokens[(len(table), triton.cdiv(hidden, rows))](
+        products,
+        table,
+        ids,
+        parts,
+        tokens=tokens,
+        token_tile=TOKEN_TILE,
+        entries=entries,
+        entry_tile=triton.next_power_of_2(entries),
+        hidden=hidden,
+        width=width,
+        rows_tile=rows,
+        step=min(most // item, max(16, triton.next_power_of_2(width))),
+        element=tl.bfloat16 if item == 2 else tl.float32,
+        aligned=width % 8 == 0,
+        num_warps=warps,
+        num_stages=TOKEN_STAGES_DOWN,
+    )
+
+
+@torch.library.custom_op("dslite::combine_entries", mutates_args=("out",))
+def launch_combine_entries(parts: Tensor, weights: Tensor, residual: Tensor, out: Tensor) -> None:
+    """residual (T, D) + the sum of parts (T, M, D) by weights (T, M): out (T, D). One launch."""
+    tokens, entries, hidden = parts.shape
+    step = min(COMBINE_STEP, triton.next_power_of_2(hidden))
+    combine_entries[(tokens, triton.cdiv(hidden, step))](
+        parts,
+        weights,
+        residual,
+        out,
+        hidden=hidden,
+        entries=entries,
+        entry_tile=triton.next_power_of_2(entries),
+        step=step,
+        num_warps=4,
     )
 
 

@@ -12,14 +12,33 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dslite.model.kernels import gpu_limits
+
 SORT_STEP = 1024  # choices that a program of the sort reads at once
 COMBINE_STEP = 1024  # values of a token that a program adds at once
-FEW_ROWS = 16  # rows of a tile where experts get about so many or fewer; a product on tensor cores takes no fewer
-MANY_ROWS = 64  # of all other tiles: with 128, an expert's last tile would be emptier
-# By bytes of a value: columns of a tile, values of a row that it reads at once, loads in flight. BF16 takes 72 KiB of
-# shared memory in both products, float32 48 and 64 KiB; 99 KiB is what sm_86, 89 and 120 have.
-TILES_IN = {2: (64, 64, 3), 4: (32, 32, 2)}
-TILES_OUT = {2: (128, 64, 3), 4: (64, 32, 2)}
+# Rows of a tile by how many an expert gets on average: a product on tensor cores takes 16 at least, and larger tiles
+# leave an expert's last one emptier. Many are for GPUs with shared memory for them.
+FEW_ROWS, MIDDLE_ROWS, MANY_ROWS = 16, 64, 128
+MANY_FROM = 150  # rows of an expert
+# By rows of a tile and bytes of a value: columns, values of a row that it reads at once, loads in flight, warps. The
+# fastest of 20 on an H100 at Lite's size. For 2,048 tokens gate and up took 394 us, down 278, sorting and adding 40;
+# for 512 tokens 275, 151 and 9: as much as reading the experts.
+Tile = tuple[int, int, int, int]
+TILES_IN: dict[tuple[int, int], Tile] = {
+    (FEW_ROWS, 2): (64, 64, 4, 4),
+    (FEW_ROWS, 4): (32, 32, 2, 4),
+    (MIDDLE_ROWS, 2): (64, 64, 3, 4),
+    (MIDDLE_ROWS, 4): (32, 32, 2, 4),
+    (MANY_ROWS, 2): (128, 64, 4, 8),
+}
+TILES_OUT: dict[tuple[int, int], Tile] = {
+    (FEW_ROWS, 2): (64, 64, 3, 8),
+    (FEW_ROWS, 4): (64, 32, 2, 4),
+    (MIDDLE_ROWS, 2): (128, 64, 3, 4),
+    (MIDDLE_ROWS, 4): (64, 32, 2, 4),
+    (MANY_ROWS, 2): (128, 64, 3, 4),
+}
+MANY_SHARED_MEMORY = 200_000  # bytes that tiles of many rows need
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -201,8 +220,8 @@ def launch_sort_choices(ids: Tensor, order: Tensor, starts: Tensor) -> None:
 def launch_gate_up_rows(x: Tensor, order: Tensor, starts: Tensor, table: Tensor, products: Tensor) -> None:
     """The inner products (T·K, W) of hidden states x (T, D), in the order of `order`. One launch."""
     (count, width), hidden, routed = products.shape, x.shape[1], len(table)
-    rows = tile_rows(count, routed)
-    columns, step, stages = TILES_IN[x.element_size()]
+    rows = tile_rows(count, routed, x.element_size(), gpu_limits.shared_memory(x.device))
+    columns, step, stages, warps = TILES_IN[rows, x.element_size()]
     with torch.cuda.device_of(x):
         gate_up_rows[(most_tiles(count, routed, rows), triton.cdiv(width, columns))](
             x,
@@ -219,7 +238,7 @@ def launch_gate_up_rows(x: Tensor, order: Tensor, starts: Tensor, table: Tensor,
             columns=columns,
             step=step,
             aligned=hidden % 8 == 0,  # then sixteen bytes are read at once
-            num_warps=4,
+            num_warps=warps,
             num_stages=stages,
         )
 
@@ -228,8 +247,8 @@ def launch_gate_up_rows(x: Tensor, order: Tensor, starts: Tensor, table: Tensor,
 def launch_down_rows(products: Tensor, order: Tensor, starts: Tensor, table: Tensor, parts: Tensor) -> None:
     """Each choice's part (T·K, D) of the output from its inner products (T·K, W). One launch."""
     (count, width), hidden, routed = products.shape, parts.shape[1], len(table)
-    rows = tile_rows(count, routed)
-    columns, step, stages = TILES_OUT[parts.element_size()]
+    rows = tile_rows(count, routed, parts.element_size(), gpu_limits.shared_memory(parts.device))
+    columns, step, stages, warps = TILES_OUT[rows, parts.element_size()]
     with torch.cuda.device_of(parts):
         down_rows[(most_tiles(count, routed, rows), triton.cdiv(hidden, columns))](
             products,
@@ -245,7 +264,7 @@ def launch_down_rows(products: Tensor, order: Tensor, starts: Tensor, table: Ten
             columns=columns,
             step=step,
             aligned=width % 8 == 0,
-            num_warps=4,
+            num_warps=warps,
             num_stages=stages,
         )
 
@@ -260,9 +279,12 @@ def launch_combine_parts(parts: Tensor, weights: Tensor, out: Tensor) -> None:
         )
 
 
-def tile_rows(choices: int, routed: int) -> int:
-    """Rows of a tile for so many choices among so many experts."""
-    return FEW_ROWS if choices <= FEW_ROWS * routed else MANY_ROWS
+def tile_rows(choices: int, routed: int, item: int, shared_memory: int) -> int:
+    """Rows of a tile for so many choices among so many experts, in values of `item` bytes."""
+    if choices <= FEW_ROWS * routed:
+        return FEW_ROWS
+    fit = item == 2 and shared_memory >= MANY_SHARED_MEMORY
+    return MANY_ROWS if fit and choices >= MANY_FROM * routed else MIDDLE_ROWS
 
 
 def most_tiles(choices: int, routed: int, rows: int) -> int:

@@ -1,4 +1,4 @@
-"""The routed experts of a layer in one block of memory, evenly spaced, as one grouped product needs them."""
+"""The routed experts of a layer in one block of memory that a GPU's allocator does not round up one by one."""
 
 from collections.abc import Callable
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dslite.model.attention import LATENT_EPS, rms_norm
-from dslite.model.kernels import gpu
+from dslite.model.kernels import gpu, gpu_limits
 from dslite.model.moe import MLP
 from dslite.model.rope import rotate, rotation
 
@@ -93,7 +93,7 @@ def test_attention_equals_torchs_at_every_length(positions: list[int], dtype: to
     state = torch.tensor(places, device=DEVICE)
     factors = rotation(state[:, 1], torch.rand(ROPE // 2, device=DEVICE), 1.0)
     queries, values = poisoned(tokens, HEADS, LATENT + ROPE, dtype=dtype), poisoned(tokens, HEADS, VALUE, dtype=dtype)
-    splits = triton_attention.splits(HEADS, tokens, gpu.multiprocessors(torch.device(DEVICE)))
+    splits = triton_attention.splits(HEADS, tokens, gpu_limits.multiprocessors(torch.device(DEVICE)))
     sums = poisoned(tokens, HEADS, splits, LATENT, dtype=torch.float32)
     logs = poisoned(tokens, HEADS, splits, dtype=torch.float32)
     pairs = torch.view_as_real(factors)
@@ -142,6 +142,9 @@ def test_router_and_experts_equal_torchs(dense: bool, tokens: int, dtype: torch.
     ids, weights = torch.full((tokens, entries), -1, device=DEVICE), poisoned(tokens, entries, dtype=torch.float32)
     triton_experts.launch_gate_up(x, norm, scores, table, products, ids, weights, chosen, 1.0, EPS)
     triton_experts.launch_down_combine(products, table, ids, weights, x, out)
+    parts, other = poisoned(tokens, entries, HIDDEN, dtype=torch.float32), poisoned(tokens, HIDDEN, dtype=dtype)
+    triton_experts.launch_down_tokens(products, table, ids, parts, x.element_size())
+    triton_experts.launch_combine_entries(parts, weights, x, other)
 
     normed = rms_norm(x.float(), norm.float(), EPS)
     best = scores.softmax(-1).topk(chosen)
@@ -154,3 +157,4 @@ def test_router_and_experts_equal_torchs(dense: bool, tokens: int, dtype: torch.
             own = normed[token]
             expected[token] += weight * F.linear(F.silu(F.linear(own, gate)) * F.linear(own, up), down)
     close(out, expected, dtype)
+    close(other, expected, dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 from dslite.model import attention
 from dslite.model.attention import Form, Span
 from dslite.model.config import ModelConfig
-from dslite.model.kernels import gpu, grouped
+from dslite.model.kernels import gpu
 from dslite.model.transformer import Transformer
 from dslite.runtime.device import PlainDevice, compute_device
 from dslite.runtime.diagnostics.benchmark import random_model
@@ -205,19 +205,13 @@ def test_the_demo_model_says_the_same_on_gpu_and_cpu() -> None:
         torch.testing.assert_close(ours, expected, rtol=0, atol=FLOAT32)
 
 
-@pytest.mark.parametrize("length", [1, 20, 600])
-@pytest.mark.parametrize("way", ["torch's grouped product", "our grouped product"])
-def test_a_prompt_by_a_grouped_product_is_near_experts_one_by_one(way: str, length: int) -> None:
-    """Torch's where it does not wait; elsewhere both are ours."""
+@pytest.mark.parametrize("length", [1, 20, 600, 2500])
+def test_a_prompt_by_the_grouped_product_is_near_experts_one_by_one(length: int) -> None:
     model = replace(random_model(ModelConfig.from_dict(lite_layers(2)), CUDA, torch.bfloat16), recorder=None)
     prompt = random_ids(length, 102_400)
-    with pytest.MonkeyPatch.context() as patch:
-        if way == "our grouped product":
-            patch.setattr(grouped, "usable", lambda hidden: False)
-        ours = read(model, new_cache(model, 600), prompt)
-        patch.setattr(grouped, "usable", lambda hidden: False)
-        patch.setattr(grouped, "compiled_usable", lambda hidden: False)
-        assert relative(ours, read(model, new_cache(model, 600), prompt)) <= BFLOAT16
+    ours = read(model, new_cache(model, 2500), prompt)
+    with torchs_products():
+        assert relative(ours, read(model, new_cache(model, 2500), prompt)) <= BFLOAT16
 
 
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])

@@ -24,7 +24,7 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorH
 
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
-from dslite.model.kernels import gpu, triton_attention, triton_experts, triton_products
+from dslite.model.kernels import gpu, gpu_limits, triton_attention, triton_experts, triton_products
 from dslite.model.moe import ResidentExperts
 from dslite.model.transformer import Transformer
 from dslite.runtime.device import Launch, PlainDevice
@@ -74,7 +74,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     A sequence is shared by three: some get nothing, some two tiles of keys.
     """
     monkeypatch.setattr(gpu, "usable", lambda device: True)
-    monkeypatch.setattr(gpu, "multiprocessors", lambda device: 12)
+    monkeypatch.setattr(gpu_limits, "multiprocessors", lambda device: 12)
     monkeypatch.setattr(triton_attention, "MOST_SPLITS", 3)
     monkeypatch.setattr(triton_products, "TILES", ((2**31, 64, 64),))
     monkeypatch.setattr(triton_products, "TOKEN_TILES", ((2**31, 64, 256),))

@@ -255,6 +255,10 @@ def run_experts(
     ids, weights = poisoned(tokens, entries, dtype=torch.int64), poisoned(tokens, entries)
     triton_experts.launch_gate_up(x, norm, scores, table, products, ids, weights, chosen, scaling, EPS)
     triton_experts.launch_down_combine(products, table, ids, weights, x, out)
+    parts, other = poisoned(tokens, entries, x.shape[1]), poisoned(*x.shape)
+    triton_experts.launch_down_tokens(products, table, ids, parts, x.element_size())
+    triton_experts.launch_combine_entries(parts, weights, x, other)
+    assert (out - other).norm() <= 1e-6 * out.norm()
     return out, ids, weights
 
 
@@ -350,7 +354,7 @@ def test_grouped_experts_are_those_one_by_one(
     rows: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton_grouped, "tile_rows", lambda choices, routed: rows)
+    monkeypatch.setattr(triton_grouped, "tile_rows", lambda *_: rows)
     monkeypatch.setattr(triton_grouped, "SORT_STEP", 64)
     x, scale = normal(tokens, hidden, seed=1), hidden**-0.5
     bank = ResidentExperts(

@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dslite.model.kernels import (
+    gpu_limits,
     triton_attention,
     triton_embedding,
     triton_experts,
@@ -27,6 +28,7 @@ from dslite.model.kernels import (
 
 HIDDEN, HEADS, NOPE, ROPE, LATENT, VALUE, WIDTH, DENSE, VOCABULARY = 2048, 16, 128, 64, 512, 128, 1408, 10944, 102_400
 EXPERTS, CHOSEN, ENTRIES, LAYERS = 64, 6, 8, 27
+SHARED = gpu_limits.LEAST_SHARED_MEMORY
 # A kernel by dtype: the function, its arguments ("*T" is the network's dtype), sizes of Lite, and options.
 Kernel = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]
 MakeKernel = Callable[[str], Kernel]
@@ -111,6 +113,25 @@ def _down_combine(width: int, entries: int, tokens: int) -> MakeKernel:
     )
 
 
+def _down_tokens(dtype: str) -> Kernel:
+    rows, most, warps = triton_experts.TOKEN_TILE_DOWN
+    types = {"products": "*fp32", "table": "*i64", "ids": "*i64", "parts": "*fp32", "tokens": "i32"}
+    sizes = {"hidden": HIDDEN, "width": WIDTH, "entries": ENTRIES, "entry_tile": ENTRIES, "rows_tile": rows}
+    element = triton.language.float32 if dtype == "fp32" else triton.language.bfloat16
+    return (
+        triton_experts.down_tokens,
+        types,
+        sizes | {"step": most // _item(dtype), "element": element, "aligned": True} | _tile(True),
+        {"num_warps": warps, "num_stages": triton_experts.TOKEN_STAGES_DOWN},
+    )
+
+
+def _combine_entries(dtype: str) -> Kernel:
+    sizes = {"hidden": HIDDEN, "entries": ENTRIES, "entry_tile": ENTRIES, "step": triton_experts.COMBINE_STEP}
+    types = {"parts": "*fp32", "weights": "*fp32", "residual": "*T", "out": "*T"}
+    return triton_experts.combine_entries, types, sizes, {"num_warps": 4}
+
+
 def _absorb(dtype: str) -> Kernel:
     return (
         triton_attention.absorb,
@@ -149,11 +170,11 @@ def _attend_splits(dtype: str) -> Kernel:
             "latent_tile": LATENT,
             "rope_tile": ROPE,
             "head_tile": triton_attention.HEAD_TILE,
-            "block_keys": triton_attention.BLOCK_KEYS,
+            "block_keys": triton_attention.BLOCK_KEYS[_item(dtype)],
             "least_share": triton_attention.LEAST_SHARE,
             "aligned": True,
         },
-        {"num_warps": 4, "num_stages": triton_attention.stages(LATENT + ROPE, _item(dtype))},
+        {"num_warps": 4, "num_stages": triton_attention.stages(LATENT, ROPE, _item(dtype), SHARED)},
     )
 
 
@@ -216,14 +237,15 @@ def _grouped(name: str, rows: int) -> MakeKernel:
 
     def make(dtype: str) -> Kernel:
         down = name == "down_rows"
-        columns, step, stages = (triton_grouped.TILES_OUT if down else triton_grouped.TILES_IN)[_item(dtype)]
+        tiles = triton_grouped.TILES_OUT if down else triton_grouped.TILES_IN
+        columns, step, stages, warps = tiles[rows, _item(dtype)]
         types = {"products" if down else "x": "*T", "order": "*i32", "starts": "*i32", "table": "*i64"}
         sizes = {"hidden": HIDDEN, "width": WIDTH, "experts": EXPERTS, "expert_tile": EXPERTS, "rows": rows}
         return (
             getattr(triton_grouped, name),
             types | {"parts" if down else "products": "*T"},
             sizes | {"aligned": True, "columns": columns, "step": step} | ({} if down else {"per_token": CHOSEN}),
-            {"num_warps": 4, "num_stages": stages},
+            {"num_warps": warps, "num_stages": stages},
         )
 
     return make
@@ -262,6 +284,8 @@ KERNELS: dict[str, MakeKernel] = {
     "merge_values": _merge_values,
     **_for_tokens(1, ""),
     **_for_tokens(2, ", several tokens"),
+    "down_tokens": _down_tokens,
+    "combine_entries": _combine_entries,
     "race": _race,
     "finish": _finish,
     "sort_choices": _sort_choices,
@@ -269,7 +293,7 @@ KERNELS: dict[str, MakeKernel] = {
     **{
         f"{name} {rows}": _grouped(name, rows)
         for name in ("gate_up_rows", "down_rows")
-        for rows in (triton_grouped.FEW_ROWS, triton_grouped.MANY_ROWS)
+        for rows in (triton_grouped.FEW_ROWS, triton_grouped.MIDDLE_ROWS, triton_grouped.MANY_ROWS)
     },
 }
 
@@ -279,6 +303,7 @@ def main() -> None:
         f"{name} {dtype} sm_{architecture}": compile_one(name, int(architecture), dtype)
         for name in KERNELS
         for architecture in sys.argv[1:]
+        if not name.endswith(" 128") or architecture in ("90", "100")  # tiles for much shared memory
         for dtype in (("bf16", "fp32") if architecture == "89" else ("bf16",))
     }
     print(json.dumps(results))
