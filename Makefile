@@ -35,7 +35,7 @@ format: .venv/.dev ## format the code and sort its imports
 # On a machine with an NVIDIA GPU. GPU_PYTHON: a Python that has a CUDA build of torch and what dslite needs.
 GPU_PYTHON ?= $(BIN)/python
 gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.tests) build/typing/dslite ## tests and timings on an NVIDIA GPU
-	PYTHONPATH=build/typing:tests $(GPU_PYTHON) tests/gpu/check.py
+	PYTHONPATH=build/typing:tests:$(PYTHONPATH) $(GPU_PYTHON) tests/gpu/check.py $(GPU_FLAGS)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

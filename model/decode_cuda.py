@@ -62,6 +62,11 @@ class CudaDecode:
         self._buffers: DecodeBuffers | None = None
         self._sizes = list(BATCH_SIZES)  # that can be recorded: memory may not suffice for the largest
 
+    @property
+    def segments(self) -> Sequence[LayerSegment]:
+        """What was recorded; nothing before the first step."""
+        return () if self._buffers is None else self._buffers.segments
+
     def suits(self, token_ids: Tensor, spans: Sequence[Span], form: Form) -> bool:
         """Whether these tokens can take this way."""
         one_each = len(spans) == token_ids.shape[0]
