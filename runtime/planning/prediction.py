@@ -3,7 +3,8 @@
 One token reads every weight that is not a routed expert, and K experts per layer. Each byte is read once from the
 memory that holds it, at a share of that memory's bandwidth; the slowest part is the bound. Experts are assumed to be
 equally likely, the worst case for a cache: real text reuses them more. On CUDA the kernels of one token
-(model/decode_cuda.py) are assumed; their share of the bandwidth and the cost of a launch have not been measured.
+(model/decode_cuda.py) are assumed; their share of the bandwidth and the cost of a launch were measured on an H100 alone
+(tests/benchmarks/README.md): 370 tok/s, where 366 were predicted from its measured bandwidth.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ GPU_SHARE = 0.85  # of a GPU's bandwidth that long products reach while they run
 EAGER_SHARE = 0.65  # the same, expert by expert in torch's kernels
 CPU_SHARE = 0.8  # of the measured read bandwidth that decoding reaches on the CPU
 UNPINNED_SHARE = 0.5  # of PCIe, when memory is not pinned and the driver copies twice
-LAUNCH_S = 4e-6  # a launch beyond its bytes: the way from one kernel to the next, and until all of the GPU is reading
+# A launch beyond its bytes: the way to the next kernel, and until all of the GPU is reading. An H100 took 2.2e-6.
+LAUNCH_S = 3e-6
 STEP_S = 1e-4  # per token: sampling, the token's way to the host and back
 TURN_S = 6e-5  # per layer with experts elsewhere: the router's choice to the host, results back
 _EXPERT_LAUNCHES = 2  # of a layer's, where its routed experts are resident

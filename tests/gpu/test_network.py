@@ -22,6 +22,9 @@ from dslite.model.kernels import gpu
 from dslite.model.transformer import Transformer
 from dslite.runtime.device import PlainDevice, compute_device
 from dslite.runtime.diagnostics.benchmark import random_model
+from dslite.runtime.engine.device_sampling import draw
+from dslite.runtime.engine.sampling import Sampler
+from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.planning import launch_count
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.planning.hardware import unmeasured
@@ -269,3 +272,20 @@ def test_slots_of_real_size_are_near_resident_experts(tmp_path: Path, miss: str)
         check_misses(slots, miss)
     finally:
         (folder / "model.safetensors").unlink()
+
+
+def test_tokens_drawn_on_the_gpu_are_the_hosts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    device = compute_device(CUDA)
+    for seed in range(20):
+        ways = [
+            SamplingParams(temperature=0),
+            SamplingParams(temperature=1.0, top_p=1.0, seed=seed),
+            SamplingParams(temperature=0.3, top_p=0.95, seed=seed),
+            SamplingParams(temperature=1.0, top_k=40, top_p=1.0, seed=seed),
+            SamplingParams(temperature=2.0, top_p=0.9, min_p=0.001, seed=seed),
+        ]
+        logits = torch.randn(len(ways), 102_400, generator=generator) * 3
+        samplers = [Sampler(params, [0] * seed, 100_002) for params in ways]
+        drawn = draw(logits.to(CUDA), [sampler.race for sampler in samplers], 100_002, device)
+        assert drawn == [sampler.sample(row) for sampler, row in zip(samplers, logits, strict=True)]
