@@ -128,6 +128,12 @@ def plain(weight: Weight) -> Tensor:
     return weight
 
 
+def quantized(weight: Weight) -> QuantizedMatrix:
+    """A weight that is always quantized."""
+    assert isinstance(weight, QuantizedMatrix)
+    return weight
+
+
 def mlp_views(data: Tensor, format: WeightFormat, hidden: int, width: int) -> tuple[QuantizedMatrix, ...]:
     """Gate and up (width, hidden) and down (hidden, width) over uint8 (mlp_bytes,), an expert in one piece.
 

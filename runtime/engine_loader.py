@@ -8,7 +8,7 @@ import torch
 
 from dslite.model.config import ModelConfig
 from dslite.runtime.cache.disk_cache import LatentDiskCache, fingerprint
-from dslite.runtime.downloads.hub import locate, parse_model
+from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.downloads.layout import generation_defaults
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine_options import EngineOptions
@@ -21,8 +21,9 @@ from dslite.runtime.planning.fit import fit
 from dslite.runtime.planning.placement import DEFAULT_CONTEXT
 from dslite.runtime.system.processors import processors
 from dslite.runtime.text.tokenizer import Tokenizer
-from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.loader import load
+from dslite.runtime.weights.open_checkpoint import open_checkpoint
+from dslite.runtime.weights.quantized_checkpoint import QuantizingCheckpoint
 
 _DEFAULTS = EngineOptions()
 _TINY_BYTES = 256 * 2**20
@@ -30,21 +31,26 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def open_engine(
-    model: str | Path, options: EngineOptions = _DEFAULTS, report: Callable[[LoadingEvent], None] = lambda _: None
+    model: str | Path | ModelRef,
+    options: EngineOptions = _DEFAULTS,
+    report: Callable[[LoadingEvent], None] = lambda _: None,
 ) -> Engine:
     """Check and load a model that is on this machine: a folder, or a name as `-m` takes it (`demo`, `chat`, a Hub id).
 
     `report` is called as weights come into place. Raises UsageError, ModelUnavailableError.
     """
-    if options.weights != "bfloat16":
-        raise UsageError(f"--weights {options.weights} cannot be computed yet", "leave it out")
-    folder = model if isinstance(model, Path) else locate(parse_model(model))
+    ref = _ref(model)
     dtype = torch_dtype(options)
     device = pick_device(options.device)
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(ref, options.weights, pack=options.pack)
+    folder = checkpoint.folder
     torch.set_num_threads(pick_threads(options.threads, checkpoint.nbytes))
     pick_context(options.ctx_size, checkpoint.config)
     plan = fit(checkpoint.config, device.type, plan_request(options))
+    if plan.source in ("disk", "mapped") and isinstance(checkpoint, QuantizingCheckpoint):
+        raise UsageError(
+            f"--no-pack keeps {options.weights} weights in memory, and they do not fit", "leave it out: pack them"
+        )
     if device.type == "cpu" and checkpoint.nbytes >= _TINY_BYTES:
         choose_products()
     tokenizer = Tokenizer.from_folder(folder)
@@ -64,6 +70,12 @@ def open_engine(
     )
 
 
+def _ref(model: str | Path | ModelRef) -> ModelRef:
+    if isinstance(model, str):
+        return parse_model(model)
+    return ModelRef(str(model), folder=model) if isinstance(model, Path) else model
+
+
 def _memory_left(options: EngineOptions, plan: DevicePlan) -> int | None:
     """Of the limit that the user set, what the plan does not take."""
     limit, taken = (options.ram, plan.ram_bytes) if plan.device == "cpu" else (options.vram, plan.vram_bytes)
@@ -72,7 +84,15 @@ def _memory_left(options: EngineOptions, plan: DevicePlan) -> int | None:
 
 def plan_request(options: EngineOptions) -> PlanRequest:
     """What the options ask of the planner."""
-    return PlanRequest(options.dtype, options.ctx_size, options.vram, options.ram, options.expert_slots, options.miss)
+    return PlanRequest(
+        options.dtype,
+        options.ctx_size,
+        options.vram,
+        options.ram,
+        options.expert_slots,
+        options.miss,
+        options.weights,
+    )
 
 
 def torch_dtype(options: EngineOptions) -> torch.dtype:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dslite.app.settings.endpoint import RemoteModelRef
-from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
+from dslite.runtime.downloads.hub import ModelRef, parse_model
+from dslite.runtime.downloads.packed import find_packed, locate_weights
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import CheckpointError, UsageError
 
@@ -47,18 +48,20 @@ class LocalModelLoader:
         """Check that the folder has all files of a model that this program can compute."""
         from dslite.runtime.downloads.layout import missing_files, read_config
 
-        folder = locate(ref)
+        folder = locate_weights(ref, self.engine_options.weights)
         read_config(folder)
+        if find_packed(ref, self.engine_options.weights) is not None:
+            return
         if missing := missing_files(folder):
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}", "give a folder with all files of the model")
 
     def load(self, ref: ModelRef, report: Callable[["LoadingEvent"], None]) -> LoadedModel:
-        folder = locate(ref)
+        folder = locate_weights(ref, self.engine_options.weights)
         from dslite.app.settings.sampling import model_defaults
         from dslite.runtime.chat.local import LocalChatBackend
         from dslite.runtime.engine_loader import open_engine
 
-        engine = open_engine(folder, self.engine_options, report)
+        engine = open_engine(ref, self.engine_options, report)
         return LoadedModel(LocalChatBackend(engine, ref.key, self.engine_options.weights), model_defaults(folder))
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dslite.app.commands.command import Needs, flag, rules
 from dslite.app.commands.flags import EngineFlags, ListFlags
+from dslite.app.commands.packing import ensure_packed
 from dslite.app.terminal.tables import print_table
-from dslite.runtime.downloads.hub import ModelRef, locate
+from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.engine_options import EngineOptions, check_whole
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 
@@ -65,7 +66,7 @@ def bench(
         )
     _check_context(test, config)
     options = replace(options, ctx_size=options.ctx_size or test.context)
-    network, chunk = _random(config, options, layers) if random_weights else _real(ref, options)
+    network, chunk = _random(config, options, layers) if random_weights else _real(ref, options, yes=engine.yes)
     rows = list(test.run(network, chunk))
     if listing.json:
         print(json.dumps([row_object(row, options.weights) for row in rows]))
@@ -117,10 +118,11 @@ def row_object(row: "SpeedRow", weights: str) -> dict[str, Any]:
     }
 
 
-def _real(ref: ModelRef, options: EngineOptions) -> "tuple[Transformer, int]":
+def _real(ref: ModelRef, options: EngineOptions, *, yes: bool) -> "tuple[Transformer, int]":
     from dslite.runtime.engine_loader import open_engine
 
-    engine = open_engine(locate(ref), options)
+    ensure_packed(ref, options, yes=yes)
+    engine = open_engine(ref, options)
     return engine.model, engine.runner.prefill_chunk
 
 

@@ -9,7 +9,8 @@ import typer
 
 from dslite.app.commands.command import flag, handles_signals
 from dslite.app.commands.flags import AnswerFlags, ConversationFlags, EndpointFlags, EngineFlags, model_ref
-from dslite.runtime.downloads.hub import locate
+from dslite.app.commands.packing import ensure_packed
+from dslite.runtime.downloads.packed import locate_weights, source_folder
 from dslite.runtime.errors import DsliteError, UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def chat(
     conversation: ConversationFlags,
 ) -> None:
     """Chat with a model in the terminal."""
+    from dslite.app.chat.model_loading import LocalModelLoader
     from dslite.app.settings.precedence import save_flags
 
     given = answer.settings(engine.model, engine.weights_given)
@@ -38,18 +40,23 @@ def chat(
     save_flags(conversation.save_profile, given, conversation.profile)
     plain = plain or os.environ.get("TERM") in ("dumb", "")
     start = _start(given, _find(conversation), engine, server, conversation)
+    options = start.loader.engine_options if isinstance(start.loader, LocalModelLoader) else None
     if not plain and not (sys.stdin.isatty() and sys.stderr.isatty()):
-        if server.endpoint is None:
-            locate(start.ref)  # a model that is absent is reported first: a terminal alone would not help
+        if options is not None:
+            # A model that is absent is reported first: a terminal alone would not help.
+            locate_weights(start.ref, options.weights)
         raise UsageError("chat needs a terminal", "use dslite chat --plain, or dslite complete")
     if plain:
         from dslite.app.commands.model_prompt import ensure_model
         from dslite.app.plain.chat import run_plain
 
-        if server.endpoint is None:
-            start = replace(start, ref=ensure_model(start.ref, offline=engine.offline))
+        if options is not None:
+            start = replace(start, ref=ensure_model(start.ref, offline=engine.offline, weights=options.weights))
             start.settings.model = start.ref.name
+            ensure_packed(start.ref, options, yes=engine.yes)
         raise typer.Exit(run_plain(start))
+    if options is not None and source_folder(start.ref) is not None:
+        ensure_packed(start.ref, options, yes=engine.yes)
     from dslite.app.tui.app import run_chat
 
     raise typer.Exit(run_chat(start))

@@ -19,6 +19,7 @@ from dslite.app.commands.flags import (
     model_ref,
 )
 from dslite.app.commands.model_prompt import ensure_model
+from dslite.app.commands.packing import ensure_packed
 from dslite.app.commands.prompt_input import ANY_MODEL, prompt_limit, read_batch, read_prompt
 from dslite.app.settings.endpoint import RemoteModelRef, find_served
 from dslite.app.terminal.signals import Interruption
@@ -88,7 +89,9 @@ def complete(
             served = find_served(server.endpoint, server.endpoint_key_env, engine.model, settings.model)
             named = model_ref(settings.model or source.default_model, engine.revision)
             options = replace(options, weights=settings.weights or "bfloat16")
-            ref = served.ref if served else ensure_model(named, offline=engine.offline)
+            ref = served.ref if served else ensure_model(named, offline=engine.offline, weights=options.weights)
+            if served is None:
+                ensure_packed(ref, options, yes=engine.yes)
 
             from dslite.app.completion.autosave import ConversationSaver
             from dslite.app.completion.batch import complete_batch

@@ -1,13 +1,15 @@
 """`dslite model`: the weights on this machine, and those that the Hub has."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dslite.app.commands import completion_values as complete
 from dslite.app.commands.command import command
-from dslite.app.commands.flags import ListFlags, Offline, Revision, model_ref
+from dslite.app.commands.flags import ListFlags, Offline, Revision, WeightsFlag, Yes, checked_weights, model_ref
+from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from dslite.runtime.diagnostics.model_info import ModelInfo
@@ -53,13 +55,14 @@ def list_models(*, listing: ListFlags) -> None:
         (
             model.name,
             size_text(model.size_bytes),
+            model.weights,
             "complete" if model.complete else "incomplete",
             (model.commit or "")[:12],
             str(model.folder),
         )
         for model in models
     ]
-    print_table(("NAME", "SIZE", "STATE", "REVISION", "PLACE"), rows)
+    print_table(("NAME", "SIZE", "WEIGHTS", "STATE", "REVISION", "PLACE"), rows)
 
 
 def _stored_object(model: "StoredModel") -> dict[str, Any]:
@@ -70,6 +73,7 @@ def _stored_object(model: "StoredModel") -> dict[str, Any]:
         "refs": list(model.refs),
         "path": str(model.folder),
         "size_bytes": model.size_bytes,
+        "weights": model.weights,
         "complete": model.complete,
         "missing": list(model.missing),
     }
@@ -107,15 +111,20 @@ def verify(
     listing: ListFlags,
 ) -> None:
     """Check every file of a model against its hash."""
+    from dslite.app.commands.packing import verify_packed
     from dslite.app.terminal import console
     from dslite.app.terminal.download_progress import show_downloads
     from dslite.app.terminal.signals import Interruption
     from dslite.app.terminal.tables import print_table
     from dslite.runtime.downloads.hub import locate
+    from dslite.runtime.downloads.packed import source_folder
     from dslite.runtime.downloads.verify import complaint
     from dslite.runtime.downloads.verify import verify as check
 
     ref = model_ref(name, revision)
+    whole = verify_packed(ref)
+    if whole and source_folder(ref) is None:
+        return
     checked: list[CheckedFile] = []
     interruption = Interruption(grace_s=_GRACE_S)
     events = check(ref, locate(ref), checked, offline=offline, cancel=interruption.flag)
@@ -134,14 +143,42 @@ def verify(
 
 
 def rm(name: Name, *, revision: Revision = None) -> None:
-    """Remove a model from the Hugging Face cache: all its revisions, or the one that is named."""
+    """Remove a model and its packed weights: all its revisions, or the one that is named."""
     from dslite.app.terminal import console
     from dslite.runtime.downloads.inventory import remove
+    from dslite.runtime.downloads.packed import remove_packed, source_folder
     from dslite.runtime.units import size_text
 
-    freed = remove(model_ref(name, revision))
+    ref = model_ref(name, revision)
+    freed = remove_packed(ref)
+    if not freed or (ref.repo_id is not None and source_folder(ref) is not None):
+        freed += remove(ref)
     if not console.settings.quiet:
         print(f"removed {console.visible(name)}, {size_text(freed)}")
+
+
+def pack(
+    name: Name,
+    *,
+    revision: Revision = None,
+    weights: WeightsFlag = None,
+    remove_source: Annotated[
+        bool, typer.Option("--remove-source", help="Then remove the published weights from the Hugging Face cache.")
+    ] = False,
+    dequantise: Annotated[
+        Path | None, typer.Option("--dequantise", metavar="OUT", help="Also write them dequantized, in Hub layout.")
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Quantize a model's weights once, into a packed file; its folder is printed at the end."""
+    from dslite.app.commands import packing
+    from dslite.runtime.engine_options import EngineOptions
+
+    chosen = "bfloat16" if weights is None else checked_weights(weights)
+    if chosen == "bfloat16":
+        raise UsageError("pack needs the format to pack in", "give --weights int8 or --weights int4")
+    ref = model_ref(name, revision)
+    print(packing.pack(ref, EngineOptions(weights=chosen), yes=yes, remove_source=remove_source, dequantise=dequantise))
 
 
 def info(
@@ -210,5 +247,12 @@ def _bytes_text(count: int) -> str:
     return f"{count:>14,} bytes  {size_text(count)}"
 
 
-for _name, _function in (("list", list_models), ("pull", pull), ("verify", verify), ("rm", rm), ("info", info)):
+for _name, _function in (
+    ("list", list_models),
+    ("pull", pull),
+    ("verify", verify),
+    ("rm", rm),
+    ("info", info),
+    ("pack", pack),
+):
     app.command(_name)(command(_function))

@@ -10,7 +10,9 @@ import typer
 
 from dslite.app.terminal import console
 from dslite.app.terminal.signals import Interruption
-from dslite.runtime.downloads.hub import DEMO, ModelRef, locate, parse_model
+from dslite.runtime.downloads.hub import DEMO, ModelRef, parse_model
+from dslite.runtime.downloads.packed import locate_weights
+from dslite.runtime.engine_options import Weights
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
 from dslite.runtime.events import Found
 from dslite.runtime.units import size_text
@@ -26,13 +28,13 @@ _CHOICES = {
 }
 
 
-def ensure_model(ref: ModelRef, *, offline: bool) -> ModelRef:
+def ensure_model(ref: ModelRef, *, offline: bool, weights: Weights = "bfloat16") -> ModelRef:
     """A model that is present: `ref`, or the one that the user chooses instead.
 
     A present model costs no request. Raises ModelUnavailableError where it is absent and there is no terminal.
     """
     try:
-        locate(ref)
+        locate_weights(ref, weights)
         return ref
     except ModelUnavailableError as error:
         if offline or not _can_ask():

@@ -11,6 +11,7 @@ import typer
 from dslite.app.commands.command import flag
 from dslite.app.commands.flags import EngineFlags
 from dslite.app.commands.model_prompt import ensure_model
+from dslite.app.commands.packing import ensure_packed
 from dslite.app.server.auth import parse_host, parse_origin
 from dslite.app.settings.endpoint import key_from_environment
 from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef
@@ -54,7 +55,8 @@ def serve(
     options = replace(engine.settled_options(), disk_cache=0 if disk_cache.strip() == "0" else parse_size(disk_cache))
     hosts = tuple(map(parse_host, allow_host or ()))
     origins = tuple(map(parse_origin, allow_origin or ()))
-    ref = ensure_model(engine.ref("chat"), offline=engine.offline)
+    ref = ensure_model(engine.ref("chat"), offline=engine.offline, weights=options.weights)
+    ensure_packed(ref, options, yes=engine.yes)
     key = key_from_environment(api_key_env)
     if key is None and not _is_loopback(host):
         raise UsageError(

@@ -18,7 +18,8 @@ from dslite.app.settings.sampling import check_types, model_defaults
 from dslite.app.terminal.console import TerminalStatus
 from dslite.app.terminal.progress_text import loading_text, reading_text
 from dslite.model.errors import DsliteError
-from dslite.runtime.downloads.hub import ModelRef, locate, parse_model
+from dslite.runtime.downloads.hub import ModelRef, parse_model
+from dslite.runtime.downloads.packed import locate_weights
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine.scheduler import Scheduler
@@ -62,9 +63,9 @@ class LocalCompletion:
         """Find and load the model; progress shows on the status line. Raises DsliteError."""
         started = time.perf_counter()
         status = TerminalStatus()
-        folder = locate(ref)
+        folder = locate_weights(ref, engine_options.weights)
         try:
-            engine = open_engine(folder, engine_options, lambda event: status.show(loading_text(event)))
+            engine = open_engine(ref, engine_options, lambda event: status.show(loading_text(event)))
         finally:
             status.clear()
         load_s = time.perf_counter() - started

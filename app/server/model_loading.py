@@ -6,7 +6,8 @@ from dslite.app.server.requests import ServedModel
 from dslite.app.settings.sampling import model_defaults
 from dslite.app.terminal.console import TerminalStatus
 from dslite.app.terminal.progress_text import loading_text
-from dslite.runtime.downloads.hub import ModelRef, locate
+from dslite.runtime.downloads.hub import ModelRef
+from dslite.runtime.downloads.packed import locate_weights
 from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import CheckpointError
@@ -16,9 +17,9 @@ from dslite.runtime.text.chat_template import ChatTemplate
 def open_served(ref: ModelRef, options: EngineOptions, names: Sequence[str]) -> ServedModel:
     """Find and load the model, with progress on the status line. Raises DsliteError."""
     status = TerminalStatus()
-    folder = locate(ref)
+    folder = locate_weights(ref, options.weights)
     try:
-        engine = open_engine(folder, options, lambda event: status.show(loading_text(event)))
+        engine = open_engine(ref, options, lambda event: status.show(loading_text(event)))
     finally:
         status.clear()
     try:

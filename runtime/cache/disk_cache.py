@@ -49,15 +49,18 @@ def fingerprint(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
     Weights of the Hub's cache are known by their content hash; those of a plain folder by size, date and samples.
     """
     digest = hashlib.sha256(f"{_FORMAT} {checkpoint.config} {ROPE_LAYOUT} {dtype}".encode())
+    if checkpoint.weights != "bfloat16":
+        digest.update(checkpoint.weights.encode())
     tokenizer = checkpoint.folder / "tokenizer.json"
     digest.update(tokenizer.read_bytes() if tokenizer.is_file() else b"")
     for file in sorted({entry.file for entry in checkpoint.entries.values()}):
         digest.update(f"\n{file.name} ".encode())
-        digest.update(_file_identity(file))
+        digest.update(file_identity(file))
     return digest.hexdigest()
 
 
-def _file_identity(file: Path) -> bytes:
+def file_identity(file: Path) -> bytes:
+    """Known by its content hash in the Hub's cache; elsewhere by size, date and samples."""
     blob = file.resolve().name
     if file.is_symlink() and _BLOB.fullmatch(blob):
         return blob.encode()

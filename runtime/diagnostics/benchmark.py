@@ -170,7 +170,8 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
     noise = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
     shapes = parameter_shapes(config)
     backend = compute_device(device)
-    blocks = ExpertBlocks(config, dtype.itemsize, backend.allocate)
+    matrix = config.hidden_size * config.moe_intermediate_size * dtype.itemsize
+    blocks = ExpertBlocks(config.n_routed_experts, 3, matrix, backend.allocate)
     place = 0
 
     def take(name: str) -> Tensor:

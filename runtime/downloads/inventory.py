@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dslite.runtime.downloads.hub import DEMO, SHORT_NAMES, ModelRef, RepoCache, cache_root, parse_model
 from dslite.runtime.downloads.layout import CONFIG, files_of, missing_files, read_json
+from dslite.runtime.downloads.packed import PackedModel, packed_models
 from dslite.runtime.errors import CheckpointError, DsliteError, ModelUnavailableError, UsageError
 
 
@@ -21,6 +22,7 @@ class StoredModel:
     folder: Path
     size_bytes: int
     missing: tuple[str, ...]
+    weights: str = "bfloat16"
 
     @property
     def complete(self) -> bool:
@@ -32,7 +34,13 @@ def stored_models() -> list[StoredModel]:
     found = [] if (demo := _demo()) is None else [demo]
     for folder in sorted(cache_root().glob("models--*--*")):
         found += _revisions(RepoCache(folder))
-    return found
+    return found + [_packed(packed) for packed in packed_models()]
+
+
+def _packed(packed: PackedModel) -> StoredModel:
+    name = next((short for short, known in SHORT_NAMES.items() if known == packed.model), packed.model)
+    missing = () if packed.complete else ("a part of the packed weights",)
+    return StoredModel(name, packed.repo_id, None, (), packed.folder, packed.size_bytes, missing, packed.weights)
 
 
 def _demo() -> StoredModel | None:
@@ -82,9 +90,7 @@ def remove(ref: ModelRef) -> int:
     Raises UsageError for a folder, which is the user's, ModelUnavailableError for what is not there, and DsliteError
     for what is in use or may not be removed.
     """
-    if ref.repo_id is None:
-        raise UsageError(f"{ref.name} is not in the Hugging Face cache", "remove a folder of your own yourself")
-    cache = RepoCache.of(ref.repo_id)
+    cache = removable(ref)
     if not cache.folder.is_dir():
         raise ModelUnavailableError(f"the model {ref.name} is not on this machine", "see dslite model list")
     if ref.revision is not None and cache.commit(ref.revision) is None:
@@ -104,6 +110,13 @@ def remove(ref: ModelRef) -> int:
     if ref.revision is None:
         shutil.rmtree(cache.locks, ignore_errors=True)  # another process may hold one
     return before - _disk_bytes(cache)
+
+
+def removable(ref: ModelRef) -> RepoCache:
+    """The cache of a model that may be removed. Raises UsageError for a folder."""
+    if ref.repo_id is None:
+        raise UsageError(f"{ref.name} is not in the Hugging Face cache", "remove a folder of your own yourself")
+    return RepoCache.of(ref.repo_id)
 
 
 def _refuse_busy(ref: ModelRef, cache: RepoCache) -> None:

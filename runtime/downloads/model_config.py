@@ -6,6 +6,7 @@ from pathlib import Path
 from dslite.model.config import ModelConfig
 from dslite.runtime.downloads.hub import SHORT_NAMES, ModelRef, RepoCache
 from dslite.runtime.downloads.layout import CONFIG, read_config, read_json
+from dslite.runtime.downloads.packed import packed_source
 from dslite.runtime.downloads.repository import refuse_offline
 from dslite.runtime.errors import ModelUnavailableError
 
@@ -18,12 +19,14 @@ def config_of(ref: ModelRef, *, offline: bool = False) -> ModelConfig:
     Raises ModelUnavailableError, and ConfigError naming the key at fault.
     """
     if ref.folder is not None:
-        return read_config(ref.folder)
+        return read_config(ref.folder if ref.folder.is_dir() else packed_source(ref) or ref.folder)
     assert ref.repo_id is not None
     cache = RepoCache.of(ref.repo_id)
     commit = cache.commit(ref.revision)
     if commit and (cache.snapshot(commit) / CONFIG).is_file():
         return read_config(cache.snapshot(commit))
+    if (packed := packed_source(ref)) is not None:
+        return read_config(packed)
     if ref.repo_id in SHORT_NAMES.values():
         return ModelConfig.from_dict(read_json(Path(str(files("dslite.assets") / _LITE))))
     return _download(ref, offline=offline)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dslite.runtime.engine_options import Dtype, MissPolicy
+from dslite.runtime.engine_options import Dtype, MissPolicy, Weights
 from dslite.runtime.planning.prediction import Prediction
 
 Miss = Literal["fetch", "compute"]
@@ -22,6 +22,7 @@ class PlanRequest:
     ram: int | None = None
     expert_slots: int | None = None
     miss: MissPolicy = "auto"
+    weights: Weights = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class DevicePlan:
 
     device: str
     dtype: str
+    weights: Weights
     context: int
     prefill_chunk: int
     source: Source

@@ -6,9 +6,12 @@ from functools import lru_cache
 
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
+from dslite.model.quantized_layout import WeightFormat, Weights, mlp_bytes
+from dslite.model.quantized_layout import expert_bytes as quantized_expert_bytes
+from dslite.runtime.weights import packed_layout
 
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
-PAGE = 4096  # bytes; unbuffered reads begin and end on such boundaries of a file
+PAGE = packed_layout.PAGE  # bytes; unbuffered reads begin and end on such boundaries of a file
 LOGIT_ROWS = 64  # prompt positions scored at once: 64 × 102,400 × 4 bytes
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -23,6 +26,11 @@ def expert_bytes(config: ModelConfig, item: int) -> int:
     return 3 * config.hidden_size * config.moe_intermediate_size * item
 
 
+def routed_format(weights: Weights) -> WeightFormat | None:
+    """The format of the routed experts; None: as published."""
+    return None if weights == "bfloat16" else weights
+
+
 def latent_bytes(config: ModelConfig, item: int) -> int:
     """The latent cache entries of one token in all layers: 31,104 for Lite in BF16."""
     return config.num_hidden_layers * config.latent_width * item
@@ -35,10 +43,11 @@ def growth_bytes(config: ModelConfig, context: int, item: int) -> int:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The bytes of a network in a dtype (a key of ITEM_BYTES)."""
+    """The bytes of a network in a dtype (a key of ITEM_BYTES), its products quantized or not."""
 
     config: ModelConfig
     dtype: str
+    format: Weights = "bfloat16"  # of the weights
 
     @property
     def item(self) -> int:
@@ -51,7 +60,7 @@ class Footprint:
 
     @property
     def weights(self) -> int:
-        return self.parameters * self.item
+        return packed_layout.weights_bytes(self.config, self.format, self.item)
 
     @property
     def moe_layers(self) -> int:
@@ -59,8 +68,9 @@ class Footprint:
 
     @property
     def expert(self) -> int:
-        """One routed expert: gate, up and down. 16.5 MiB in Lite."""
-        return expert_bytes(self.config, self.item)
+        """One routed expert: gate, up and down. 16.5 MiB in Lite, 8.8 in int8, 4.6 in int4."""
+        format = routed_format(self.format)
+        return expert_bytes(self.config, self.item) if format is None else quantized_expert_bytes(self.config, format)
 
     @property
     def routed(self) -> int:
@@ -88,7 +98,11 @@ class Footprint:
     @property
     def shared_per_layer(self) -> int:
         """The shared experts of one layer."""
-        return self.expert * self.config.n_shared_experts
+        config = self.config
+        width = config.moe_intermediate_size * config.n_shared_experts
+        if self.format == "bfloat16":
+            return 3 * config.hidden_size * width * self.item
+        return mlp_bytes(config.hidden_size, width, "int8")
 
     @property
     def kv_per_token(self) -> int:
@@ -98,7 +112,8 @@ class Footprint:
     @property
     def direct_slot(self) -> int:
         """A slot that unbuffered reads fill: whole pages, and room for an extent that begins or ends inside one."""
-        return -(-self.expert // PAGE) * PAGE + _EXTENTS * 2 * PAGE
+        pages = -(-self.expert // PAGE) * PAGE
+        return pages + (_EXTENTS * 2 * PAGE if self.format == "bfloat16" else 0)
 
     def gpu_workspace(self, chunk: int, context: int) -> int:
         """workspace() on a GPU, whose kernels of attention have no mask in memory and share what torch's CPU ones copy.

@@ -86,7 +86,7 @@ class _Placer:
 
     def __init__(self, machine: MachineSpec, config: ModelConfig, request: PlanRequest, chunk: int) -> None:
         self.machine, self.config, self.request, self.chunk = machine, config, request, chunk
-        self.size = Footprint(config, request.dtype)
+        self.size = Footprint(config, request.dtype, request.weights)
         self.context = request.context or min(DEFAULT_CONTEXT, config.max_position_embeddings)
         self.kv = self.size.kv_per_token * self.context
         count = self.size.gpu_workspace if machine.device == "cuda" else self.size.workspace
@@ -119,7 +119,7 @@ class _Placer:
         pcie = machine.pcie_bandwidth * (1.0 if pinned else UNPINNED_SHARE)
         if not pcie or not self.size.moe_layers:
             return 1
-        weights = self.size.expert // self.size.item
+        weights = 3 * config.hidden_size * config.moe_intermediate_size
         rows = self.size.expert / pcie * machine.cores * CORE_FLOPS / (2 * weights)
         return max(1, round(rows * config.n_routed_experts / config.num_experts_per_tok))
 
@@ -135,6 +135,7 @@ class _Placer:
         return DevicePlan(
             device=machine.device,
             dtype=self.request.dtype,
+            weights=self.request.weights,
             context=self.context,
             prefill_chunk=self.chunk,
             source=source,

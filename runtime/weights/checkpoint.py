@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
+from dslite.model.quantized import Weight
+from dslite.model.quantized_layout import Weights
 from dslite.runtime.downloads.layout import INDEX, read_config, weight_map
 from dslite.runtime.errors import CheckpointError
 from dslite.runtime.weights.mapped_file import MappedFile
@@ -19,6 +21,8 @@ _DTYPES = (torch.bfloat16, torch.float32)
 
 class Checkpoint:
     """The tensors of a folder, mapped into memory when first asked for and never copied."""
+
+    weights: Weights = "bfloat16"
 
     def __init__(self, folder: Path, config: ModelConfig, entries: Mapping[str, TensorEntry]) -> None:
         self.folder = folder
@@ -61,6 +65,18 @@ class Checkpoint:
         """
         for file in self._files.values():
             file.check()
+
+    def block_checksums(self, file: Path) -> Mapping[int, tuple[int, int]]:
+        """First byte of a block of a file → its bytes and their CRC-32; published weights have none."""
+        return {}
+
+    def weight(self, name: str) -> Weight:
+        """The weight of a Hub name."""
+        return self.tensor(name)
+
+    def unmap(self) -> None:
+        """Give up the maps of files; pages of those that no tensor uses leave this process's memory."""
+        self._files.clear()
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of a Hub name, as a read-only view of its mapped file."""

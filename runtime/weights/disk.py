@@ -5,7 +5,8 @@ begin and end on page boundaries of the file: a buffer holds the pages around an
 begin inside them. Where a file system refuses unbuffered reads, the pages read are dropped from the cache again.
 """
 
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -17,24 +18,26 @@ from torch import Tensor
 from dslite.model.moe import MLP
 from dslite.runtime.device import Event, anonymous_memory
 from dslite.runtime.errors import CheckpointError
-from dslite.runtime.planning.footprint import PAGE, expert_bytes
+from dslite.runtime.planning.footprint import PAGE
 from dslite.runtime.system.files import drop_cached_pages, read_at
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.page_cache import PageCache
 from dslite.runtime.weights.safetensors_file import TensorEntry
-from dslite.runtime.weights.sources import MATRICES, Fetch, expert_name, packed
+from dslite.runtime.weights.sources import ExpertForm, Fetch, expert_entries
 from dslite.runtime.weights.watched_file import REMEDY, WatchedFile
 
 READ_BYTES = 2 * 2**20  # of one call: a huge page, of which the block layer makes few requests
 THREADS = 4  # reads in flight
+PACK_AGAIN = "check the disk; remove the packed weights with `dslite model rm`, and pack again with `dslite model pack`"
 
 
 class WeightFile(WatchedFile):
     """A file whose reads bypass the page cache."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        """`size` is what the file's header says. Raises CheckpointError."""
+    def __init__(self, path: Path, size: int, checksums: Mapping[int, tuple[int, int]] | None = None) -> None:
+        """`size` is what the file's header says; for `checksums` see Checkpoint. Raises CheckpointError."""
         super().__init__(path, size, direct=True)
+        self._checksums = checksums or {}
 
     @cached_property
     def page_cache(self) -> PageCache | None:
@@ -62,6 +65,14 @@ class WeightFile(WatchedFile):
             done += count
         if not self.direct and cached is None:
             drop_cached_pages(self.fd, start, len(target))
+        length, checksum = self._checksums.get(start, (0, 0))
+        if length == least and zlib.crc32(target[:least]) != checksum:
+            raise damaged(self.path, start)
+
+
+def damaged(path: Path, start: int) -> CheckpointError:
+    """The error for a block whose checksum is another."""
+    return CheckpointError(f"{path} is damaged: the block at byte {start} has another checksum", PACK_AGAIN)
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,9 @@ class Reader:
     """A pool of reading threads; reads begin in the order of the calls."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.files = {path: WeightFile(path, size) for path, size in checkpoint.sizes.items()}
+        self.files = {
+            path: WeightFile(path, size, checkpoint.block_checksums(path)) for path, size in checkpoint.sizes.items()
+        }
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="dslite-read")
 
     def read(self, extents: Extents, buffer: Tensor, *, from_cache: bool = False) -> list["Future[None]"]:
@@ -188,23 +201,24 @@ class DiskSource:
 
     def __init__(self, checkpoint: Checkpoint, reader: Reader, dtype: torch.dtype) -> None:
         self._checkpoint, self._reader, self._dtype = checkpoint, reader, dtype
-        config = checkpoint.config
-        self.nbytes_moved = expert_bytes(config, dtype.itemsize)
+        self._form = ExpertForm.of(checkpoint, dtype)
+        self.nbytes_moved = self._form.nbytes
         self._extents: dict[tuple[int, int], Extents] = {}
 
     def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
-        entries = [self._checkpoint.entries[expert_name(layer, expert, matrix)] for matrix in MATRICES]
+        names = expert_entries(layer, expert, quantized=self._form.format is not None)
+        entries = [self._checkpoint.entries[name] for name in names]
         key = (layer, expert)
         if key not in self._extents:
             self._extents[key] = Extents.of(entries, self._reader.files)
         extents = self._extents[key]
+        if self._form.format is not None:
+            return _ReadingExpert(self._form.views(buffer), Reading(extents, self._reader.read(extents, buffer)))
         if entries[0].dtype is self._dtype:
             return _ReadingExpert(views(buffer, extents, entries), Reading(extents, self._reader.read(extents, buffer)))
         scratch = anonymous_memory(extents.nbytes)
         reading = Reading(extents, self._reader.read(extents, scratch))
-        return _ReadingExpert(
-            packed(buffer, self._checkpoint.config, self._dtype), reading, views(scratch, extents, entries)
-        )
+        return _ReadingExpert(self._form.views(buffer), reading, views(scratch, extents, entries))
 
     def in_host_memory(self, layer: int, expert: int) -> MLP | None:
         return None

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from dslite.model.config import ModelConfig
 from dslite.runtime.planning.footprint import is_routed
 
 _ALIGNMENT = 256  # bytes: kernels read sixteen at once
@@ -13,10 +12,9 @@ _ALIGNMENT = 256  # bytes: kernels read sixteen at once
 class ExpertBlocks:
     """Allocates parameters in the order in which they are taken, the experts of a layer in one block."""
 
-    def __init__(self, config: ModelConfig, itemsize: int, allocate: Callable[[int], Tensor]) -> None:
-        """`allocate` gives so many bytes."""
-        matrix = config.hidden_size * config.moe_intermediate_size * itemsize
-        self._bytes = 3 * config.n_routed_experts * _rounded(matrix)
+    def __init__(self, experts: int, parts: int, part: int, allocate: Callable[[int], Tensor]) -> None:
+        """An expert has so many parts, of `part` bytes each. `allocate` gives so many bytes."""
+        self._bytes = parts * experts * _rounded(part)
         self._allocate = allocate
         self._blocks: dict[str, tuple[Tensor, int]] = {}  # layer → its block, and how much of it is used
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dslite.model.moe import MLP
+from dslite.model.quantized import QuantizedMatrix, Weight
 from dslite.model.transformer import Transformer
 from dslite.runtime.device import ComputeDevice, anonymous_memory, compute_device
 from dslite.runtime.events import Loading, LoadingEvent
@@ -20,8 +21,10 @@ from dslite.runtime.weights.disk import DiskSource, Reader
 from dslite.runtime.weights.expert_blocks import ExpertBlocks
 from dslite.runtime.weights.expert_stats import ExpertStats
 from dslite.runtime.weights.experts import ExpertCache
+from dslite.runtime.weights.packed_layout import PackedRange, piece_of
+from dslite.runtime.weights.quantized_checkpoint import quantize_piece, views
 from dslite.runtime.weights.slot_bank import SlotExperts
-from dslite.runtime.weights.sources import MATRICES, ExpertSource, HostArena, HostSource, expert_name
+from dslite.runtime.weights.sources import MATRICES, ExpertForm, ExpertSource, HostArena, HostSource, expert_name
 from dslite.runtime.weights.staging import Staging
 from dslite.runtime.weights.warm_up import warm_up
 
@@ -54,10 +57,10 @@ def load(
 def _load_mapped(checkpoint: Checkpoint, device: ComputeDevice, dtype: torch.dtype, report: Report) -> Transformer:
     progress = _LoadProgress(checkpoint.nbytes, report)
 
-    def take(name: str) -> Tensor:
-        tensor = checkpoint.tensor(name)
-        progress.add(tensor.nbytes)
-        return tensor.to(dtype)
+    def take(name: str) -> Weight:
+        weight = checkpoint.weight(name)
+        progress.add(weight.nbytes)
+        return weight if isinstance(weight, QuantizedMatrix) else weight.to(dtype)
 
     return Transformer.build(checkpoint.config, take, recorder=device, check=checkpoint.check)
 
@@ -91,8 +94,13 @@ class _CopyingLoader:
         self._reader = Reader(checkpoint)
         left = plan is not None and plan.source in ("disk", "mapped")
         routed = sum(entry.nbytes for entry in checkpoint.entries.values() if is_routed(entry.name)) if left else 0
-        self._staging = Staging(self._reader, device, _LoadProgress(checkpoint.nbytes - routed, report).add)
-        self._blocks = ExpertBlocks(checkpoint.config, dtype.itemsize, device.allocate)
+        self._progress = _LoadProgress(checkpoint.nbytes - routed, report)
+        self._staging = Staging(self._reader, device, self._progress.add)
+        self._form = ExpertForm.of(checkpoint, dtype)
+        parts, part = (3, self._form.nbytes // 3) if self._form.format is None else (1, self._form.pages)
+        self._blocks = ExpertBlocks(checkpoint.config.n_routed_experts, parts, part, device.allocate)
+        self._pieces = piece_of(checkpoint.config, checkpoint.weights)
+        self._taken: dict[str, QuantizedMatrix] = {}  # of pieces that have memory
         self._arena: HostArena | None = None
 
     def load(self) -> Transformer:
@@ -126,31 +134,58 @@ class _CopyingLoader:
         )
 
     def _source(self, source: Source) -> ExpertSource:
-        config = self._checkpoint.config
+        config, format = self._checkpoint.config, self._form.format
         if source == "disk":
             return DiskSource(self._checkpoint, self._reader, self._dtype)
         if source == "mapped":
-            return HostSource(config, self._device, self._dtype, self._mapped)
+            return HostSource(config, self._device, self._dtype, self._mapped, format)
         layers = range(config.first_k_dense_replace, config.num_hidden_layers)
-        arena = self._arena = HostArena(config, layers, self._dtype)
+        arena = self._arena = HostArena(config, layers, self._dtype, format)
         for layer, expert in product(layers, range(config.n_routed_experts)):
+            if format is not None:
+                self._fill(self._pieces[expert_name(layer, expert, MATRICES[0])], arena.buffer(layer, expert))
+                continue
             for part, matrix in zip(arena.expert(layer, expert).tensors, MATRICES, strict=True):
                 self._staging.add(self._checkpoint.entries[expert_name(layer, expert, matrix)], part)
-        return HostSource(config, self._device, self._dtype, arena.expert)
+        return HostSource(config, self._device, self._dtype, arena.expert, format)
 
     def _mapped(self, layer: int, expert: int) -> MLP:
-        return MLP(*(self._checkpoint.tensor(expert_name(layer, expert, matrix)) for matrix in MATRICES))
+        return MLP(*(self._checkpoint.weight(expert_name(layer, expert, matrix)) for matrix in MATRICES))
 
-    def _take(self, name: str) -> Tensor:
-        """Memory for a tensor, not mapped from its file: mapped pages are evicted first where memory is short."""
+    def _fill(self, piece: PackedRange, target: Tensor) -> None:
+        """Bring a piece into memory of its bytes in whole pages: staged from a packed file, or quantized here."""
+        entry = self._checkpoint.entries.get(piece.name)
+        if entry is not None and entry.dtype is torch.uint8:
+            self._staging.add(entry, target)
+            return
+        made = target if target.device.type == "cpu" else torch.empty(piece.file_bytes, dtype=torch.uint8)
+        quantize_piece(self._checkpoint, piece, made)
+        self._checkpoint.unmap()
+        if made is not target:
+            target.copy_(made)
+        self._progress.add(sum(self._checkpoint.entries[name].nbytes for name in piece.members))
+
+    def _take(self, name: str) -> Weight:
+        """Memory for a weight, not mapped from its file: mapped pages are evicted first where memory is short."""
+        if (piece := self._pieces.get(name)) is None:
+            return self._take_tensor(name)
+        if name not in self._taken:
+            memory = self._allocate(piece.name, piece.file_bytes)
+            self._fill(piece, memory)
+            self._taken |= views(piece, memory)
+        return self._taken.pop(name)
+
+    def _take_tensor(self, name: str) -> Tensor:
         entry = self._checkpoint.entries[name]
-        stays = self._plan is not None and not self._plan.embedding_on_device and is_embedding(name)
-        count = math.prod(entry.shape) * self._dtype.itemsize
-        what = f"weights of {self._checkpoint.nbytes / 1e9:.1f} GB"
-        memory = with_room(lambda: anonymous_memory(count) if stays else self._blocks.allocate(name, count), None, what)
+        memory = self._allocate(name, math.prod(entry.shape) * self._dtype.itemsize)
         target = memory.view(self._dtype).view(entry.shape)
         self._staging.add(entry, target)
         return target
+
+    def _allocate(self, name: str, count: int) -> Tensor:
+        stays = self._plan is not None and not self._plan.embedding_on_device and is_embedding(name)
+        what = f"weights of {self._checkpoint.nbytes / 1e9:.1f} GB"
+        return with_room(lambda: anonymous_memory(count) if stays else self._blocks.allocate(name, count), None, what)
 
     def _make_cache(self, plan: DevicePlan, source: ExpertSource) -> ExpertCache:
         """The fewest slots. Raises OutOfMemoryError."""

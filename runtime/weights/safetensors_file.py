@@ -146,7 +146,7 @@ def write(
             save({name: _packed(tensor) for name, tensor in zip(layout, tensors, strict=True)}, dict(metadata))
         )
         return
-    stream.write(_header(layout, metadata))
+    stream.write(header_bytes(layout, metadata))
     for form, tensor in zip(layout.values(), tensors, strict=True):
         if (tensor.dtype, tensor.shape) != (form.dtype, form.shape):
             raise ValueError(f"a tensor {tensor.dtype} {tuple(tensor.shape)} where the layout has {form}")
@@ -162,8 +162,8 @@ def _packed(tensor: Tensor) -> Tensor:
     return tensor.cpu().contiguous()
 
 
-def _header(layout: Mapping[str, TensorForm], metadata: Mapping[str, str]) -> bytes:
-    """The bytes in front of tensors that lie one behind the other in this order."""
+def header_bytes(layout: Mapping[str, TensorForm], metadata: Mapping[str, str], align: int = 8) -> bytes:
+    """The bytes in front of tensors that lie one behind the other in this order, the first at a multiple of `align`."""
     entries: dict[str, object] = {_METADATA: dict(metadata)}
     place = 0
     for name, form in layout.items():
@@ -176,7 +176,7 @@ def _header(layout: Mapping[str, TensorForm], metadata: Mapping[str, str]) -> by
         }
         place += form.nbytes
     text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % align)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from dslite.model.config import ModelConfig
 from dslite.model.moe import MLP
+from dslite.model.quantized import mlp_views, quantized
+from dslite.model.quantized_layout import WeightFormat
+from dslite.model.quantized_layout import expert_bytes as quantized_expert_bytes
 from dslite.runtime.device import ComputeDevice, Event, anonymous_memory
-from dslite.runtime.planning.footprint import PAGE, expert_bytes
+from dslite.runtime.planning.footprint import PAGE, expert_bytes, routed_format
+from dslite.runtime.weights.checkpoint import Checkpoint
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 
@@ -57,11 +61,51 @@ def matrix_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
     return (width, hidden), (width, hidden), (hidden, width)
 
 
-def packed(buffer: Tensor, config: ModelConfig, dtype: torch.dtype) -> MLP:
-    """Views of a buffer that holds gate, up and down one behind the other."""
-    nbytes = expert_bytes(config, dtype.itemsize)
-    parts = buffer[:nbytes].split(nbytes // 3)
-    return MLP(*(part.view(dtype).view(shape) for part, shape in zip(parts, matrix_shapes(config), strict=True)))
+def expert_entries(layer: int, expert: int, *, quantized: bool) -> list[str]:
+    """The names of an expert's tensors in its file: one piece where it is quantized."""
+    names = [expert_name(layer, expert, matrix) for matrix in MATRICES]
+    return [names[0].removesuffix(f".{MATRICES[0]}.weight")] if quantized else names
+
+
+@dataclass(frozen=True)
+class ExpertForm:
+    """How an expert lies in a buffer: gate, up and down one behind the other, in a dtype or quantized."""
+
+    config: ModelConfig
+    dtype: torch.dtype
+    format: WeightFormat | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, dtype: torch.dtype) -> "ExpertForm":
+        return cls(checkpoint.config, dtype, routed_format(checkpoint.weights))
+
+    @property
+    def nbytes(self) -> int:
+        if self.format is not None:
+            return quantized_expert_bytes(self.config, self.format)
+        return expert_bytes(self.config, self.dtype.itemsize)
+
+    @property
+    def pages(self) -> int:
+        """Bytes in whole pages."""
+        return -(-self.nbytes // PAGE) * PAGE
+
+    def views(self, buffer: Tensor) -> MLP:
+        """Views of a buffer."""
+        config, nbytes = self.config, self.nbytes
+        if self.format is not None:
+            return MLP(*mlp_views(buffer[:nbytes], self.format, config.hidden_size, config.moe_intermediate_size))
+        parts = buffer[:nbytes].split(nbytes // 3)
+        return MLP(
+            *(part.view(self.dtype).view(shape) for part, shape in zip(parts, matrix_shapes(config), strict=True))
+        )
+
+    def bytes_of(self, mlp: MLP) -> list[Tensor]:
+        """The tensors of an expert that lies so, to be copied: its matrices, or one range of bytes."""
+        if self.format is None:
+            return list(mlp.tensors)
+        data = quantized(mlp.gate_proj).data
+        return [data.as_strided((self.nbytes,), (1,))]
 
 
 @dataclass
@@ -81,19 +125,27 @@ class HostSource:
     """Experts in host memory, as `take` gives them: from mapped files or from a HostArena."""
 
     def __init__(
-        self, config: ModelConfig, device: ComputeDevice, dtype: torch.dtype, take: Callable[[int, int], MLP]
+        self,
+        config: ModelConfig,
+        device: ComputeDevice,
+        dtype: torch.dtype,
+        take: Callable[[int, int], MLP],
+        format: WeightFormat | None = None,
     ) -> None:
-        self._config, self._device, self._dtype, self._take = config, device, dtype, take
-        self.nbytes_moved = expert_bytes(config, dtype.itemsize)
+        self._device, self._take = device, take
+        self._form = ExpertForm(config, dtype, format)
+        self.nbytes_moved = self._form.nbytes
 
     def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
-        target, source = packed(buffer, self._config, self._dtype), self._take(layer, expert)
-        copies = list(zip(target.tensors, source.tensors, strict=True))
+        target, source = self._form.views(buffer), self._take(layer, expert)
+        copies = list(zip(self._form.bytes_of(target), self._form.bytes_of(source), strict=True))
         return _PendingCopy(target, self._device, self._device.copy(copies, after))
 
     def in_host_memory(self, layer: int, expert: int) -> MLP | None:
-        mlp = self._take(layer, expert)
-        return mlp if mlp.tensors[0].dtype is self._dtype else MLP(*(part.to(self._dtype) for part in mlp.tensors))
+        mlp, dtype = self._take(layer, expert), self._form.dtype
+        if mlp.quantized or mlp.tensors[0].dtype is dtype:
+            return mlp
+        return MLP(*(part.to(dtype) for part in mlp.tensors))
 
     def close(self) -> None:
         pass
@@ -102,10 +154,12 @@ class HostSource:
 class HostArena:
     """All routed experts in one piece of host memory, each from a page on, pinned where the system allows it."""
 
-    def __init__(self, config: ModelConfig, layers: range, dtype: torch.dtype) -> None:
-        self._config, self._layers, self._dtype = config, layers, dtype
-        self._bytes = expert_bytes(config, dtype.itemsize)
-        self._step = -(-self._bytes // PAGE) * PAGE
+    def __init__(
+        self, config: ModelConfig, layers: range, dtype: torch.dtype, format: WeightFormat | None = None
+    ) -> None:
+        self._config, self._layers = config, layers
+        self.form = ExpertForm(config, dtype, format)
+        self._step = self.form.pages
         self._memory = anonymous_memory(self._step * config.n_routed_experts * len(layers))
 
     @property
@@ -126,5 +180,9 @@ class HostArena:
 
     def expert(self, layer: int, expert: int) -> MLP:
         """Views of an expert, to be filled or read."""
+        return self.form.views(self.buffer(layer, expert))
+
+    def buffer(self, layer: int, expert: int) -> Tensor:
+        """The bytes of an expert, in whole pages."""
         start = ((layer - self._layers.start) * self._config.n_routed_experts + expert) * self._step
-        return packed(self._memory[start : start + self._bytes], self._config, self._dtype)
+        return self._memory[start : start + self._step]

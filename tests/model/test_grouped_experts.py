@@ -25,7 +25,10 @@ CONFIG = ModelConfig.from_dict(
 
 def in_blocks(dtype: torch.dtype, device: torch.device | str = "cpu") -> ResidentExperts:
     """Random experts in memory as the loader gives it."""
-    blocks = ExpertBlocks(CONFIG, dtype.itemsize, lambda count: torch.empty(count, dtype=torch.uint8, device=device))
+    matrix = CONFIG.hidden_size * CONFIG.moe_intermediate_size * dtype.itemsize
+    blocks = ExpertBlocks(
+        CONFIG.n_routed_experts, 3, matrix, lambda count: torch.empty(count, dtype=torch.uint8, device=device)
+    )
     random = torch.Generator().manual_seed(0)
 
     def take(name: str, *shape: int) -> Tensor:

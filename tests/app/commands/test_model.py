@@ -56,8 +56,8 @@ def test_list_shows_models_as_a_table_and_as_json(dslite: Dslite, hub: HubServer
     _, folder, _ = dslite("model", "pull", "chat")
     code, out, _ = dslite("model", "list")
     assert code == 0
-    assert out.splitlines()[0].split() == ["NAME", "SIZE", "STATE", "REVISION", "PLACE"]
-    assert any(line.split()[:4] == ["chat", "1.5", "MB", "complete"] for line in out.splitlines())
+    assert out.splitlines()[0].split() == ["NAME", "SIZE", "WEIGHTS", "STATE", "REVISION", "PLACE"]
+    assert any(line.split()[:5] == ["chat", "1.5", "MB", "bfloat16", "complete"] for line in out.splitlines())
     _, out, _ = dslite("model", "list", "-o", "json")
     chat = next(model for model in json.loads(out) if model["name"] == "chat")
     assert chat["path"] == folder.strip()
