@@ -1,13 +1,18 @@
 """`dslite plan`: what would live where, and the speed to expect, before anything is downloaded or loaded."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dslite.app.commands import completion_values as complete
 from dslite.app.commands.command import flag
 from dslite.app.commands.flags import ListFlags, ModelFlags
+from dslite.runtime.engine_options import WEIGHTS, check_choice
 from dslite.runtime.errors import ModelUnavailableError, UsageError
+from dslite.runtime.planning.expected_loss import LOSS, LOSS_SOURCE
 
 if TYPE_CHECKING:
     from dslite.runtime.planning.bandwidth import Bandwidths
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
     from dslite.runtime.planning.hardware import MachineSpec
 
 _MOST_GBPS = 1e6
+_NO_FIT = ModelUnavailableError.exit_code
 
 _BOUNDS = {
     "gpu-bandwidth": "the GPU's memory",
@@ -28,6 +34,10 @@ _BOUNDS = {
 def plan(
     *,
     model: ModelFlags,
+    weights: Annotated[
+        str | None,
+        flag("--weights", help="bfloat16, int8, int4, or all.", autocompletion=complete.values(*WEIGHTS, "all")),
+    ] = None,
     pcie: Annotated[float | None, flag("--pcie", help="GB/s of PCIe.")] = None,
     gpu_bandwidth: Annotated[float | None, flag("--gpu-bandwidth", help="GB/s of the GPU's memory.")] = None,
     ram_bandwidth: Annotated[float | None, flag("--ram-bandwidth", help="GB/s of host memory.")] = None,
@@ -36,6 +46,8 @@ def plan(
 ) -> None:
     """Show what would live where, on this machine or a described one, and the speed to expect."""
     ref, options = model.ref("chat"), model.options()
+    if weights is not None:
+        check_choice("--weights", weights, (*WEIGHTS, "all"))
     given = _bandwidths(pcie, gpu_bandwidth, ram_bandwidth, disk_bandwidth)
 
     from dslite.runtime.downloads.model_config import config_of  # its errors of the network take 20 ms to import
@@ -46,12 +58,31 @@ def plan(
 
     config = config_of(ref, offline=options.offline)
     machine = described_machine(this_machine.machine(), options.device, options.vram, options.ram, given)
-    result = place(machine, config, plan_request(options))
+    request = plan_request(options)
+    plans = [place(machine, config, replace(request, weights=format)) for format in WEIGHTS]
+    wanted = "bfloat16" if weights in (None, "all") else weights
+    result = next(made for made in plans if made.weights == wanted)
     if listing.json:
-        print(json.dumps(plan_object(ref.name, result) | {"machine": _machine_object(machine)}, ensure_ascii=False))
+        chosen = plans if weights == "all" else [result]
+        shown = [plan_object(ref.name, made) | {"machine": _machine_object(machine)} for made in chosen]
+        print(json.dumps(shown if weights == "all" else shown[0], ensure_ascii=False))
     else:
-        print(_text(ref.name, result), _machine_line(machine), sep="\n")
-    raise typer.Exit(0 if result.fits else ModelUnavailableError.exit_code)
+        print(_text(ref.name, result), _machine_line(machine), "", *_formats(plans), sep="\n")
+    raise typer.Exit(0 if any(made.fits for made in plans if weights == "all" or made is result) else _NO_FIT)
+
+
+def _formats(plans: "Sequence[DevicePlan]") -> list[str]:
+    """The three formats of weights side by side."""
+    rows = [f"  {'weights':<10}{'fits':<6}{'experts':<11}{'GB':>6}  {'predicted':<13}expected loss"]
+    for made in plans:
+        experts = made.slots + made.experts_in_ram + made.experts_on_disk
+        where = f"{made.slots} of {experts}"
+        speed = f"{made.prediction.decode_tps:.1f} tok/s"
+        rows.append(
+            f"  {made.weights:<10}{'yes' if made.fits else 'no':<6}{where:<11}{made.weights_bytes / 1e9:>6.1f}  "
+            f"{speed if made.fits else '-':<13}{LOSS[made.weights]}"
+        )
+    return [*rows, f"  loss: {LOSS_SOURCE}"]
 
 
 def _bandwidths(pcie: float | None, gpu: float | None, ram: float | None, disk: float | None) -> "Bandwidths":
@@ -71,6 +102,7 @@ def plan_object(model: str, made: "DevicePlan") -> dict[str, Any]:
     shown: dict[str, Any] = {
         "model": model,
         "device": made.device,
+        "weights": made.weights,
         "fits": made.fits,
         "reason": made.reason,
         "parameters": made.parameters,

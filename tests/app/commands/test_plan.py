@@ -111,8 +111,8 @@ def test_a_token_is_told_in_bytes_launches_and_a_share_of_the_bound(folder: Path
     bound = 1555e9 / (4902874112 - 2 * 2048)  # without the row of the embedding
     assert shown["predicted_share_of_bound"] == pytest.approx(shown["predicted_decode_tps"] / bound, abs=1e-3)
     text = run(*base).stdout
-    assert "4.90 GB  223 kernel launches" in text
-    assert "predicted           212.7 tok/s, bound by the GPU's memory: 67% of what that alone would allow" in text
+    assert "4.90 GB  218 kernel launches" in text
+    assert "predicted           224.0 tok/s, bound by the GPU's memory: 71% of what that alone would allow" in text
     assert plan_json("-m", folder, "--device", "cpu")["launches_per_token"] == 0
 
 
@@ -172,3 +172,16 @@ def test_a_limit_that_is_too_small_is_the_remedy(folder: Path, ram: str) -> None
         fit(config, "cpu", PlanRequest(ram=parse_size(ram)))
     assert "raise --ram" in caught.value.remedy
     assert "close other programs" not in caught.value.remedy
+
+
+@pytest.mark.usefixtures("here")
+def test_the_three_formats_are_shown_side_by_side(folder: Path) -> None:
+    base = ["-m", folder, "--device", "cuda", "--vram", "24GiB"]
+    text = run(*base).stdout
+    rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert "44 of 64" in rows["bfloat16"]
+    assert "64 of 64" in rows["int8"]
+    assert "about 0.8 %" in rows["int4"]
+    listed = json.loads(run(*base, "--weights", "all", "-o", "json").stdout)
+    assert [made["weights"] for made in listed] == ["bfloat16", "int8", "int4"]
+    assert plan_json(*base, "--weights", "int8")["expert_slots_per_layer"] == 64
