@@ -8,7 +8,16 @@ import typer
 
 from dslite.app.commands import completion_values as complete
 from dslite.app.commands.command import command
-from dslite.app.commands.flags import ListFlags, Offline, Revision, WeightsFlag, Yes, checked_weights, model_ref
+from dslite.app.commands.flags import (
+    ListFlags,
+    Offline,
+    Revision,
+    WeightsFlag,
+    Yes,
+    checked_weights,
+    model_ref,
+    read_text,
+)
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -181,6 +190,43 @@ def pack(
     print(packing.pack(ref, EngineOptions(weights=chosen), yes=yes, remove_source=remove_source, dequantise=dequantise))
 
 
+def compare(
+    name: Name,
+    *,
+    revision: Revision = None,
+    weights: WeightsFlag = None,
+    against: Annotated[str, typer.Option("--against", help="The format to compare with.")] = "bfloat16",
+    text: Annotated[Path | None, typer.Option("--text", help="A text to read; default: one that ships.")] = None,
+    listing: ListFlags,
+) -> None:
+    """Measure what quantized weights lose, over a text, layer after layer."""
+    formats = checked_weights(weights or "int8"), checked_weights(against)
+    ref = model_ref(name, revision)
+    read = None if text is None else read_text(text, "the text")
+
+    from dslite.app.terminal import console
+    from dslite.runtime.diagnostics.comparison import compare_formats
+
+    status = console.TerminalStatus()
+    try:
+        found = compare_formats(
+            ref, *formats, read, lambda done, layers: status.show(f"comparing: layer {done} of {layers}")
+        )
+    finally:
+        status.clear()
+    shown = {"model": ref.name, "weights": formats[0], "against": formats[1]} | vars(found)
+    if listing.json:
+        print(json.dumps(shown, ensure_ascii=False))
+        return
+    print(
+        f"{console.visible(ref.name)}: {formats[0]} against {formats[1]}, "
+        f"{found.tokens:,} tokens, {found.seconds:.0f} s\n"
+        f"  KL divergence       {found.kl_mean:.6f} nats in the mean, 99% below {found.kl_p99:.6f}\n"
+        f"  same first choice   {found.top1_agreement:.2%}\n"
+        f"  perplexity          {found.perplexity:.4f}, and {found.perplexity_against:.4f}"
+    )
+
+
 def info(
     name: Name,
     *,
@@ -254,5 +300,6 @@ for _name, _function in (
     ("rm", rm),
     ("info", info),
     ("pack", pack),
+    ("compare", compare),
 ):
     app.command(_name)(command(_function))
