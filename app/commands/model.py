@@ -88,8 +88,22 @@ def _stored_object(model: "StoredModel") -> dict[str, Any]:
     }
 
 
-def pull(name: Name, *, revision: Revision = None, offline: Offline = False) -> None:
-    """Download a model, or go on with a download; its folder is printed at the end."""
+def pull(
+    name: Name, *, revision: Revision = None, offline: Offline = False, weights: WeightsFlag = None, yes: Yes = False
+) -> None:
+    """Download a model, or go on with a download, and pack it with --weights; its folder is printed at the end."""
+    chosen = "bfloat16" if weights is None else checked_weights(weights)
+    folder = _pull(name, revision, offline=offline)
+    if chosen != "bfloat16":
+        from dslite.app.commands import packing
+        from dslite.runtime.engine_options import EngineOptions
+
+        options = EngineOptions(weights=chosen)
+        folder = packing.pack(model_ref(name, revision), options, yes=yes, remove_source=False, dequantise=None)
+    print(folder)
+
+
+def _pull(name: str, revision: str | None, *, offline: bool) -> Path:
     from dslite.app.terminal import console
     from dslite.app.terminal.download_progress import show_pull
     from dslite.app.terminal.signals import Interruption
@@ -100,8 +114,8 @@ def pull(name: Name, *, revision: Revision = None, offline: Offline = False) -> 
     ref = model_ref(name, revision)
     if ref.repo_id is None:
         read_config(locate(ref))  # a folder and the demo are where they are, or are not models
-        print(ref.folder)
-        return
+        assert ref.folder is not None
+        return ref.folder
     interruption = Interruption(grace_s=_GRACE_S)
     present = show_pull(download.pull(ref, offline=offline, cancel=interruption.flag), interruption)
     if present is None:
@@ -109,7 +123,7 @@ def pull(name: Name, *, revision: Revision = None, offline: Offline = False) -> 
         raise typer.Exit(interruption.exit_code or 1)
     for older in present.older:
         console.warn(f"an older revision is on disk too; remove it with dslite model rm {ref.repo_id}@{older}")
-    print(present.folder)
+    return present.folder
 
 
 def verify(
