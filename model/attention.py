@@ -13,6 +13,7 @@ k_pe, which all heads share (eq. 9 and 15). The same attention is computed in tw
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -166,20 +167,25 @@ class MultiHeadLatentAttention:
         latent, rope = projected.split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1)
         return torch.cat([rms_norm(latent, self.kv_a_layernorm, LATENT_EPS), rotate(rope, factors)], dim=-1)
 
-    def _up_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """W_UK (H, N, C) and W_UV (H, V, C): views of kv_b_proj, copies only where it is quantized."""
+    @cached_property
+    def _kv_b(self) -> Tensor:
+        """kv_b_proj, dequantized: the absorbed form takes it apart, and it is 113 of 16,700 MB in Lite."""
+        return kernels.dense(self.kv_b_proj, self.kv_a_layernorm.dtype)
+
+    def _up_projections(self) -> tuple[Tensor, Tensor]:
+        """W_UK (H, N, C) and W_UV (H, V, C): views of kv_b_proj."""
         config = self.config
-        by_head = kernels.dense(self.kv_b_proj, dtype).unflatten(0, (config.num_attention_heads, -1))
+        by_head = self._kv_b.unflatten(0, (config.num_attention_heads, -1))
         w_uk, w_uv = by_head.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
         return w_uk, w_uv
 
     def _expanded(self, queries: Tensor, entries: Tensor) -> Tensor:
         """queries (T, H, N+R), entries (S, C+R): values (T, H, V). Paper, eq. 10, 11, 17, 18."""
         config = self.config
-        if (out := kernels.expanded_attention(queries, entries, self.kv_b_proj, config.softmax_scale)) is not None:
+        if (out := kernels.expanded_attention(queries, entries, self._kv_b, config.softmax_scale)) is not None:
             return out
         latents, k_pe = entries.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
-        expanded = kernels.linear(latents, self.kv_b_proj).unflatten(-1, (config.num_attention_heads, -1))
+        expanded = kernels.linear(latents, self._kv_b).unflatten(-1, (config.num_attention_heads, -1))
         k_nope, values = expanded.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)  # (S, H, N), (S, H, V)
         keys = torch.cat([k_nope, k_pe[:, None].expand(-1, config.num_attention_heads, -1)], dim=-1)
         out = self._attend(queries.transpose(0, 1), keys.transpose(0, 1), values.transpose(0, 1))
@@ -188,7 +194,7 @@ class MultiHeadLatentAttention:
     def _absorbed(self, queries: Tensor, entries: Tensor) -> Tensor:
         """The same as _expanded, over the entries as they are stored. Paper, the end of section 2.1.2."""
         config = self.config
-        w_uk, w_uv = self._up_projections(queries.dtype)
+        w_uk, w_uv = self._up_projections()
         q_nope, q_pe = queries.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         q_latent = torch.einsum("thn,hnc->thc", q_nope, w_uk)  # (T, H, C)
         absorbed = torch.cat([q_latent, q_pe], dim=-1)  # (T, H, C+R)

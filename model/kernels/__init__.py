@@ -28,7 +28,10 @@ def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
 def head(hidden: Tensor, norm: Tensor, weight: Weight, eps: float) -> Tensor | None:
     """hidden (T, D), normed, times weight (vocabulary, D): float32 (T, vocabulary)."""
     if isinstance(weight, QuantizedMatrix):
-        return None
+        products, normed = native.products(), rms_norm(hidden, norm, eps)
+        if products is None or normed is None or not native.suits_quantized(weight):
+            return None
+        return products.quantized_linear(normed, weight, torch.float32)
     if gpu.usable(hidden.device):
         return gpu.head(hidden, norm, weight, eps)
     products = native.products()
@@ -41,7 +44,8 @@ def weighted_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, table:
     products = native.products()
     tokens, chosen = expert_ids.shape
     ours = tokens <= native.MOST_TOKENS or native.thresholds.ours(tokens * chosen / max(len(table.addresses), 1))
-    if products is not None and ours and table.suits and hidden.is_contiguous() and native.suits_many_rows(hidden):
+    ours = ours or table.panels is not None
+    if products is not None and ours and table.computes and hidden.is_contiguous() and native.suits_many_rows(hidden):
         return products.experts(hidden, expert_ids.contiguous(), weights.contiguous(), table)
     return None
 
@@ -66,9 +70,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
     """x (T, k), rows of any stride, times weight (n, k): (T, n)."""
-    if isinstance(weight, QuantizedMatrix):
-        return F.linear(x, weight.dequantize(x.dtype))
     products = native.products()
+    if isinstance(weight, QuantizedMatrix):
+        if products is not None and native.suits_quantized(weight) and native.suits_many_rows(x):
+            return products.quantized_linear(x, weight)
+        return F.linear(x, weight.dequantize(x.dtype))
     suits = native.suits_weight(weight) and native.suits_many_rows(x) and native.thresholds.ours(x.shape[0])
     if products is not None and suits:
         return products.linear(x, weight)

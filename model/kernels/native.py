@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from dslite.model.kernels.library import LEVELS, find_library, levels
-from dslite.model.kernels.structs import AttentionJob
-from dslite.model.quantized import Weight
+from dslite.model.kernels.structs import AttentionJob, QuantizedExpertAddress, QuantizedMatrixAddress
+from dslite.model.quantized import QuantizedMatrix, Weight
+from dslite.model.quantized_layout import VALUE_BITS
 
 MOST_TOKENS = 16  # of the kernels that are made for few rows
 STEP = 32  # the kernels read this many values at once: every width must be a multiple
@@ -30,6 +31,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "linear": [_POINTER] * 3 + [_SIZE] * 4 + [_INT],
     "experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "head": [_POINTER, _POINTER, _FLOAT] + [_POINTER] * 2 + [_SIZE] * 3 + [_INT],
+    "quantized_linear": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _INT],
+    "quantized_experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "layers": [_POINTER, _SIZE, _POINTER, _INT],
     "attention": [_POINTER, _INT],
     "norms": [_POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT, _INT],
@@ -63,6 +66,8 @@ class NativeProducts:
         self._linear, self._experts = library.dslite_linear, library.dslite_experts
         self._head, self._layers = library.dslite_head, library.dslite_layers
         self._attention, self._norms = library.dslite_attention, library.dslite_norms
+        self._quantized_linear = library.dslite_quantized_linear
+        self._quantized_experts = library.dslite_quantized_experts
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x (T, k), rows of any stride, and weight (n, k): (T, n)."""
@@ -82,13 +87,34 @@ class NativeProducts:
         )
         return out
 
-    def experts(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor, table: "ExpertTable") -> Tensor:
-        """hidden (T, D), ids (T, K) int64, weights (T, K) float32: the weighted sum, (T, D) in float32."""
-        out = torch.empty(hidden.shape, dtype=torch.float32)
-        self._experts(
+    def quantized_linear(self, x: Tensor, weight: QuantizedMatrix, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """The same with a quantized weight, in BF16 or float32; x is quantized to int8 by groups of 32 values."""
+        tokens = x.shape[0]
+        out = torch.empty(tokens, weight.rows, dtype=dtype)
+        panels = _panels(weight)
+        self._quantized_linear(
             self._level,
-            table.addresses.data_ptr(),
-            len(table.addresses),
+            ctypes.addressof(panels),
+            x.data_ptr(),
+            x.stride(0),
+            tokens,
+            out.data_ptr(),
+            dtype is torch.float32,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def experts(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor, table: "ExpertTable") -> Tensor:
+        """hidden (T, D), ids (T, K) int64, weights (T, K) float32: the weighted sum, (T, D) in float32.
+
+        Of quantized experts the inputs of both products are quantized to int8.
+        """
+        out = torch.empty(hidden.shape, dtype=torch.float32)
+        compute = self._experts if table.panels is None else self._quantized_experts
+        compute(
+            self._level,
+            table.addresses.data_ptr() if table.panels is None else ctypes.addressof(table.panels),
+            table.count,
             expert_ids.data_ptr(),
             weights.data_ptr(),
             hidden.data_ptr(),
@@ -200,21 +226,35 @@ class ExpertTable:
     def __init__(self, matrices: Sequence[tuple[Weight, Weight, Weight]]) -> None:
         """gate, up (width, D) and down (D, width) of each expert."""
         self._matrices = list(matrices)  # an address does not keep its tensor alive
-        self.suits = all(_suits_expert(*some) for some in matrices) and 0 < len(matrices) <= MOST_EXPERTS
+        self.count = len(self._matrices)
+        few = 0 < self.count <= MOST_EXPERTS
+        self.suits = few and all(suits_weight(matrix) for some in matrices for matrix in some)
+        quantized = few and all(suits_quantized(matrix) for some in matrices for matrix in some)
         # Tensors on another device or on "meta" have no address to take.
         usable = matrices if self.suits else ()
         self.addresses = torch.tensor(
             [[*(address(matrix) for matrix in some), some[0].shape[0]] for some in usable], dtype=torch.int64
         )
+        self.panels = (QuantizedExpertAddress * self.count)(*map(_expert_panels, matrices)) if quantized else None
+
+    @property
+    def computes(self) -> bool:
+        """Whether a kernel takes these experts, published or quantized."""
+        return self.suits or self.panels is not None
+
+
+def _panels(weight: QuantizedMatrix) -> QuantizedMatrixAddress:
+    bits = VALUE_BITS[weight.format]
+    return QuantizedMatrixAddress(weight.data.data_ptr(), weight.panel_stride, weight.rows, weight.columns, bits)
+
+
+def _expert_panels(matrices: tuple[Weight, Weight, Weight]) -> QuantizedExpertAddress:
+    return QuantizedExpertAddress(*(_panels(matrix) for matrix in matrices if isinstance(matrix, QuantizedMatrix)))
 
 
 def address(weight: Weight) -> int:
     """Where a weight begins in memory."""
     return weight.data_ptr() if isinstance(weight, Tensor) else weight.data.data_ptr()
-
-
-def _suits_expert(gate: Weight, up: Weight, down: Weight) -> bool:
-    return all(suits_weight(tensor) for tensor in (gate, up, down))
 
 
 def suits_weight(weight: Weight) -> bool:
@@ -227,6 +267,11 @@ def suits_weight(weight: Weight) -> bool:
         and weight.shape[-1] % STEP == 0
         and not weight.requires_grad
     )
+
+
+def suits_quantized(weight: Weight) -> bool:
+    """Whether a quantized matrix can be read in place."""
+    return isinstance(weight, QuantizedMatrix) and weight.device.type == "cpu"
 
 
 def suits_rows(x: Tensor) -> bool:

@@ -46,7 +46,27 @@ class AttentionJob(ctypes.Structure):
     ]
 
 
-STRUCTS: tuple[type[ctypes.Structure], ...] = (Address, Layer, Step, AttentionJob)  # in the order of StructKind
+class QuantizedMatrixAddress(ctypes.Structure):
+    """Panels of a quantized matrix."""
+
+    _fields_ = [("data", _POINTER), *((name, _SIZE) for name in ("stride", "rows", "columns", "bits"))]
+
+
+class QuantizedExpertAddress(ctypes.Structure):
+    """The matrices of a quantized MLP."""
+
+    _fields_ = [(name, QuantizedMatrixAddress) for name in ("gate", "up", "down")]
+
+
+# In the order of StructKind.
+STRUCTS: tuple[type[ctypes.Structure], ...] = (
+    Address,
+    Layer,
+    Step,
+    AttentionJob,
+    QuantizedMatrixAddress,
+    QuantizedExpertAddress,
+)
 
 
 def same_sizes(library: ctypes.CDLL) -> bool:

@@ -1,5 +1,6 @@
 // The interface of the library: plain C functions that Python calls with addresses (native.py).
 #include "ops.h"
+#include "quantized.h"
 #include "team.h"
 
 #include <vector>
@@ -32,6 +33,16 @@ const Ops* ops_of(int level) {
     }
 }
 
+const QuantizedOps* quantized_ops_of(int level) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+    if (level >= kAvx512 && vnni && best_level() >= kAvx512) return quantized_avx512();
+    if (level >= kAvx2) return quantized_avx2();
+#endif
+    return quantized_portable();
+}
+
 // Memory of the calling thread, kept for its next call.
 template <class T> T* workspace(int64_t count) {
     static thread_local std::vector<T> buffer;
@@ -45,13 +56,45 @@ char* aligned_workspace(int64_t bytes) {
     return memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
 }
 
+// Entries, (token, expert) pairs, sorted by expert.
+struct Sorted {
+    int64_t* used;   // the experts in use
+    int64_t* first;  // entry at which each of them begins, and the end of the last
+    int64_t* rows;   // token of each entry
+    float* weights;
+    int64_t n_experts;
+};
+
+// In this thread's memory, until its next call.
+Sorted sort_entries(int64_t n_experts, const int64_t* ids, const float* weights, int64_t entries, int64_t top_k) {
+    int64_t* counts = workspace<int64_t>(3 * n_experts + 2 + entries);
+    Sorted sorted{counts + n_experts + 1, counts + 2 * n_experts + 1, counts + 3 * n_experts + 2,
+                  workspace<float>(entries), 0};
+    for (int64_t e = 0; e <= n_experts; ++e) counts[e] = 0;
+    for (int64_t i = 0; i < entries; ++i) ++counts[ids[i] + 1];
+    for (int64_t e = 0; e < n_experts; ++e) {
+        if (counts[e + 1] > 0) {
+            sorted.used[sorted.n_experts] = e;
+            sorted.first[sorted.n_experts++] = counts[e];
+        }
+        counts[e + 1] += counts[e];
+    }
+    sorted.first[sorted.n_experts] = entries;
+    for (int64_t i = 0; i < entries; ++i) {
+        const int64_t place = counts[ids[i]]++;
+        sorted.rows[place] = i / top_k;
+        sorted.weights[place] = weights[i];
+    }
+    return sorted;
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
 extern "C" {
 
 // Increased with every change of what follows or of the structs in ops.h.
-int dslite_abi() { return 7; }
+int dslite_abi() { return 8; }
 
 // Bytes of a struct that Python fills (StructKind), for a check at load; 0 for one that is not known.
 int64_t dslite_sizeof(int kind) {
@@ -60,6 +103,8 @@ int64_t dslite_sizeof(int kind) {
         case kLayerStruct: return sizeof(Layer);
         case kStepStruct: return sizeof(Step);
         case kAttentionJobStruct: return sizeof(AttentionJob);
+        case kQuantizedMatrixStruct: return sizeof(QuantizedMatrix);
+        case kQuantizedExpertStruct: return sizeof(QuantizedExpert);
         default: return 0;
     }
 }
@@ -98,30 +143,46 @@ void dslite_head(int level, const bf16* w, const bf16* norm, float eps, const bf
 void dslite_experts(int level, const Address* table, int64_t n_experts, const int64_t* ids, const float* weights,
                     const bf16* x, float* out, int64_t tokens, int64_t top_k, int64_t hidden, int threads) {
     const int64_t entries = tokens * top_k;
+    const Sorted sorted = sort_entries(n_experts, ids, weights, entries, top_k);
     Expert* experts = workspace<Expert>(n_experts);
-    int64_t* counts = workspace<int64_t>(n_experts + 1 + entries);
-    int64_t* rows = counts + n_experts + 1;
-    float* sorted_weights = workspace<float>(entries);
-    for (int64_t e = 0; e <= n_experts; ++e) counts[e] = 0;
-    for (int64_t i = 0; i < entries; ++i) ++counts[ids[i] + 1];
-    int64_t used = 0, widest = 0;
-    for (int64_t e = 0; e < n_experts; ++e) {
-        if (counts[e + 1] > 0) {
-            experts[used++] = {table[e], counts[e], counts[e + 1]};
-            widest = table[e].width > widest ? table[e].width : widest;
-        }
-        counts[e + 1] += counts[e];
-    }
-    for (int64_t i = 0; i < entries; ++i) {
-        const int64_t place = counts[ids[i]]++;
-        rows[place] = i / top_k;
-        sorted_weights[place] = weights[i];
+    int64_t widest = 0;
+    for (int64_t i = 0; i < sorted.n_experts; ++i) {
+        const Address& own = table[sorted.used[i]];
+        experts[i] = {own, sorted.first[i], sorted.first[i + 1] - sorted.first[i]};
+        widest = own.width > widest ? own.width : widest;
     }
     bf16* products = workspace<bf16>(entries * widest);
-    const Experts job{experts, used, x, rows, sorted_weights, products, widest, out, tokens, hidden, nullptr, nullptr};
+    const Experts job{experts, sorted.n_experts, x,      sorted.rows, sorted.weights, products, widest,
+                      out,     tokens,           hidden, nullptr,     nullptr};
     const Ops* ops = ops_of(level);
     if (tokens <= kMaxTokens) return ops->experts(job, threads);
     ops->many_experts(job, aligned_workspace(ops->panel_bytes(hidden) * threads), threads);
+}
+
+// See QuantizedLinear.
+void dslite_quantized_linear(int level, const QuantizedMatrix* w, const bf16* x, int64_t x_stride, int64_t tokens,
+                             void* y, int as_float, int threads) {
+    const QuantizedLinear job{*w, x, x_stride, tokens, y, as_float != 0};
+    const QuantizedOps* ops = quantized_ops_of(level);
+    ops->linear(job, aligned_workspace(ops->linear_scratch(job, threads)), threads);
+}
+
+// As dslite_experts.
+void dslite_quantized_experts(int level, const QuantizedExpert* table, int64_t n_experts, const int64_t* ids,
+                              const float* weights, const bf16* x, float* out, int64_t tokens, int64_t top_k,
+                              int64_t hidden, int threads) {
+    const int64_t entries = tokens * top_k;
+    const Sorted sorted = sort_entries(n_experts, ids, weights, entries, top_k);
+    QuantizedExpert* experts = workspace<QuantizedExpert>(n_experts);
+    int64_t widest = 0;
+    for (int64_t i = 0; i < sorted.n_experts; ++i) {
+        experts[i] = table[sorted.used[i]];
+        widest = experts[i].gate.rows > widest ? experts[i].gate.rows : widest;
+    }
+    const QuantizedExperts job{experts, sorted.first, sorted.n_experts, x,       sorted.rows, sorted.weights,
+                               out,     tokens,       hidden,           entries, widest};
+    const QuantizedOps* ops = quantized_ops_of(level);
+    ops->experts(job, aligned_workspace(ops->experts_scratch(job, threads)), threads);
 }
 
 // Layers one behind the other: see Ops::layers.

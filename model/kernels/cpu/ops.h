@@ -112,7 +112,14 @@ constexpr int64_t kMaxTokens = 16, kMaxExperts = 512, kMaxHeads = 256, kMaxLaten
 constexpr int64_t kStep = 32;
 
 // The structs that Python fills, in the order in which dslite_sizeof numbers them.
-enum StructKind { kAddressStruct, kLayerStruct, kStepStruct, kAttentionJobStruct };
+enum StructKind {
+    kAddressStruct,
+    kLayerStruct,
+    kStepStruct,
+    kAttentionJobStruct,
+    kQuantizedMatrixStruct,
+    kQuantizedExpertStruct
+};
 
 const Ops* ops_avx512_bf16();
 const Ops* ops_avx512();
