@@ -48,6 +48,18 @@ def read_at(descriptor: int, target: memoryview, position: int) -> int:
     return len(data)
 
 
+def write_at(descriptor: int, data: memoryview, position: int) -> None:
+    """Write all of some memory from a byte of a file on. Threads may do it at once. Raises OSError."""
+    done = 0
+    while done < len(data):
+        if hasattr(os, "pwrite"):
+            done += os.pwrite(descriptor, data[done:], position + done)
+            continue
+        with _seek_lock:  # Windows
+            os.lseek(descriptor, position + done, os.SEEK_SET)
+            done += os.write(descriptor, data[done:])
+
+
 def drop_cached_pages(descriptor: int, start: int = 0, count: int = 0) -> None:
     """Let the system forget what it keeps of a file in memory; `count` 0 is to its end. Only Linux can."""
     if hasattr(os, "posix_fadvise"):

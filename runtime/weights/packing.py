@@ -25,7 +25,7 @@ from dslite.runtime.downloads.layout import CONFIG, INDEX, NEEDED, OPTIONAL, fil
 from dslite.runtime.downloads.packed import PACKED, packed_folder, packed_root, write_note
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.locked_file import LockTimeoutError, file_lock
-from dslite.runtime.system.files import free_disk_bytes, replace
+from dslite.runtime.system.files import free_disk_bytes, replace, write_at
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.packed_layout import pieces
 from dslite.runtime.weights.quantized_checkpoint import (
@@ -203,9 +203,7 @@ class _Writer:
         for start in range(0, len(view), BLOCK_BYTES):
             block = view[start : start + BLOCK_BYTES]
             sums.append(zlib.crc32(block))
-            done = 0
-            while done < len(block):
-                done += os.pwrite(file, block[done:], place + start + done)
+            write_at(file, block, place + start)
         return sums
 
     def _bytes(self, name: str) -> Tensor:
@@ -229,4 +227,4 @@ class _Writer:
         for name in self._layout.forms:
             sums += self._sums.get(name, [])
         place = next(place for name, place, _ in self._places() if name == CHECKSUMS)
-        os.pwrite(file, b"".join(number.to_bytes(4, "little") for number in sums), place)
+        write_at(file, memoryview(b"".join(number.to_bytes(4, "little") for number in sums)), place)
