@@ -158,12 +158,17 @@ def quantize(weight: Tensor, format: WeightFormat, out: QuantizedMatrix | None =
         raise ValueError(f"{out.format} {out.shape} is no room for {format} {(rows, columns)}")
     for first, some in out._slices():
         _quantize(weight[first : first + some.rows].float(), some)
-    if not out.scales.isfinite().all():
+    check_scales(out)
+    return out
+
+
+def check_scales(matrix: QuantizedMatrix) -> None:
+    """Raise DsliteError where a weight could not be quantized."""
+    if not matrix.scales.isfinite().all():
         raise DsliteError(
-            f"a weight of shape {(rows, columns)} cannot be quantized: it has values that are not finite or too large",
+            f"a weight of shape {matrix.shape} cannot be quantized: it has values that are not finite or too large",
             "Verify the model's files (`dslite model verify`), or use them as published: --weights bfloat16.",
         )
-    return out
 
 
 def _quantize(weight: Tensor, out: QuantizedMatrix) -> None:

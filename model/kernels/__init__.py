@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dslite.model import quantized
 from dslite.model.kernels import gpu, native
 from dslite.model.kernels.native import ExpertTable as ExpertTable
 from dslite.model.quantized import QuantizedMatrix, Weight
@@ -98,3 +99,17 @@ def absorbed_attention(queries: Tensor, rows: Tensor, latent: int, scale: float)
     if products is None or not native.suits_absorbed(queries, rows, latent):
         return None
     return products.absorbed(queries, rows, latent, scale)
+
+
+def quantize(weight: Tensor, out: QuantizedMatrix) -> None:
+    """Quantize a weight (rows, columns) into the memory of `out`: compiled, to the last bit as quantized.quantize does.
+
+    Raises DsliteError where a value is not finite or too large.
+    """
+    products = native.products()
+    taken = weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and weight.stride(-1) == 1
+    if products is None or not taken or not native.suits_quantized(out) or out.shape != weight.shape:
+        quantized.quantize(weight, out.format, out)
+        return
+    products.quantize(weight, out)
+    quantized.check_scales(out)

@@ -32,6 +32,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "head": [_POINTER, _POINTER, _FLOAT] + [_POINTER] * 2 + [_SIZE] * 3 + [_INT],
     "quantized_linear": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _INT],
+    "quantize": [_POINTER, _SIZE, _POINTER, _INT],
     "quantized_experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "layers": [_POINTER, _SIZE, _POINTER, _INT],
     "attention": [_POINTER, _INT],
@@ -67,7 +68,7 @@ class NativeProducts:
         self._head, self._layers = library.dslite_head, library.dslite_layers
         self._attention, self._norms = library.dslite_attention, library.dslite_norms
         self._quantized_linear = library.dslite_quantized_linear
-        self._quantized_experts = library.dslite_quantized_experts
+        self._quantized_experts, self._quantize = library.dslite_quantized_experts, library.dslite_quantize
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x (T, k), rows of any stride, and weight (n, k): (T, n)."""
@@ -103,6 +104,13 @@ class NativeProducts:
             torch.get_num_threads(),
         )
         return out
+
+    def quantize(self, weight: Tensor, out: QuantizedMatrix) -> None:
+        """Quantize a weight (rows, columns) in BF16 into the memory of `out`, as quantized.quantize does."""
+        panels = _panels(out)
+        self._quantize(
+            self._level, weight.data_ptr(), weight.stride(0), ctypes.addressof(panels), torch.get_num_threads()
+        )
 
     def experts(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor, table: "ExpertTable") -> Tensor:
         """hidden (T, D), ids (T, K) int64, weights (T, K) float32: the weighted sum, (T, D) in float32.

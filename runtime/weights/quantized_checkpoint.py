@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dslite.model import kernels
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
-from dslite.model.quantized import QuantizedMatrix, Weight, mlp_views, quantize
+from dslite.model.quantized import QuantizedMatrix, Weight, mlp_views
 from dslite.model.quantized_layout import Weights
 from dslite.runtime.downloads.layout import read_config
 from dslite.runtime.downloads.packed import PACKED
@@ -38,7 +39,7 @@ def quantize_piece(checkpoint: Checkpoint, piece: PackedRange, data: Tensor) -> 
     """Fill uint8 (file_bytes,) with a piece made from published weights. Raises DsliteError, CheckpointError."""
     data[piece.nbytes :] = 0
     for name, matrix in views(piece, data).items():
-        quantize(checkpoint.tensor(name), piece.format, matrix)
+        kernels.quantize(checkpoint.tensor(name), matrix)
 
 
 @dataclass(frozen=True)

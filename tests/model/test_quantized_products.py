@@ -12,6 +12,7 @@ from support.quantized import build, dequantized, quantized_weights
 from torch import Tensor
 
 from dslite.model import kernels
+from dslite.model.errors import DsliteError
 from dslite.model.kernels import native
 from dslite.model.kernels.library import levels
 from dslite.model.kernels.native import ExpertTable
@@ -206,3 +207,47 @@ def test_without_the_library_torch_computes_the_same(monkeypatch: pytest.MonkeyP
     with_it = kernels.linear(x, weight)
     monkeypatch.setattr(native, "products", lambda level=None: None)
     assert relative(kernels.linear(x, weight), with_it) < 2e-2
+
+
+# Quantizing.
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("rows", "columns"), [(16, 64), (5, 40), (70, 1408), (200, 300)])
+@pytest.mark.parametrize("spread", ["normal", "heavy tails", "tiny", "halves"])
+def test_the_compiled_quantizer_is_the_reference_bit_by_bit(
+    level: str, format: WeightFormat, rows: int, columns: int, spread: str
+) -> None:
+    weight = normal(rows, columns + 7, seed=rows)
+    weight = {
+        "normal": weight * 0.02,
+        "heavy tails": weight**7,
+        "tiny": weight * 1e-33,
+        "halves": (weight * 4).round() / 2,  # many ties
+    }[spread].bfloat16()[:, :columns]
+    weight[0, :32] = 0
+    expected = quantize(weight, format)
+    out = QuantizedMatrix.of(torch.full_like(expected.data, 7).flatten(), format, rows, columns)
+    products(level).quantize(weight, out)
+    assert torch.equal(out.data, expected.data)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e38])
+def test_the_compiled_quantizer_refuses_what_the_reference_does(bad: float) -> None:
+    weight = normal(20, 64).bfloat16()
+    weight[3, 40] = bad
+    for format in FORMATS:
+        out = quantize(normal(20, 64), format)
+        with pytest.raises(DsliteError, match="cannot be quantized"):
+            kernels.quantize(weight, out)
+
+
+def test_gate_and_up_are_quantized_into_their_places() -> None:
+    hidden, width = 64, 48
+    weights = [normal(*shape, seed=n).bfloat16() for n, shape in enumerate([(width, hidden)] * 2 + [(hidden, width)])]
+    data = [torch.zeros(mlp_bytes(hidden, width, "int8"), dtype=torch.uint8) for _ in range(2)]
+    for own, quantizer in zip(data, (kernels.quantize, lambda w, out: quantize(w, "int8", out)), strict=True):
+        for weight, view in zip(weights, mlp_views(own, "int8", hidden, width), strict=True):
+            quantizer(weight, view)
+    assert torch.equal(*data)

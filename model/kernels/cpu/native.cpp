@@ -167,6 +167,14 @@ void dslite_quantized_linear(int level, const QuantizedMatrix* w, const bf16* x,
     ops->linear(job, aligned_workspace(ops->linear_scratch(job, threads)), threads);
 }
 
+// See quantizer.inc.h.
+void dslite_quantize(int level, const bf16* w, int64_t row_stride, const QuantizedMatrix* m, int threads) {
+#if defined(__x86_64__)
+    if (level >= kAvx2) return quantize_avx2(w, row_stride, *m, threads);
+#endif
+    quantize_portable(w, row_stride, *m, threads);
+}
+
 // As dslite_experts.
 void dslite_quantized_experts(int level, const QuantizedExpert* table, int64_t n_experts, const int64_t* ids,
                               const float* weights, const bf16* x, float* out, int64_t tokens, int64_t top_k,

@@ -48,4 +48,8 @@ const QuantizedOps* quantized_avx512();  // null where it was not compiled
 const QuantizedOps* quantized_avx2();
 const QuantizedOps* quantized_portable();
 
+// w (rows, columns), rows row_stride values apart, into the panels of m.
+void quantize_avx2(const bf16* w, int64_t row_stride, const QuantizedMatrix& m, int threads);
+void quantize_portable(const bf16* w, int64_t row_stride, const QuantizedMatrix& m, int threads);
+
 }  // namespace dslite
