@@ -172,12 +172,18 @@ class MultiHeadLatentAttention:
         """kv_b_proj, dequantized: the absorbed form takes it apart, and it is 113 of 16,700 MB in Lite."""
         return kernels.dense(self.kv_b_proj, self.kv_a_layernorm.dtype)
 
+    @cached_property
     def _up_projections(self) -> tuple[Tensor, Tensor]:
-        """W_UK (H, N, C) and W_UV (H, V, C): views of kv_b_proj."""
+        """W_UK transposed (H, C, N), which is copied where few tokens read it, and W_UV (H, V, C), a view."""
         config = self.config
         by_head = self._kv_b.unflatten(0, (config.num_attention_heads, -1))
         w_uk, w_uv = by_head.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
-        return w_uk, w_uv
+        return w_uk.transpose(1, 2), w_uv
+
+    @cached_property
+    def _w_uk(self) -> Tensor:
+        """W_UK transposed (H, C, N) in memory of its own, in rows of N values: 57 MB for all layers of Lite."""
+        return self._up_projections[0].contiguous()
 
     def _expanded(self, queries: Tensor, entries: Tensor) -> Tensor:
         """queries (T, H, N+R), entries (S, C+R): values (T, H, V). Paper, eq. 10, 11, 17, 18."""
@@ -194,16 +200,18 @@ class MultiHeadLatentAttention:
     def _absorbed(self, queries: Tensor, entries: Tensor) -> Tensor:
         """The same as _expanded, over the entries as they are stored. Paper, the end of section 2.1.2."""
         config = self.config
-        w_uk, w_uv = self._up_projections()
+        w_uk, w_uv = self._up_projections
+        if len(queries) <= kernels.FEW_TOKENS and queries.device.type == "cpu":
+            w_uk = self._w_uk
         q_nope, q_pe = queries.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
-        q_latent = torch.einsum("thn,hnc->thc", q_nope, w_uk)  # (T, H, C)
+        q_latent = kernels.by_head(q_nope, w_uk)  # (T, H, C)
         absorbed = torch.cat([q_latent, q_pe], dim=-1)  # (T, H, C+R)
         latents = kernels.absorbed_attention(absorbed, entries, config.kv_lora_rank, config.softmax_scale)
         if latents is None:
             keys = entries.expand(config.num_attention_heads, -1, -1)
             attended = self._attend(absorbed.transpose(0, 1), keys, keys)[..., : config.kv_lora_rank]
             latents = attended.transpose(0, 1)  # (T, H, C)
-        return torch.einsum("thc,hvc->thv", latents, w_uv)
+        return kernels.by_head(latents, w_uv)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal softmax(q·k)·v by head: (H, T, K), (H, S, K), (H, S, V) give (H, T, V). Paper, eq. 17 and 18."""

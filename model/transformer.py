@@ -24,6 +24,7 @@ from dslite.model.decode_cpu import CpuDecode
 from dslite.model.decode_cuda import CudaDecode, GraphRecorder
 from dslite.model.decoder_layer import DecoderLayer, MakeBank, TakeTensor
 from dslite.model.network import Network
+from dslite.model.quantized_layout import Weights
 from dslite.model.rope import rotation
 
 OnLayer = Callable[[int], None]  # called with the number of layers that are done
@@ -42,12 +43,13 @@ class Transformer:
     """DeepSeek-V2 for a batch of sequences whose new tokens lie one behind the other.
 
     `check` raises where mapped weights are no longer what they were. `recorder` records the launches of a step for
-    the next; None: every step launches anew.
+    the next; None: every step launches anew. `weights` says how products are kept: as published, or quantized.
     """
 
     network: Network
     check: Callable[[], None] = _always_valid
     recorder: GraphRecorder | None = None
+    weights: Weights = "bfloat16"
 
     @classmethod
     def build(
@@ -57,9 +59,10 @@ class Transformer:
         make_bank: MakeBank | None = None,
         recorder: GraphRecorder | None = None,
         check: Callable[[], None] = _always_valid,
+        weights: Weights = "bfloat16",
     ) -> "Transformer":
         """See Network.build."""
-        return cls(Network.build(config, take, make_bank), check, recorder)
+        return cls(Network.build(config, take, make_bank), check, recorder, weights)
 
     @property
     def config(self) -> ModelConfig:

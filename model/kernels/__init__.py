@@ -17,6 +17,8 @@ from dslite.model.kernels import gpu, native
 from dslite.model.kernels.native import ExpertTable as ExpertTable
 from dslite.model.quantized import QuantizedMatrix, Weight
 
+FEW_TOKENS = native.MOST_TOKENS  # of the kernels that are made for few
+
 _FIRST = torch.zeros(native.MOST_TOKENS, 1, dtype=torch.int64)
 _WHOLE = torch.ones(native.MOST_TOKENS, 1)
 
@@ -80,6 +82,14 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
     if products is not None and suits:
         return products.linear(x, weight)
     return F.linear(x, weight)
+
+
+def by_head(x: Tensor, weights: Tensor) -> Tensor:
+    """x (T, H, k) times a matrix for each head (H, n, k): (T, H, n)."""
+    products = native.products()
+    if products is not None and native.suits_by_head(x, weights):
+        return products.by_head(x, weights)
+    return torch.einsum("thk,hnk->thn", x, weights)
 
 
 def expanded_attention(queries: Tensor, rows: Tensor, kv_b: Weight, scale: float) -> Tensor | None:

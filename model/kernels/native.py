@@ -31,6 +31,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "linear": [_POINTER] * 3 + [_SIZE] * 4 + [_INT],
     "experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "head": [_POINTER, _POINTER, _FLOAT] + [_POINTER] * 2 + [_SIZE] * 3 + [_INT],
+    "by_head": [_POINTER] * 3 + [_SIZE] * 7 + [_INT],
     "quantized_linear": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _INT],
     "quantize": [_POINTER, _SIZE, _POINTER, _INT],
     "quantized_experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
@@ -67,7 +68,7 @@ class NativeProducts:
         self._linear, self._experts = library.dslite_linear, library.dslite_experts
         self._head, self._layers = library.dslite_head, library.dslite_layers
         self._attention, self._norms = library.dslite_attention, library.dslite_norms
-        self._quantized_linear = library.dslite_quantized_linear
+        self._quantized_linear, self._by_head = library.dslite_quantized_linear, library.dslite_by_head
         self._quantized_experts, self._quantize = library.dslite_quantized_experts, library.dslite_quantize
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -84,6 +85,27 @@ class NativeProducts:
             width,
             tokens,
             x.stride(0),
+            torch.get_num_threads(),
+        )
+        return out
+
+    def by_head(self, x: Tensor, weights: Tensor) -> Tensor:
+        """x (T, H, k) and a matrix for each head, (H, n, k): (T, H, n). Rows of k values are contiguous; T is small."""
+        tokens, heads, width = x.shape
+        rows = weights.shape[1]
+        out = torch.empty(tokens, heads, rows, dtype=torch.bfloat16)
+        self._by_head(
+            self._level,
+            weights.data_ptr(),
+            x.data_ptr(),
+            out.data_ptr(),
+            heads,
+            rows,
+            width,
+            tokens,
+            weights.stride(0),
+            x.stride(0),
+            x.stride(1),
             torch.get_num_threads(),
         )
         return out
@@ -280,6 +302,14 @@ def suits_weight(weight: Weight) -> bool:
 def suits_quantized(weight: Weight) -> bool:
     """Whether a quantized matrix can be read in place."""
     return isinstance(weight, QuantizedMatrix) and weight.device.type == "cpu"
+
+
+def suits_by_head(x: Tensor, weights: Tensor) -> bool:
+    """Whether matrices of heads (H, n, k) and x (T, H, k) can be read in place."""
+    few = 0 < x.shape[0] <= MOST_TOKENS and x.shape[2] % STEP == 0
+    tensors = [tensor for tensor in (x, weights) if tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu"]
+    whole = weights.stride(1) == weights.shape[2]
+    return few and whole and len(tensors) == 2 and all(t.stride(2) == 1 and not t.requires_grad for t in tensors)
 
 
 def suits_rows(x: Tensor) -> bool:

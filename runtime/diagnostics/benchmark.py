@@ -13,6 +13,7 @@ from torch import Tensor
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
+from dslite.model.quantized_layout import Weights
 from dslite.model.transformer import Transformer
 from dslite.runtime.cache.latent_cache import LatentKVCache, kv_bytes_per_token
 from dslite.runtime.device import compute_device
@@ -92,7 +93,7 @@ class _Bench:
             self._synchronize()
             speeds.append(tokens / (time.perf_counter() - start))
         config = self._model.config
-        read = bytes_per_token(config, self._model.dtype, together) + depth * kv_bytes_per_token(
+        read = bytes_per_token(config, self._model.dtype, together, self._model.weights) + depth * kv_bytes_per_token(
             config, self._model.dtype
         )
         return SpeedRow(test, depth, tuple(speeds), read, read_bandwidth(self._model.device))
@@ -147,9 +148,9 @@ class _Bench:
             torch.mps.synchronize()
 
 
-def bytes_per_token(config: ModelConfig, dtype: torch.dtype, together: int) -> int:
+def bytes_per_token(config: ModelConfig, dtype: torch.dtype, together: int, weights: Weights = "bfloat16") -> int:
     """Weights read for one of `together` tokens of a pass: its share, if tokens choose their experts independently."""
-    size = Footprint(config, str(dtype).removeprefix("torch."))
+    size = Footprint(config, str(dtype).removeprefix("torch."), weights)
     experts, chosen = config.n_routed_experts, config.num_experts_per_tok
     used = experts * (1 - (1 - chosen / experts) ** together)  # expected distinct experts of a layer
     routed = size.expert * used * size.moe_layers

@@ -49,7 +49,7 @@ class EngineCore:
         self.runner = ModelRunner(model, prefill_chunk)
         self._answer_logs = (
             RequestLog(None if self.experts is None else self.experts.stats),
-            ReadRateLog(model.config, model.device.type, str(model.dtype).removeprefix("torch.")),
+            ReadRateLog(model.config, model.device.type, str(model.dtype).removeprefix("torch."), model.weights),
         )
         self.prefix_cache = PrefixCache(
             lambda: self.runner.make_cache(context),

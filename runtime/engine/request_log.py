@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dslite.model.config import ModelConfig
+from dslite.model.quantized_layout import Weights
 from dslite.runtime.events import Done
 from dslite.runtime.planning.bandwidth import note_read_rate
 from dslite.runtime.planning.footprint import Footprint
@@ -80,10 +81,16 @@ class ReadRateLog:
     """Compares how fast answers read weights with the kept bandwidth of memory, which may be of a busy machine."""
 
     def __init__(
-        self, config: ModelConfig, device: str, dtype: str, *, note: Callable[[float], object] = _note_ram_rate
+        self,
+        config: ModelConfig,
+        device: str,
+        dtype: str,
+        weights: Weights = "bfloat16",
+        *,
+        note: Callable[[float], object] = _note_ram_rate,
     ) -> None:
         """`device` is a torch device type, `dtype` a key of ITEM_BYTES; `note` takes bytes per second."""
-        self._bytes = Footprint(config, dtype).read_per_token if device == "cpu" else 0
+        self._bytes = Footprint(config, dtype, weights).read_per_token if device == "cpu" else 0
         self._best = 0.0
         self._note = note
 

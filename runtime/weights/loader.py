@@ -62,7 +62,9 @@ def _load_mapped(checkpoint: Checkpoint, device: ComputeDevice, dtype: torch.dty
         progress.add(weight.nbytes)
         return weight if isinstance(weight, QuantizedMatrix) else weight.to(dtype)
 
-    return Transformer.build(checkpoint.config, take, recorder=device, check=checkpoint.check)
+    return Transformer.build(
+        checkpoint.config, take, recorder=device, check=checkpoint.check, weights=checkpoint.weights
+    )
 
 
 class _LoadProgress:
@@ -106,7 +108,8 @@ class _CopyingLoader:
     def load(self) -> Transformer:
         plan, config = self._plan, self._checkpoint.config
         if plan is None or plan.source == "resident":
-            model = Transformer.build(config, self._take, recorder=self._device)
+            weights = self._checkpoint.weights
+            model = Transformer.build(config, self._take, recorder=self._device, weights=weights)
         else:
             model = self._build_offloaded(plan)
         self._staging.run()
@@ -131,6 +134,7 @@ class _CopyingLoader:
             lambda layer: SlotExperts(cache, layer),
             recorder=self._device,
             check=self._checkpoint.check,  # of what is mapped: experts, with some sources
+            weights=self._checkpoint.weights,
         )
 
     def _source(self, source: Source) -> ExpertSource:

@@ -322,3 +322,18 @@ def test_the_compiled_library_has_the_structs_that_python_fills() -> None:
     assert library is not None
     assert structs.same_sizes(library)
     assert library.dslite_sizeof(len(structs.STRUCTS)) == 0
+
+
+@pytest.mark.parametrize("level", native.levels())
+@pytest.mark.parametrize("tokens", [1, 3, 16])
+def test_products_by_head_equal_the_reference(level: str, tokens: int) -> None:
+    """Parts of wider rows, and matrices that lie apart, as attention's do."""
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(tokens, 3, 64 + 32, generator=random).bfloat16()[..., :64]
+    weights = torch.randn(3, 50, 64, generator=random).bfloat16()[:, 10:43]
+    native_products = native.products(level)
+    assert native_products is not None
+    assert native.suits_by_head(x, weights)
+    out = native_products.by_head(x, weights)
+    expected = torch.einsum("thk,hnk->thn", x.float(), weights.float())
+    assert (out.float() - expected).norm() <= 4e-3 * expected.norm()

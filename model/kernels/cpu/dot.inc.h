@@ -121,6 +121,20 @@ void linear(const Linear& job, int threads) {
                  [&](int64_t t, int64_t r, float value) { job.y[t * job.n + r] = to_bf16(value); });
 }
 
+void by_head(const HeadProducts& job, int threads) {
+    Blocks queue;
+    auto body = [&](int, int) {
+        const bf16* rows[kMaxTokens];
+        for (int64_t h; queue.take(job.heads, &h);) {
+            for (int64_t t = 0; t < job.tokens; ++t) rows[t] = job.x + t * job.x_stride + h * job.x_head_stride;
+            products(job.w + h * job.w_stride, job.n, job.k, rows, job.tokens, [&](int64_t r, int64_t t, float value) {
+                job.y[(t * job.heads + h) * job.n + r] = to_bf16(value);
+            });
+        }
+    };
+    parallel(threads, body);
+}
+
 void head(const bf16* w, const bf16* norm, float eps, const bf16* x, bf16* normed, float* y, int64_t n, int64_t k,
           int64_t tokens, int threads) {
     for (int64_t t = 0; t < tokens; ++t) rms_norm(x + t * k, norm, normed + t * k, k, eps);

@@ -11,8 +11,8 @@
 namespace dslite {
 namespace {
 
-const Ops kOps = {linear,    head,        experts,      layer_scratch, layers, attention_scratch,
-                  attention, panel_bytes, many_experts, many_linear,   norms};
+const Ops kOps = {linear,    by_head,     head,         experts,     layer_scratch, layers, attention_scratch,
+                  attention, panel_bytes, many_experts, many_linear, norms};
 
 }  // namespace
 }  // namespace dslite

@@ -94,7 +94,7 @@ Sorted sort_entries(int64_t n_experts, const int64_t* ids, const float* weights,
 extern "C" {
 
 // Increased with every change of what follows or of the structs in ops.h.
-int dslite_abi() { return 8; }
+int dslite_abi() { return 9; }
 
 // Bytes of a struct that Python fills (StructKind), for a check at load; 0 for one that is not known.
 int64_t dslite_sizeof(int kind) {
@@ -121,6 +121,12 @@ void dslite_linear(int level, const bf16* w, const bf16* x, bf16* y, int64_t n, 
     const Ops* ops = ops_of(level);
     if (tokens <= kMaxTokens) return ops->linear(job, threads);
     ops->many_linear(job, aligned_workspace(ops->panel_bytes(k) * threads), threads);
+}
+
+// See HeadProducts; kMaxTokens at most.
+void dslite_by_head(int level, const bf16* w, const bf16* x, bf16* y, int64_t heads, int64_t n, int64_t k,
+                    int64_t tokens, int64_t w_stride, int64_t x_stride, int64_t x_head_stride, int threads) {
+    ops_of(level)->by_head({w, x, y, heads, n, k, tokens, w_stride, x_stride, x_head_stride}, threads);
 }
 
 // See AttentionJob.

@@ -43,6 +43,13 @@ struct Linear {
     int64_t n, k, tokens, x_stride;  // rows of x lie x_stride values apart
 };
 
+// y (tokens, heads, n) = for each head x (tokens, k) · W (n, k) transposed, rounded to BF16. Strides are in values.
+struct HeadProducts {
+    const bf16 *w, *x;
+    bf16* y;
+    int64_t heads, n, k, tokens, w_stride, x_stride, x_head_stride;
+};
+
 // A decoder layer for few tokens: what attention.py, moe.py and decoder_layer.py compute in many steps.
 struct Layer {
     int64_t hidden, heads, nope, rope, value, latent, query_rank;  // query_rank 0: no query compression
@@ -84,6 +91,7 @@ struct AttentionJob {
 
 struct Ops {
     void (*linear)(const Linear& job, int threads);
+    void (*by_head)(const HeadProducts& job, int threads);
     // y (tokens, n) float32 = norm(x) (tokens, k) · W (n, k) transposed, rounded to BF16 on the way; normed is (tokens,
     // k).
     void (*head)(const bf16* w, const bf16* norm, float eps, const bf16* x, bf16* normed, float* y, int64_t n,

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from dslite.app.cli import app
 from dslite.model.config import ModelConfig
+from dslite.model.quantized_layout import Weights
 from dslite.runtime.diagnostics import benchmark
 from dslite.runtime.errors import DsliteError, UsageError
 from dslite.runtime.planning import bandwidth
@@ -138,3 +139,10 @@ def test_one_token_reads_what_the_plan_says_and_many_read_everything() -> None:
     assert benchmark.bytes_per_token(config, torch.bfloat16, 1) == size.read_per_token == 4_902_874_112
     many = benchmark.bytes_per_token(config, torch.bfloat16, 4096) * 4096
     assert many == pytest.approx(size.weights - size.embedding, rel=1e-2)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_one_token_of_quantized_weights_reads_what_the_plan_says(weights: Weights) -> None:
+    config = ModelConfig.from_dict(json.loads((GOLDEN / "deepseek-v2-lite.config.json").read_text()))
+    planned = Footprint(config, "bfloat16", weights).read_per_token
+    assert benchmark.bytes_per_token(config, torch.bfloat16, 1, weights) == planned < 2_700_000_000
