@@ -48,6 +48,9 @@ const QuantizedOps* quantized_avx512();  // null where it was not compiled
 const QuantizedOps* quantized_avx2();
 const QuantizedOps* quantized_portable();
 
+// The sixteen values of 4.5 bits.
+alignas(16) constexpr int8_t kTable[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
 // w (rows, columns), rows row_stride values apart, into the panels of m.
 void quantize_avx2(const bf16* w, int64_t row_stride, const QuantizedMatrix& m, int threads);
 void quantize_portable(const bf16* w, int64_t row_stride, const QuantizedMatrix& m, int threads);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "quantized.h"
+#include "scalars.inc.h"
 #include "team.h"
 
 namespace dslite {
@@ -91,19 +92,9 @@ void quantize_group(const Tokens& tokens, int64_t group, const float* x) {
 void quantize_row(const Tokens& tokens, int64_t row, const bf16* x, int64_t columns) {
     float wide[kUnit];
     for (int64_t first = 0; first < tokens.width; first += kUnit) {
-        for (int64_t i = 0; i < kUnit; ++i) {
-            const uint32_t bits = first + i < columns ? static_cast<uint32_t>(x[first + i]) << 16 : 0;
-            __builtin_memcpy(wide + i, &bits, 4);
-        }
+        for (int64_t i = 0; i < kUnit; ++i) wide[i] = first + i < columns ? to_float(x[first + i]) : 0.0f;
         quantize_group(tokens, (row * tokens.width + first) / kUnit, wide);
     }
-}
-
-inline bf16 rounded_to_bf16(float value) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &value, 4);
-    if (value != value) return 0x7fc0;
-    return static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // Panels `place` and the next one of a matrix; of an odd last panel itself twice.
@@ -152,7 +143,7 @@ void linear(const QuantizedLinear& job, char* base, int threads) {
                 if (job.as_float)
                     __builtin_memcpy(static_cast<float*>(job.y) + place, sums, count * sizeof(float));
                 else
-                    for (int64_t r = 0; r < count; ++r) static_cast<bf16*>(job.y)[place + r] = rounded_to_bf16(sums[r]);
+                    for (int64_t r = 0; r < count; ++r) static_cast<bf16*>(job.y)[place + r] = to_bf16(sums[r]);
             });
         }
     };
@@ -192,8 +183,6 @@ void copy_row(const Tokens& from, int64_t row, const Tokens& to, int64_t place) 
     __builtin_memcpy(to.starts + place * groups, from.starts + row * groups, groups * sizeof(int32_t));
 }
 
-inline float sigmoid_weighted(float x) { return x / (1 + __builtin_expf(-x)); }
-
 void experts(const QuantizedExperts& job, char* base, int threads) {
     const ExpertsMemory memory = carve_experts(job, base, threads);
     Blocks rows, entries, in, out;
@@ -225,7 +214,7 @@ void experts(const QuantizedExperts& job, char* base, int threads) {
                 const char* up = at.up.data + panel * at.up.stride;
                 const auto done = [&](int64_t i, const float* sums) {
                     float* to = products + i * kUnit + 16 * half;
-                    for (int64_t r = 0; r < 16; ++r) to[r] = sigmoid_weighted(sums[r]) * sums[16 + r];
+                    for (int64_t r = 0; r < 16; ++r) to[r] = silu(sums[r]) * sums[16 + r];
                 };
                 if (at.gate.bits == 8)
                     Quantized::multiply<8>(gate, up, memory.sorted, first, count, own, done);

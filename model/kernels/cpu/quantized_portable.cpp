@@ -1,20 +1,9 @@
 // Quantized products in plain C++, for every other processor.
 #include "quantized_tokens.inc.h"
+#include "scalars.inc.h"
 
 namespace dslite {
 namespace {
-
-float from_half(uint16_t half) {
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
-    uint32_t bits = static_cast<uint32_t>(half & 0x7fff) << 13;
-    float value;
-    __builtin_memcpy(&value, &bits, 4);
-    value *= 5.192296858534828e33f;  // 2^112: the exponent's other offset, subnormal numbers included
-    __builtin_memcpy(&bits, &value, 4);
-    bits |= sign;
-    __builtin_memcpy(&value, &bits, 4);
-    return value;
-}
 
 struct Quantized {
     template <int Bits, class Done>
@@ -51,7 +40,7 @@ struct Quantized {
         for (int r = 0; r < 16; ++r) {
             uint16_t own;
             __builtin_memcpy(&own, block + half * 32 + 2 * r, 2);
-            sums[r] += static_cast<float>(totals[r]) * (scale * from_half(own));
+            sums[r] += static_cast<float>(totals[r]) * (scale * half_to_float(own));
         }
     }
 };

@@ -22,7 +22,5 @@ struct Tokens {
     int64_t groups() const { return (used != 0 ? used : width) / 32; }
 };
 
-alignas(16) constexpr int8_t kTable[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-
 }  // namespace
 }  // namespace dslite

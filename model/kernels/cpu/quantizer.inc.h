@@ -3,21 +3,14 @@
 #pragma once
 
 #include "quantized.h"
+#include "scalars.inc.h"
 #include "team.h"
 
 namespace dslite {
 namespace {
 
-constexpr int32_t kTableValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 constexpr int32_t kCandidates[] = {-111, -118, -125, -132, -139, -146, -153, 97, 103, 109, 115, 121, 127};
 constexpr float kLeast = 1e-30f;
-
-inline float of_bf16(bf16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value) << 16;
-    float wide;
-    __builtin_memcpy(&wide, &bits, 4);
-    return wide;
-}
 
 inline uint16_t to_half(float value) {
     uint32_t bits;
@@ -37,14 +30,6 @@ inline uint16_t to_half(float value) {
         half = (bits + 0xc8000fffu + (bits >> 13 & 1)) >> 13;
     }
     return static_cast<uint16_t>(half | sign >> 16);
-}
-
-inline float half_to_float(uint16_t half) {
-    uint32_t bits = static_cast<uint32_t>(half & 0x7fff) << 13;
-    float value;
-    __builtin_memcpy(&value, &bits, 4);
-    value *= 5.192296858534828e33f;  // 2^112: the exponent's other offset
-    return half & 0x8000 ? -value : value;
 }
 
 inline float absolute(float x) { return x < 0 ? -x : x; }
@@ -77,8 +62,8 @@ struct Nearest {
     Nearest() {
         for (int i = 0; i < 256; ++i) {
             int place = 0;  // the midpoints that are smaller
-            while (place < 15 && kTableValues[place] + kTableValues[place + 1] < 2 * (i - 128)) ++place;
-            value[i] = kTableValues[place];
+            while (place < 15 && kTable[place] + kTable[place + 1] < 2 * (i - 128)) ++place;
+            value[i] = kTable[place];
         }
     }
 };
@@ -117,7 +102,7 @@ uint16_t to_table(const float* x, const Nearest& nearest, uint8_t* places) {
     for (int i = 0; i < 32; ++i) {
         const float scaled = x[i] * inverse;
         int place = 0;
-        for (int m = 0; m < 15; ++m) place += static_cast<float>(kTableValues[m] + kTableValues[m + 1]) * 0.5f < scaled;
+        for (int m = 0; m < 15; ++m) place += static_cast<float>(kTable[m] + kTable[m + 1]) * 0.5f < scaled;
         places[i] = static_cast<uint8_t>(place);
     }
     return found;
@@ -157,7 +142,7 @@ void quantize(const bf16* w, int64_t row_stride, const QuantizedMatrix& m, int t
                     float x[32];
                     for (int64_t i = 0; i < 32; ++i) {
                         const int64_t column = 32 * group + i;
-                        x[i] = exists && column < m.columns ? of_bf16(from[column]) : 0.0f;
+                        x[i] = exists && column < m.columns ? to_float(from[column]) : 0.0f;
                     }
                     quantize_row_group(x, m, nearest, out + group / 2 * block_bytes, group % 2, row);
                 }
