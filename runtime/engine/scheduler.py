@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Event as Flag
 
+import torch
 from torch import Tensor
 
 from dslite.model.attention import Span
@@ -332,13 +333,23 @@ class Scheduler:
         return events
 
     def _draw(self, chunks: abc.Sequence[ScheduledChunk], logits: Tensor) -> abc.Sequence[int | None]:
-        """The tokens that the device draws from logits (chunks, vocabulary); None where the host draws them."""
-        sequences = [chunk.sequence for chunk in chunks]
+        """The tokens that the device draws from logits (chunks, vocabulary); None where none is due, or the host draws.
+
+        A piece of a prompt that is not its last one waits for nothing.
+        """
+        due = [place for place, chunk in enumerate(chunks) if chunk.last]
+        tokens: list[int | None] = [None] * len(chunks)
+        if not due:
+            return tokens
+        rows = logits if len(due) == len(chunks) else torch.stack([logits[place] for place in due])
         try:
-            drawn = self._core.runner.draw(logits, sequences, self._core.tokenizer.vocab_size)
+            sequences = [chunks[place].sequence for place in due]
+            drawn = self._core.runner.draw(rows, sequences, self._core.tokenizer.vocab_size)
         except OutOfMemoryError:
-            drawn = None  # one after the other takes less
-        return drawn or [None] * len(chunks)
+            return tokens  # one after the other takes less
+        for place, token in zip(due, drawn or (), strict=False):
+            tokens[place] = token
+        return tokens
 
     def _advance(self, sequence: Sequence, logits: Tensor, drawn: int | None) -> list[Event]:
         """Take the next token, drawn already or from logits (vocabulary,), unless the answer is over.

@@ -103,6 +103,27 @@ def test_answers_are_those_that_the_host_draws(tmp_path: Path, together: int, mo
     assert max(rows) == together
 
 
+def test_pieces_of_a_prompt_before_its_last_draw_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each draw waits for the device."""
+    folder = write_checkpoint(tmp_path, tiny_config(), seed=4)
+    engine = load_engine(folder, context=100, eos_token_ids=[], prefill_chunk=5)
+    rows: list[int] = []
+
+    def drawn(logits: Tensor, *_: object) -> list[int]:
+        rows.append(len(logits))
+        return [7] * len(logits)
+
+    monkeypatch.setattr(device_sampling, "usable", lambda logits: True)
+    monkeypatch.setattr(device_sampling, "draw", drawn)
+    scheduler = Scheduler(engine)
+    scheduler.add("short", Request([3, 4], SamplingParams(max_tokens=6)))
+    scheduler.add("long", Request(list(range(23)), SamplingParams(max_tokens=2)))
+    ends = {key: event.token_ids for key, event in scheduler.run() if isinstance(event, Done)}
+    assert ends == {"short": (7,) * 6, "long": (7, 7)}
+    assert sum(rows) == 8  # the tokens of both answers
+    assert max(rows) == 2
+
+
 def test_a_sequence_whose_logits_are_damaged_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load_engine(write_checkpoint(tmp_path, tiny_config(), seed=4), context=100, eos_token_ids=[])
     monkeypatch.setattr(device_sampling, "usable", lambda logits: True)
