@@ -174,7 +174,7 @@ class MultiHeadLatentAttention:
 
     @cached_property
     def _up_projections(self) -> tuple[Tensor, Tensor]:
-        """W_UK transposed (H, C, N), which is copied where few tokens read it, and W_UV (H, V, C), a view."""
+        """W_UK transposed (H, C, N) and W_UV (H, V, C): views of kv_b_proj."""
         config = self.config
         by_head = self._kv_b.unflatten(0, (config.num_attention_heads, -1))
         w_uk, w_uv = by_head.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
@@ -182,7 +182,7 @@ class MultiHeadLatentAttention:
 
     @cached_property
     def _w_uk(self) -> Tensor:
-        """W_UK transposed (H, C, N) in memory of its own, in rows of N values: 57 MB for all layers of Lite."""
+        """W_UK transposed in memory of its own, as the compiled kernel reads it: 57 MB for all layers of Lite."""
         return self._up_projections[0].contiguous()
 
     def _expanded(self, queries: Tensor, entries: Tensor) -> Tensor:
@@ -201,10 +201,8 @@ class MultiHeadLatentAttention:
         """The same as _expanded, over the entries as they are stored. Paper, the end of section 2.1.2."""
         config = self.config
         w_uk, w_uv = self._up_projections
-        if len(queries) <= kernels.FEW_TOKENS and queries.device.type == "cpu":
-            w_uk = self._w_uk
         q_nope, q_pe = queries.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
-        q_latent = kernels.by_head(q_nope, w_uk)  # (T, H, C)
+        q_latent = kernels.by_head(q_nope, self._w_uk if kernels.multiplies_by_head(q_nope) else w_uk)  # (T, H, C)
         absorbed = torch.cat([q_latent, q_pe], dim=-1)  # (T, H, C+R)
         latents = kernels.absorbed_attention(absorbed, entries, config.kv_lora_rank, config.softmax_scale)
         if latents is None:

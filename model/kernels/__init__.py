@@ -17,8 +17,6 @@ from dslite.model.kernels import gpu, native
 from dslite.model.kernels.native import ExpertTable as ExpertTable
 from dslite.model.quantized import QuantizedMatrix, Weight
 
-FEW_TOKENS = native.MOST_TOKENS  # of the kernels that are made for few
-
 _FIRST = torch.zeros(native.MOST_TOKENS, 1, dtype=torch.int64)
 _WHOLE = torch.ones(native.MOST_TOKENS, 1)
 
@@ -46,8 +44,8 @@ def weighted_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, table:
     """hidden (T, D), ids (T, K), float32 weights (T, K): the weighted sum of the experts, (T, D) in float32."""
     products = native.products()
     tokens, chosen = expert_ids.shape
-    ours = tokens <= native.MOST_TOKENS or native.thresholds.ours(tokens * chosen / max(len(table.addresses), 1))
-    ours = ours or table.panels is not None
+    few = tokens <= native.MOST_TOKENS or native.thresholds.ours(tokens * chosen / max(table.count, 1))
+    ours = few or table.panels is not None
     if products is not None and ours and table.computes and hidden.is_contiguous() and native.suits_many_rows(hidden):
         return products.experts(hidden, expert_ids.contiguous(), weights.contiguous(), table)
     return None
@@ -82,6 +80,11 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
     if products is not None and suits:
         return products.linear(x, weight)
     return F.linear(x, weight)
+
+
+def multiplies_by_head(x: Tensor) -> bool:
+    """Whether the compiled kernel takes x (T, H, k), with matrices whose rows of k values are contiguous."""
+    return native.products() is not None and native.suits_heads(x)
 
 
 def by_head(x: Tensor, weights: Tensor) -> Tensor:

@@ -304,12 +304,16 @@ def suits_quantized(weight: Weight) -> bool:
     return isinstance(weight, QuantizedMatrix) and weight.device.type == "cpu"
 
 
-def suits_by_head(x: Tensor, weights: Tensor) -> bool:
-    """Whether matrices of heads (H, n, k) and x (T, H, k) can be read in place."""
+def suits_heads(x: Tensor) -> bool:
+    """Whether the kernel of products by head reads x (T, H, k) in place."""
     few = 0 < x.shape[0] <= MOST_TOKENS and x.shape[2] % STEP == 0
-    tensors = [tensor for tensor in (x, weights) if tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu"]
-    whole = weights.stride(1) == weights.shape[2]
-    return few and whole and len(tensors) == 2 and all(t.stride(2) == 1 and not t.requires_grad for t in tensors)
+    return few and x.dtype is torch.bfloat16 and x.device.type == "cpu" and x.stride(2) == 1 and not x.requires_grad
+
+
+def suits_by_head(x: Tensor, weights: Tensor) -> bool:
+    """The same, and the matrices of heads (H, n, k)."""
+    bf16 = weights.dtype is torch.bfloat16 and weights.device.type == "cpu" and not weights.requires_grad
+    return suits_heads(x) and bf16 and weights.stride(2) == 1 and weights.stride(1) == weights.shape[2]
 
 
 def suits_rows(x: Tensor) -> bool:
