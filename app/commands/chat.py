@@ -1,7 +1,6 @@
 """`dslite chat`: the terminal application, or with --plain a chat line by line."""
 
 import os
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 from dslite.app.commands.command import flag, handles_signals
 from dslite.app.commands.flags import AnswerFlags, ConversationFlags, EndpointFlags, EngineFlags, model_ref
 from dslite.app.commands.packing import ensure_packed
+from dslite.app.terminal.questions import can_ask
 from dslite.runtime.downloads.packed import locate_weights, source_folder
 from dslite.runtime.errors import DsliteError, UsageError
 
@@ -41,7 +41,7 @@ def chat(
     plain = plain or os.environ.get("TERM") in ("dumb", "")
     start = _start(given, _find(conversation), engine, server, conversation)
     options = start.loader.engine_options if isinstance(start.loader, LocalModelLoader) else None
-    if not plain and not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not plain and not can_ask():
         if options is not None:
             # A model that is absent is reported first: a terminal alone would not help.
             locate_weights(start.ref, options.weights)

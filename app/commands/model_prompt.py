@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dslite.app.terminal import console
+from dslite.app.terminal.questions import can_ask, read_answer
 from dslite.app.terminal.signals import Interruption
 from dslite.runtime.downloads.hub import DEMO, ModelRef, parse_model
 from dslite.runtime.downloads.packed import locate_weights
@@ -37,14 +38,10 @@ def ensure_model(ref: ModelRef, *, offline: bool, weights: Weights = "bfloat16")
         locate_weights(ref, weights)
         return ref
     except ModelUnavailableError as error:
-        if offline or not _can_ask():
+        if offline or not can_ask():
             raise
         _say(error.message)
         return _ask(ref)
-
-
-def _can_ask() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _say(text: str) -> None:
@@ -114,9 +111,8 @@ def plan_line(ref: ModelRef) -> str:
 
 def _read(prompt: str) -> str:
     """A line of the terminal; the end of input quits."""
-    print(prompt, end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
-    return line.strip() if line else "q"
+    answer = read_answer(prompt)
+    return "q" if answer is None else answer
 
 
 def _other_folder() -> Path | None:

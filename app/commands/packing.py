@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from dslite.app.terminal import console
+from dslite.app.terminal.questions import can_ask, read_answer
 from dslite.app.terminal.signals import Interruption
 from dslite.runtime.downloads.hub import ModelRef, locate
-from dslite.runtime.downloads.packed import find_packed
+from dslite.runtime.downloads.packed import find_packed, source_folder
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import ModelUnavailableError
 from dslite.runtime.units import size_text
@@ -29,14 +30,16 @@ def ensure_packed(ref: ModelRef, options: EngineOptions, *, yes: bool) -> None:
 
     job = PackingJob.of(ref, locate(ref), options.weights)
     if not yes:
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise ModelUnavailableError(
+        if can_ask():
+            _show(job)
+        _ask(
+            ref,
+            ModelUnavailableError(
                 f"{ref.name} has no packed {options.weights} weights, and {size_text(job.nbytes)} are not written "
                 "without asking",
                 f"dslite model pack {ref.name} --weights {options.weights} --yes; or --yes or --no-pack here",
-            )
-        _show(job)
-        _ask(ref)
+            ),
+        )
     run_packing(job)
 
 
@@ -48,10 +51,12 @@ def _show(job: "PackingJob") -> None:
     )
 
 
-def _ask(ref: ModelRef) -> None:
-    """Raises ModelUnavailableError for a no."""
-    print("write it? [Y/n]: ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
+def _ask(ref: ModelRef, unasked: ModelUnavailableError) -> None:
+    """Raise `unasked` where there is no terminal, and ModelUnavailableError for a no or the end of input."""
+    if not can_ask():
+        raise unasked
+    answer = read_answer("write it? [Y/n]: ")
+    if answer is None or answer.lower() not in ("", "y", "yes"):
         raise ModelUnavailableError(f"{ref.name} was not packed", "use --weights bfloat16, or --no-pack")
 
 
@@ -74,7 +79,6 @@ def run_packing(job: "PackingJob") -> Path:
 def pack(ref: ModelRef, options: EngineOptions, *, yes: bool, remove_source: bool, dequantise: Path | None) -> Path:
     """Pack, or find packed, the weights of a model; then remove their source, or write them dequantized."""
     from dslite.runtime.downloads.inventory import removable, remove
-    from dslite.runtime.downloads.packed import source_folder
     from dslite.runtime.weights.open_checkpoint import open_checkpoint, unchanged
     from dslite.runtime.weights.packing import PackingJob
 
@@ -85,10 +89,9 @@ def pack(ref: ModelRef, options: EngineOptions, *, yes: bool, remove_source: boo
         job = PackingJob.of(ref, source or locate(ref), options.weights)
         if not console.settings.quiet:
             _show(job)
-        if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-            _ask(ref)
-        elif not yes:
-            raise ModelUnavailableError(f"{size_text(job.nbytes)} are not written without asking", "say so with --yes")
+        if not yes:
+            unasked = f"{size_text(job.nbytes)} are not written without asking"
+            _ask(ref, ModelUnavailableError(unasked, "say so with --yes"))
         folder = run_packing(job)
     if dequantise is not None:
         from dslite.runtime.weights.dequantizing import write_dequantized
@@ -101,8 +104,6 @@ def pack(ref: ModelRef, options: EngineOptions, *, yes: bool, remove_source: boo
 
 def verify_packed(ref: ModelRef) -> bool:
     """Check every block of a model's packed weights; whether there are any. Raises CheckpointError."""
-    from dslite.runtime.downloads.packed import find_packed
-
     found = False
     for weights in ("int8", "int4"):
         folder = find_packed(ref, weights)

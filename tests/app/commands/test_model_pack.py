@@ -1,5 +1,6 @@
 """Packing from the outside: asked for, listed, verified, run without the published weights, and removed."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import pytest
 from support.hub_server import HubServer
 from support.in_process import Dslite
 
-from dslite.runtime.downloads.packed import PACKED
+from dslite.app.commands import packing
+from dslite.app.terminal import questions
+from dslite.runtime.downloads.hub import parse_model
+from dslite.runtime.downloads.packed import PACKED, find_packed
 
 
 @pytest.fixture
@@ -41,6 +45,19 @@ def test_a_script_must_say_yes(dslite: Dslite, hub: HubServer) -> None:
     assert "--yes" in err
     assert formats(dslite) == ["bfloat16"]
     assert hub.repos
+
+
+@pytest.mark.parametrize(("typed", "packs"), [("\n", True), ("Yes\n", True), ("n\n", False), ("", False)])
+def test_a_terminal_is_asked_and_the_end_of_input_is_a_no(
+    dslite: Dslite, monkeypatch: pytest.MonkeyPatch, typed: str, packs: bool
+) -> None:
+    monkeypatch.setattr(packing, "can_ask", lambda: True)
+    monkeypatch.setattr(questions.sys, "stdin", io.StringIO(typed))
+    code, out, err = dslite("model", "pack", "demo", "--weights", "int8")
+    assert code == (0 if packs else 3)
+    assert "write it? [Y/n]: " in err
+    assert bool(out) == packs
+    assert (find_packed(parse_model("demo"), "int8") is not None) == packs
 
 
 def test_pack_needs_a_format_and_a_folder_keeps_its_source(dslite: Dslite) -> None:

@@ -21,7 +21,7 @@ CHAT = parse_model("chat")
 def answering(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     """A user at a terminal who types these lines."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
-    monkeypatch.setattr(model_prompt, "_can_ask", lambda: True)
+    monkeypatch.setattr(model_prompt, "can_ask", lambda: True)
     monkeypatch.setattr(model_prompt, "plan_line", lambda _: "cpu, as planned")
 
 
