@@ -5,9 +5,8 @@ No launch depends on a value, allocates or waits, so that a recording of them (d
 
 # T tokens  D hidden  E experts  K experts per token  M experts computed of a token  H heads  C latent  R rope  P splits
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,11 +17,7 @@ from dslite.model.kernels import gpu_limits
 from dslite.model.moe import MLP, MoE, ResidentExperts
 from dslite.model.network import Network
 
-
-class Launch(Protocol):
-    """Launches kernels."""
-
-    def __call__(self) -> None: ...
+Launch = Callable[[], None]
 
 
 @dataclass
@@ -72,8 +67,8 @@ class DecodeBuffers:
         self._scores = buffer(most, config.n_routed_experts)
         self._tables = {layer.index: _table(layer) for layer in network.layers if _all_resident(layer)}
         entries = config.num_experts_per_tok + config.n_shared_experts
-        self._products_of = {True: buffer(most, entries, config.moe_intermediate_size)}  # of experts, or a dense MLP
-        self._products_of[False] = buffer(most, 1, config.intermediate_size)
+        self._inner = buffer(most, entries, config.moe_intermediate_size)
+        self._dense_inner = buffer(most, 1, config.intermediate_size)
         self._parts = buffer(most, entries, hidden)
         self._ids, self._weights = buffer(most * max(entries, 1), dtype=torch.int64), buffer(most * max(entries, 1))
 
@@ -128,18 +123,17 @@ class DecodeBuffers:
         """attention_out to hidden: two launches, three with a router, and one more for several tokens."""
         config, kernels, table = self._network.config, self._experts, self._tables[layer.index]
         norm, out = layer.post_attention_layernorm, self.attention_out[:tokens]
-        routes, scores = isinstance(layer.mlp, MoE), self._scores[:tokens]
-        chosen = config.num_experts_per_tok if routes else 0
+        scores, products, chosen = self._scores[:tokens], self._dense_inner[:tokens], 0
         if isinstance(layer.mlp, MoE):
+            products, chosen = self._inner[:tokens], config.num_experts_per_tok
             gate = layer.mlp.gate.weight
             self._products.launch_norm_product(out, norm, gate, None, scores, layer.eps, exact=True)
-        products = self._products_of[routes][:tokens]
         entries = products.shape[1]
         ids = self._ids[: tokens * entries].view(tokens, entries)
         weights = self._weights[: tokens * entries].view(tokens, entries)
         scaling = config.routed_scaling_factor
         kernels.launch_gate_up(out, norm, scores, table, products, ids, weights, chosen, scaling, layer.eps)
-        if routes and tokens > 1:
+        if chosen and tokens > 1:
             parts = self._parts[:tokens]
             kernels.launch_down_tokens(products, table, ids, parts, out.element_size())
             kernels.launch_combine_entries(parts, weights, out, self.hidden[:tokens])

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dslite.model import kernels
+from dslite.model.attention import rms_norm
 from dslite.model.config import ModelConfig
 from dslite.model.decoder_layer import DecoderLayer, MakeBank, TakeTensor, build_layer, resident_experts
 from dslite.model.quantized import Weight, plain
@@ -52,3 +54,9 @@ class Network:
     def device(self) -> torch.device:
         """Of everything but the embedding and routed experts, which may lie elsewhere."""
         return self.norm.device
+
+
+def output_logits(hidden: Tensor, norm: Tensor, head: Weight, eps: float) -> Tensor:
+    """Scores (T, vocabulary), float32, of hidden states (T, D): final norm (D,) and output head (vocabulary, D)."""
+    logits = kernels.head(hidden, norm, head, eps)
+    return kernels.linear(rms_norm(hidden, norm, eps), head).float() if logits is None else logits

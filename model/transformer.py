@@ -17,13 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dslite.model import kernels
-from dslite.model.attention import Form, Span, last_of_each, rms_norm
+from dslite.model.attention import Form, Span, last_of_each
 from dslite.model.config import ModelConfig
 from dslite.model.decode_cpu import CpuDecode
 from dslite.model.decode_cuda import CudaDecode, GraphRecorder
 from dslite.model.decoder_layer import DecoderLayer, MakeBank, TakeTensor
-from dslite.model.network import Network
+from dslite.model.network import Network, output_logits
 from dslite.model.quantized_layout import Weights
 from dslite.model.rope import rotation
 
@@ -131,10 +130,7 @@ class Transformer:
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (T, vocabulary) of the token behind each hidden state (T, D), float32."""
         network = self.network
-        eps = network.config.rms_norm_eps
-        logits = kernels.head(hidden, network.norm, network.lm_head, eps)
-        if logits is None:
-            logits = kernels.linear(rms_norm(hidden, network.norm, eps), network.lm_head).float()
+        logits = output_logits(hidden, network.norm, network.lm_head, network.config.rms_norm_eps)
         self.check()
         return logits
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dslite.model import kernels
-from dslite.model.attention import Span, rms_norm
+from dslite.model.attention import Span
 from dslite.model.decoder_layer import build_layer, resident_experts
+from dslite.model.network import output_logits
 from dslite.model.quantized import QuantizedMatrix, Weight, plain
 from dslite.model.quantized_layout import Weights
 from dslite.model.rope import amplitude, inverse_frequencies, rotation
@@ -152,7 +152,4 @@ class _LayerwiseRun:
             head = head.dequantize()
         scored = torch.cat([states[:-1] for states in self._hidden.split(self._counts)])
         for rows in scored.split(_ROWS):
-            logits = kernels.head(rows, norm, head, eps)
-            if logits is None:
-                logits = kernels.linear(rms_norm(rows, norm, eps), head).float()
-            yield logits.log_softmax(-1)
+            yield output_logits(rows, norm, head, eps).log_softmax(-1)

@@ -17,7 +17,7 @@ from dslite.model.kernels import gpu
 from dslite.runtime.device import ComputeDevice
 
 DAMAGED = -1  # in place of a token: the logits hold NaN or infinity
-_LEAST_TEMPERATURE = 1e-6
+LEAST_TEMPERATURE = 1e-6  # a lower one would divide logits to infinity; the draw is greedy already
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Race:
 
     @property
     def inverse_temperature(self) -> float:
-        return 1 / max(self.temperature, _LEAST_TEMPERATURE) if self.temperature else 1.0
+        return 1 / max(self.temperature, LEAST_TEMPERATURE) if self.temperature else 1.0
 
 
 def usable(logits: Tensor) -> bool:

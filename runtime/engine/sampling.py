@@ -16,11 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dslite.runtime.engine.device_sampling import Race
+from dslite.runtime.engine.device_sampling import LEAST_TEMPERATURE, Race
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import NumericsError
 
-_MIN_TEMPERATURE = 1e-6  # a lower one would divide logits to infinity; the draw is greedy already
 _FIRST_CANDIDATES = 512  # that top-p looks at before it sorts the whole vocabulary
 
 
@@ -66,7 +65,7 @@ class Sampler:
         """
         logits = self.penalise(logits[: self._n_tokens])
         params = self._params
-        chances, ids = self._likeliest((logits / max(params.temperature, _MIN_TEMPERATURE)).softmax(-1))
+        chances, ids = self._likeliest((logits / max(params.temperature, LEAST_TEMPERATURE)).softmax(-1))
         keep = chances > 0
         if params.top_p < 1:
             before = chances.cumsum() - chances

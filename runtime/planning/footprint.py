@@ -11,7 +11,6 @@ from dslite.model.quantized_layout import expert_bytes as quantized_expert_bytes
 from dslite.runtime.weights import packed_layout
 
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
-PAGE = packed_layout.PAGE  # bytes; unbuffered reads begin and end on such boundaries of a file
 LOGIT_ROWS = 64  # prompt positions scored at once: 64 × 102,400 × 4 bytes
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -112,8 +111,8 @@ class Footprint:
     @property
     def direct_slot(self) -> int:
         """A slot that unbuffered reads fill: whole pages, and room for an extent that begins or ends inside one."""
-        pages = -(-self.expert // PAGE) * PAGE
-        return pages + (_EXTENTS * 2 * PAGE if self.format == "bfloat16" else 0)
+        pages = packed_layout.whole_pages(self.expert)
+        return pages + (_EXTENTS * 2 * packed_layout.PAGE if self.format == "bfloat16" else 0)
 
     def gpu_workspace(self, chunk: int, context: int) -> int:
         """workspace() on a GPU, whose kernels of attention have no mask in memory and share what torch's CPU ones copy.

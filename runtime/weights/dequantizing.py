@@ -1,4 +1,4 @@
-"""Writes quantized weights dequantized, as a checkpoint in Hub layout, for whoever compares results."""
+"""Writes the dequantized values of quantized weights as a checkpoint in Hub layout, to compare results with."""
 
 import json
 import math

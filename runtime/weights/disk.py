@@ -18,9 +18,9 @@ from torch import Tensor
 from dslite.model.moe import MLP
 from dslite.runtime.device import Event, anonymous_memory
 from dslite.runtime.errors import CheckpointError
-from dslite.runtime.planning.footprint import PAGE
 from dslite.runtime.system.files import drop_cached_pages, read_at
 from dslite.runtime.weights.checkpoint import Checkpoint
+from dslite.runtime.weights.packed_layout import PAGE, whole_pages
 from dslite.runtime.weights.page_cache import PageCache
 from dslite.runtime.weights.safetensors_file import TensorEntry
 from dslite.runtime.weights.sources import ExpertForm, Fetch, expert_entries
@@ -86,7 +86,7 @@ class _PageRange:
 
     @property
     def span(self) -> int:
-        return -(-(self.end - self.first_page) // PAGE) * PAGE
+        return whole_pages(self.end - self.first_page)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from dslite.runtime.weights.disk import DiskSource, Reader
 from dslite.runtime.weights.expert_blocks import ExpertBlocks
 from dslite.runtime.weights.expert_stats import ExpertStats
 from dslite.runtime.weights.experts import ExpertCache
-from dslite.runtime.weights.packed_layout import PackedRange, piece_of
+from dslite.runtime.weights.packed_layout import MATRICES, PackedRange, piece_of
 from dslite.runtime.weights.quantized_checkpoint import quantize_piece, views
 from dslite.runtime.weights.slot_bank import SlotExperts
-from dslite.runtime.weights.sources import MATRICES, ExpertForm, ExpertSource, HostArena, HostSource, expert_name
+from dslite.runtime.weights.sources import ExpertForm, ExpertSource, HostArena, HostSource, expert_name
 from dslite.runtime.weights.staging import Staging
 from dslite.runtime.weights.warm_up import warm_up
 

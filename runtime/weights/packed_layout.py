@@ -12,8 +12,13 @@ from dslite.model.config import ModelConfig
 from dslite.model.parameters import parameter_shapes
 from dslite.model.quantized_layout import WeightFormat, Weights, mlp_bytes, packed_bytes, weight_format
 
-PAGE = 4096
-_MLP = ("gate_proj", "up_proj", "down_proj")
+PAGE = 4096  # bytes; unbuffered reads begin and end on such boundaries of a file
+MATRICES = ("gate_proj", "up_proj", "down_proj")  # of an MLP
+
+
+def whole_pages(nbytes: int) -> int:
+    """Bytes rounded up to pages."""
+    return -(-nbytes // PAGE) * PAGE
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class PackedRange:
     @property
     def file_bytes(self) -> int:
         """The same in whole pages."""
-        return -(-self.nbytes // PAGE) * PAGE
+        return whole_pages(self.nbytes)
 
 
 @lru_cache(maxsize=8)
@@ -50,10 +55,10 @@ def pieces(config: ModelConfig, weights: Weights) -> dict[str, PackedRange]:
         if format is None:
             continue
         owner, _, matrix = name.removesuffix(".weight").rpartition(".")
-        if matrix not in _MLP:
+        if matrix not in MATRICES:
             found[name] = PackedRange(name, format, (name,), *shape)
-        elif matrix == _MLP[0]:
-            found[owner] = PackedRange(owner, format, tuple(f"{owner}.{part}.weight" for part in _MLP), *shape)
+        elif matrix == MATRICES[0]:
+            found[owner] = PackedRange(owner, format, tuple(f"{owner}.{part}.weight" for part in MATRICES), *shape)
     return found
 
 

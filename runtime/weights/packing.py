@@ -27,7 +27,7 @@ from dslite.runtime.errors import DsliteError
 from dslite.runtime.locked_file import LockTimeoutError, file_lock
 from dslite.runtime.system.files import free_disk_bytes, replace, write_at
 from dslite.runtime.weights.checkpoint import Checkpoint
-from dslite.runtime.weights.packed_layout import pieces
+from dslite.runtime.weights.packed_layout import PAGE, pieces
 from dslite.runtime.weights.quantized_checkpoint import (
     BLOCK_BYTES,
     CHECKSUMS,
@@ -39,7 +39,6 @@ from dslite.runtime.weights.safetensors_file import header_bytes, tensor_bytes
 
 PART = PACKED + ".part"
 JOURNAL = PACKED + ".journal"
-_START = 4096  # tensors begin at a multiple of this: unbuffered reads of experts begin on pages
 _FLUSH_BYTES = 2**30
 _MAPPED_BYTES = 2**27  # written before pages of the sources, two to four times as many, are given back
 _WORKERS = 2  # each holds one piece and its sources' pages
@@ -120,7 +119,7 @@ class _Writer:
         self._layout = _layout(job.source, job.weights)
         self._pieces = pieces(job.source.config, job.weights)
         metadata = {"version": VERSION, "weights": job.weights, "source": source_identity(job.source.folder)}
-        self._header = header_bytes(self._layout.forms, metadata, _START)
+        self._header = header_bytes(self._layout.forms, metadata, PAGE)
         self._sums: dict[str, list[int]] = {}  # tensor → checksums of its blocks
         self._done = 0
 

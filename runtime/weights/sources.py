@@ -14,10 +14,9 @@ from dslite.model.quantized import mlp_views, quantized
 from dslite.model.quantized_layout import WeightFormat
 from dslite.model.quantized_layout import expert_bytes as quantized_expert_bytes
 from dslite.runtime.device import ComputeDevice, Event, anonymous_memory
-from dslite.runtime.planning.footprint import PAGE, expert_bytes, routed_format
+from dslite.runtime.planning.footprint import expert_bytes, routed_format
 from dslite.runtime.weights.checkpoint import Checkpoint
-
-MATRICES = ("gate_proj", "up_proj", "down_proj")
+from dslite.runtime.weights.packed_layout import MATRICES, whole_pages
 
 
 class Fetch(Protocol):
@@ -88,7 +87,7 @@ class ExpertForm:
     @property
     def pages(self) -> int:
         """Bytes in whole pages."""
-        return -(-self.nbytes // PAGE) * PAGE
+        return whole_pages(self.nbytes)
 
     def views(self, buffer: Tensor) -> MLP:
         """Views of a buffer."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from dslite.runtime.device import ComputeDevice, Event
-from dslite.runtime.planning.footprint import PAGE
 from dslite.runtime.weights.disk import Extents, Reader, Reading
+from dslite.runtime.weights.packed_layout import PAGE
 from dslite.runtime.weights.safetensors_file import TensorEntry
 
 BUFFER_BYTES = 32 * 2**20

@@ -92,7 +92,8 @@ def disk_rate(checkpoint: Any, runs: int = 7, count: int = 12) -> float:
     """
     from dslite.runtime.device import anonymous_memory
     from dslite.runtime.weights.disk import Extents, Reader, Reading
-    from dslite.runtime.weights.sources import MATRICES, expert_name
+    from dslite.runtime.weights.packed_layout import MATRICES
+    from dslite.runtime.weights.sources import expert_name
 
     config = checkpoint.config
     reader = Reader(checkpoint)

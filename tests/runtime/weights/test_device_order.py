@@ -21,8 +21,9 @@ from dslite.runtime.cache.latent_cache import LatentKVCache
 from dslite.runtime.planning.device_plan import PlanRequest
 from dslite.runtime.planning.placement import plan
 from dslite.runtime.weights.experts import ExpertCache
+from dslite.runtime.weights.packed_layout import MATRICES
 from dslite.runtime.weights.slot_bank import SlotExperts
-from dslite.runtime.weights.sources import MATRICES, HostSource, expert_name
+from dslite.runtime.weights.sources import HostSource, expert_name
 
 pytestmark = pytest.mark.skipif(not cuda_guard(), reason="no C++ compiler for the guard of fake CUDA tensors")
 

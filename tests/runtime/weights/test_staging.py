@@ -19,12 +19,12 @@ from dslite.model.parameters import parameter_shapes
 from dslite.runtime.device import PlainDevice
 from dslite.runtime.errors import OutOfMemoryError
 from dslite.runtime.planning.device_plan import PlanRequest
-from dslite.runtime.planning.footprint import PAGE
 from dslite.runtime.planning.placement import plan
 from dslite.runtime.weights import staging
 from dslite.runtime.weights.checkpoint import Checkpoint
 from dslite.runtime.weights.disk import Reader
 from dslite.runtime.weights.loader import expert_cache, load
+from dslite.runtime.weights.packed_layout import PAGE
 from dslite.runtime.weights.page_cache import PageCache
 from dslite.runtime.weights.safetensors_file import TensorEntry
 from dslite.runtime.weights.staging import Staging
