@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from dslite.app.completion.output import OutputOptions, answer_object, compact, error_object
-from dslite.app.completion.protocol import Answer, CompletionBackend, RequestT, unexpected
+from dslite.app.completion.protocol import Answer, CompletionBackend, Prompt, RequestT, TokenPrompt, unexpected
 from dslite.app.settings.profiles import get_profile
 from dslite.app.settings.sampling import KEYS
 from dslite.app.terminal import console
@@ -134,12 +134,16 @@ def _request(backend: CompletionBackend[RequestT], item: dict[str, Any]) -> Requ
     return backend.request(_prompt(item), settings)
 
 
-def _prompt(item: dict[str, Any]) -> str | list[Message]:
+def _prompt(item: dict[str, Any]) -> Prompt:
     prompt, messages = item.get("prompt"), item.get("messages")
     if isinstance(prompt, str) and messages is None:
         if not prompt:
             raise UsageError("the prompt is empty")
         return prompt
+    if isinstance(prompt, list) and messages is None:
+        if not prompt or not all(type(token_id) is int and token_id >= 0 for token_id in prompt):
+            raise UsageError("the prompt is a list, but not one of token ids: whole numbers from 0")
+        return TokenPrompt(tuple(prompt))
     if isinstance(messages, list) and messages and prompt is None:
         return [Message.from_dict(message) for message in messages]
-    raise UsageError("the line needs a prompt (text) or messages (a list), one of them")
+    raise UsageError("the line needs a prompt (text or token ids) or messages (a list), one of them")

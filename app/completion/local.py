@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from dslite.app.completion.protocol import (
     RAW_MAX_TOKENS,
     Answer,
     CompletionOptions,
+    Prompt,
+    TokenPrompt,
     messages_of,
     unexpected,
 )
@@ -28,10 +31,17 @@ from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import Done, Prefilling, Token
 from dslite.runtime.text.chat_template import ChatTemplate
-from dslite.runtime.text.message import AnswerSpacing, Message
+from dslite.runtime.text.message import AnswerSpacing
 from dslite.runtime.text.prompt_limit import PromptLimit
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LocalRequest(Request):
+    """A request, and the spaces before its answer that are no part of it."""
+
+    spaces: int = 0
 
 
 class LocalCompletion:
@@ -56,7 +66,7 @@ class LocalCompletion:
         self._model_defaults = model_defaults(folder)
         self._template = None if options.raw else ChatTemplate(engine.tokenizer)
         self._limit = PromptLimit(engine.context, engine.tokenizer)
-        self._submitted: dict[int, Request] = {}
+        self._submitted: dict[int, LocalRequest] = {}
 
     @classmethod
     def open(cls, ref: ModelRef, options: CompletionOptions, engine_options: EngineOptions) -> "LocalCompletion":
@@ -74,31 +84,41 @@ class LocalCompletion:
     def serves(self, model: str) -> bool:
         return model == self.name or parse_model(model).key == self.key
 
-    def request(self, prompt: str | Sequence[Message], overrides: Mapping[str, Any] | None = None) -> Request:
-        """The request of a text or a conversation. Raises UsageError, ContextFullError."""
+    def request(self, prompt: Prompt, overrides: Mapping[str, Any] | None = None) -> LocalRequest:
+        """The request of a text, a conversation or token ids. Raises UsageError, ContextFullError."""
         overrides = overrides or {}
         options = self._options
         chosen = {key: value for key, value in options.sampling.items() if value is not None}
         sampling = {**self._model_defaults, **chosen, **check_types(overrides)}
-        texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
-        self._limit.check(texts, parse_special=options.parse_special)
-        if self._template is None:
-            sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
-            ids = self._raw_ids(prompt)
+        if isinstance(prompt, TokenPrompt):
+            self._check_ids(prompt.ids)
         else:
-            ids = self._template.encode(messages_of(prompt, overrides.get("system", options.system)))
-        return Request(ids, SamplingParams(**sampling), options.logprobs, options.echo)
+            texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+            self._limit.check(texts, parse_special=options.parse_special)
+        if isinstance(prompt, TokenPrompt) or self._template is None:
+            sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
+            return LocalRequest(self._raw_ids(prompt), SamplingParams(**sampling), options.logprobs, options.echo)
+        ids = self._template.encode(messages_of(prompt, overrides.get("system", options.system)))
+        spaces = int(not options.echo)
+        return LocalRequest(ids, SamplingParams(**sampling), options.logprobs, options.echo, spaces=spaces)
 
-    def _raw_ids(self, prompt: str | Sequence[Message]) -> list[int]:
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        size = self._engine.tokenizer.vocab_size
+        if (wrong := next((token_id for token_id in ids if token_id >= size), None)) is not None:
+            raise UsageError(f"the prompt has {wrong}, which no token has", f"ids go from 0 to {size - 1}")
+
+    def _raw_ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, TokenPrompt):
+            return list(prompt.ids)
         if not isinstance(prompt, str):
             raise UsageError("messages need the chat template", "leave out --raw")
         start = [self._engine.model.config.bos_token_id] if self._options.bos else []
         return start + self._engine.tokenizer.encode(prompt, parse_special=self._options.parse_special)
 
-    def check_fits(self, request: Request) -> None:
+    def check_fits(self, request: LocalRequest) -> None:
         self._engine.check_fits(request)
 
-    def resume(self, conversation: str, request: Request) -> None:
+    def resume(self, conversation: str, request: LocalRequest) -> None:
         self._engine.resume(conversation, request.prompt_ids)
 
     def keep(self, conversation: str) -> None:
@@ -110,9 +130,9 @@ class LocalCompletion:
     def experts(self) -> Mapping[str, int]:
         return self._engine.expert_stats()
 
-    def stream(self, request: Request, cancel: threading.Event) -> Iterator[Token | Done]:
+    def stream(self, request: LocalRequest, cancel: threading.Event) -> Iterator[Token | Done]:
         """The tokens of an answer and its end; prefill shows on the status line."""
-        status, spacing = TerminalStatus(), self._spacing(request)
+        status, spacing = TerminalStatus(), AnswerSpacing(request.spaces)
         try:
             for event in self._engine.generate(request, cancel, lambda event: status.show(reading_text(event))):
                 if isinstance(event, Prefilling):
@@ -123,7 +143,7 @@ class LocalCompletion:
         finally:
             status.clear()
 
-    def submit(self, key: int, request: Request) -> None:
+    def submit(self, key: int, request: LocalRequest) -> None:
         """Add a request to the batch. Raises ContextFullError."""
         self._engine.check_fits(request)
         self._submitted[key] = request
@@ -135,7 +155,7 @@ class LocalCompletion:
         """
         pending, self._submitted = self._submitted, {}
         answers = {key: Answer() for key in pending}
-        spacings = {key: self._spacing(request) for key, request in pending.items()}
+        spacings = {key: AnswerSpacing(request.spaces) for key, request in pending.items()}
         scheduler = Scheduler(self._engine)
         for number, request in pending.items():
             scheduler.add(number, request, cancel)
@@ -159,12 +179,12 @@ class LocalCompletion:
                         yield key, answers.pop(key)
 
     def _run_one_by_one(
-        self, requests: Mapping[int, Request], cancel: threading.Event
+        self, requests: Mapping[int, LocalRequest], cancel: threading.Event
     ) -> Iterator[tuple[int, Answer | DsliteError]]:
         for key, request in requests.items():
             if cancel.is_set():
                 return
-            answer, spacing = Answer(), self._spacing(request)
+            answer, spacing = Answer(), AnswerSpacing(request.spaces)
             try:
                 for event in self._engine.generate(request, cancel):
                     if not isinstance(event, Prefilling):
@@ -176,6 +196,3 @@ class LocalCompletion:
                 yield key, unexpected(error)
             else:
                 yield key, answer
-
-    def _spacing(self, request: Request) -> AnswerSpacing:
-        return AnswerSpacing(int(self._template is not None and not request.echo))

@@ -28,6 +28,13 @@ class CompletionOptions:
     echo: bool = False
 
 
+@dataclass(frozen=True)
+class TokenPrompt:
+    """A prompt as token ids: neither template nor begin-of-sentence token is added, and nothing is left out."""
+
+    ids: tuple[int, ...]
+
+
 @dataclass
 class Answer:
     """An answer while it grows; `done` once it is whole."""
@@ -60,6 +67,7 @@ class CompletionRequest(Protocol):
 
 
 RequestT = TypeVar("RequestT", bound=CompletionRequest)
+Prompt = str | Sequence[Message] | TokenPrompt
 
 
 class CompletionBackend(Protocol[RequestT]):
@@ -74,8 +82,8 @@ class CompletionBackend(Protocol[RequestT]):
         """Whether a model's name, as -m takes it, means the model of this backend."""
         ...
 
-    def request(self, prompt: str | Sequence[Message], overrides: Mapping[str, Any] | None = None) -> RequestT:
-        """The request of a text or a conversation. Raises UsageError, ContextFullError."""
+    def request(self, prompt: Prompt, overrides: Mapping[str, Any] | None = None) -> RequestT:
+        """The request of a text, a conversation or token ids. Raises UsageError, ContextFullError."""
         ...
 
     def check_fits(self, request: RequestT) -> None:

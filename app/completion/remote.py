@@ -4,13 +4,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dslite.app.completion.protocol import (
     RAW_MAX_TOKENS,
     Answer,
     CompletionOptions,
+    Prompt,
+    TokenPrompt,
     messages_of,
     unexpected,
 )
@@ -24,7 +26,6 @@ from dslite.runtime.chat.remote import RemoteModel, RemoteRequest
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import ChatEvent, Done, Notice, Prefilling, Thinking, Token, Waiting
-from dslite.runtime.text.message import Message
 
 _MOST_AT_ONCE = 8
 _LOOK_S = 0.05
@@ -50,11 +51,16 @@ class RemoteCompletion:
     def serves(self, model: str) -> bool:
         return model == self.name
 
-    def request(self, prompt: str | Sequence[Message], overrides: Mapping[str, Any] | None = None) -> RemoteRequest:
-        """The request of a text or a conversation. Raises UsageError."""
+    def request(self, prompt: Prompt, overrides: Mapping[str, Any] | None = None) -> RemoteRequest:
+        """The request of a text, a conversation or token ids. Raises UsageError."""
         overrides, options = overrides or {}, self._options
         chosen = {key: value for key, value in options.sampling.items() if value is not None}
         sampling = {**chosen, **check_types(overrides)}
+        if isinstance(prompt, TokenPrompt):
+            if options.echo:
+                raise UsageError("a server does not echo token ids as text", "leave out --echo, or give the text")
+            sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
+            return RemoteRequest(SamplingParams(**sampling), token_ids=prompt.ids, logprobs=options.logprobs)
         if not options.raw:
             if options.echo:
                 raise UsageError("a server's chat does not echo the prompt", "leave out --echo, or give --raw")

@@ -44,16 +44,24 @@ _CHECK_URL = "check --endpoint: the address of most servers ends with /v1"
 
 @dataclass(frozen=True)
 class RemoteRequest:
-    """What to ask a server: messages for its chat, or a text to complete. `logprobs` and `echo` as in Request."""
+    """What to ask a server: messages for its chat, or a text or token ids to complete.
+
+    `logprobs` and `echo` as in Request; token ids are not echoed.
+    """
 
     params: SamplingParams
     messages: Sequence[Message] = ()
     text: str | None = None
+    token_ids: Sequence[int] | None = None
     bos: bool = True
     parse_special: bool = False
     logprobs: int | None = None
     echo: bool = False
     continue_final_message: bool = False
+
+    @property
+    def is_chat(self) -> bool:
+        return self.text is None and self.token_ids is None
 
 
 class RemoteModel:
@@ -205,14 +213,15 @@ class RemoteModel:
         if "max_tokens" in body:
             body[self._max_tokens_name] = body.pop("max_tokens")
         body = {key: value for key, value in body.items() if key not in self._left_out}
-        if request.text is None:
+        if request.is_chat:
             body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
             if request.continue_final_message:
                 body |= {"continue_final_message": True, "add_generation_prompt": False}
             if request.logprobs is not None:
                 body |= {"logprobs": True, "top_logprobs": request.logprobs}
             return "/chat/completions", body
-        body |= {"prompt": request.text, "logprobs": request.logprobs, "echo": request.echo}
+        prompt = request.text if request.token_ids is None else list(request.token_ids)
+        body |= {"prompt": prompt, "logprobs": request.logprobs, "echo": request.echo}
         if not request.bos:
             body["add_special_tokens"] = False
         if request.parse_special:
@@ -259,7 +268,7 @@ class _RemoteAnswer:
     @property
     def bounded(self) -> bool:
         """Whether the request itself limits the answer."""
-        return self.request.params.max_tokens is not None or self.request.text is not None
+        return self.request.params.max_tokens is not None or not self.request.is_chat
 
     @property
     def used_tokens(self) -> int:
@@ -291,7 +300,7 @@ class _RemoteAnswer:
             self.finish_reason = "length" if chunk.finish_reason in _LENGTH_REASONS else "stop"
 
     def _tokens(self, delta: str, logprobs: Any) -> Iterator[Token]:
-        if delta and not self.text and self.request.text is None and not self.request.continue_final_message:
+        if delta and not self.text and self.request.is_chat and not self.request.continue_final_message:
             delta = delta.removeprefix(" ")  # what the template leaves before an answer, where a server leaves it in
         scored = scored_tokens(logprobs, len(self.request.text or "") if self.request.echo else 0)
         if (delta or scored) and not self.first:
