@@ -168,15 +168,15 @@ class MultiHeadLatentAttention:
         return torch.cat([rms_norm(latent, self.kv_a_layernorm, LATENT_EPS), rotate(rope, factors)], dim=-1)
 
     @cached_property
-    def _kv_b(self) -> Tensor:
-        """kv_b_proj, dequantized: the absorbed form takes it apart, and it is 113 of 16,700 MB in Lite."""
+    def kv_b(self) -> Tensor:
+        """kv_b_proj in the type of activations: the absorbed form takes it apart. 113 of 16,700 MB in Lite."""
         return kernels.dense(self.kv_b_proj, self.kv_a_layernorm.dtype)
 
     @cached_property
     def _up_projections(self) -> tuple[Tensor, Tensor]:
         """W_UK transposed (H, C, N) and W_UV (H, V, C): views of kv_b_proj."""
         config = self.config
-        by_head = self._kv_b.unflatten(0, (config.num_attention_heads, -1))
+        by_head = self.kv_b.unflatten(0, (config.num_attention_heads, -1))
         w_uk, w_uv = by_head.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
         return w_uk.transpose(1, 2), w_uv
 
@@ -188,10 +188,10 @@ class MultiHeadLatentAttention:
     def _expanded(self, queries: Tensor, entries: Tensor) -> Tensor:
         """queries (T, H, N+R), entries (S, C+R): values (T, H, V). Paper, eq. 10, 11, 17, 18."""
         config = self.config
-        if (out := kernels.expanded_attention(queries, entries, self._kv_b, config.softmax_scale)) is not None:
+        if (out := kernels.expanded_attention(queries, entries, self.kv_b, config.softmax_scale)) is not None:
             return out
         latents, k_pe = entries.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
-        expanded = kernels.linear(latents, self._kv_b).unflatten(-1, (config.num_attention_heads, -1))
+        expanded = kernels.linear(latents, self.kv_b).unflatten(-1, (config.num_attention_heads, -1))
         k_nope, values = expanded.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)  # (S, H, N), (S, H, V)
         keys = torch.cat([k_nope, k_pe[:, None].expand(-1, config.num_attention_heads, -1)], dim=-1)
         out = self._attend(queries.transpose(0, 1), keys.transpose(0, 1), values.transpose(0, 1))

@@ -67,7 +67,7 @@ def layer_tensors(layer: DecoderLayer) -> LayerTensors:
         q_proj=queries,
         kv_a_proj_with_mqa=attention.kv_a_proj_with_mqa,
         kv_a_layernorm=attention.kv_a_layernorm,
-        kv_b_proj=attention.kv_b_proj,
+        kv_b_proj=attention.kv_b,
         o_proj=attention.o_proj,
         post_attention_layernorm=layer.post_attention_layernorm,
         gate=None if moe is None else moe.gate.weight,

@@ -45,8 +45,8 @@ def weighted_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, table:
     products = native.products()
     tokens, chosen = expert_ids.shape
     few = tokens <= native.MOST_TOKENS or native.thresholds.ours(tokens * chosen / max(table.count, 1))
-    ours = few or table.panels is not None
-    if products is not None and ours and table.computes and hidden.is_contiguous() and native.suits_many_rows(hidden):
+    ours = (few or table.quantized) and table.mlps is not None
+    if products is not None and ours and hidden.is_contiguous() and native.suits_many_rows(hidden):
         return products.experts(hidden, expert_ids.contiguous(), weights.contiguous(), table)
     return None
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from dslite.model.config import ModelConfig
 from dslite.model.kernels import native
 from dslite.model.kernels.native import ExpertTable
-from dslite.model.kernels.structs import Layer, Step
-from dslite.model.quantized import Weight
+from dslite.model.kernels.structs import Layer, MatrixAddress, Step
+from dslite.model.quantized import QuantizedMatrix, Weight
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -27,8 +27,9 @@ _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 class LayerTensors:
     """The tensors of a layer. Names are the Hub's; None where a model has no such tensor.
 
-    `experts` None: the routed experts are computed elsewhere. `shared`: shared experts, or a dense layer's MLP.
-    `expert_counts` (experts,) int64 counts how often each was chosen.
+    Projections and experts are all published or all quantized; kv_b_proj is published, or dequantized. `experts` None:
+    the routed experts are computed elsewhere. `shared`: shared experts, or a dense layer's MLP. `expert_counts`
+    (experts,) int64 counts how often each was chosen.
     """
 
     input_layernorm: Tensor
@@ -37,7 +38,7 @@ class LayerTensors:
     q_proj: Weight
     kv_a_proj_with_mqa: Weight
     kv_a_layernorm: Tensor
-    kv_b_proj: Weight
+    kv_b_proj: Tensor
     o_proj: Weight
     post_attention_layernorm: Tensor
     gate: Tensor | None
@@ -155,35 +156,43 @@ def _layer(config: ModelConfig, tensors: LayerTensors, latent_eps: float) -> Lay
         latent_eps=latent_eps,
         scale=config.softmax_scale,
         input_norm=_address(tensors.input_layernorm),
-        q_a=_address(tensors.q_a_proj),
         q_a_norm=_address(tensors.q_a_layernorm),
-        q=_address(tensors.q_proj),
-        kv_a=_address(tensors.kv_a_proj_with_mqa),
         kv_a_norm=_address(tensors.kv_a_layernorm),
         kv_b=_address(tensors.kv_b_proj),
-        o=_address(tensors.o_proj),
         post_norm=_address(tensors.post_attention_layernorm),
+        q_a=MatrixAddress() if tensors.q_a_proj is None else native.matrix_address(tensors.q_a_proj),
+        q=native.matrix_address(tensors.q_proj),
+        kv_a=native.matrix_address(tensors.kv_a_proj_with_mqa),
+        o=native.matrix_address(tensors.o_proj),
         gate=_address(gate),
         n_experts=0 if gate is None else config.n_routed_experts,
         top_k=0 if gate is None else config.num_experts_per_tok,
         scaling=config.routed_scaling_factor,
-        experts=None if experts is None else experts.addresses.data_ptr(),
-        shared=None if tensors.shared is None else tensors.shared.addresses.data_ptr(),
+        experts=_table(experts),
+        shared=_table(tensors.shared),
         expert_counts=_address(tensors.expert_counts),
     )
 
 
-def _address(weight: Weight | None) -> int | None:
-    return None if weight is None else native.address(weight)
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _table(table: ExpertTable | None) -> int | None:
+    return None if table is None or table.mlps is None else ctypes.addressof(table.mlps)
 
 
 def _suits(config: ModelConfig, tensors: LayerTensors) -> bool:
     """Whether the kernel can read all of a layer in place."""
-    given = [value for name, value in vars(tensors).items() if isinstance(value, Weight) and name != "expert_counts"]
+    given = [value for name, value in vars(tensors).items() if isinstance(value, Tensor) and name != "expert_counts"]
+    matrices = [value for value in vars(tensors).values() if isinstance(value, QuantizedMatrix)]
     tables = [table for table in (tensors.experts, tensors.shared) if table is not None]
+    quantized = isinstance(tensors.q_proj, QuantizedMatrix)
     return (
         all(native.suits_weight(tensor) for tensor in given)
-        and all(table.suits for table in tables)
+        and all(native.suits_quantized(matrix) for matrix in matrices)
+        and len(matrices) == (0 if not quantized else 3 if tensors.q_a_proj is None else 4)
+        and all(table.mlps is not None and table.quantized == quantized for table in tables)
         and config.latent_width % native.STEP == 0
         and config.v_head_dim * config.num_attention_heads % native.STEP == 0
         and config.qk_nope_head_dim % 2 == config.qk_rope_head_dim % 2 == 0

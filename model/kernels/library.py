@@ -15,7 +15,7 @@ from pathlib import Path
 from dslite.model.kernels.structs import same_sizes
 
 LEVELS = ("portable", "avx2", "avx512", "avx512-bf16")  # in the library's order
-_ABI = 9
+_ABI = 10
 # GNU's, LLVM's and Intel's runtime on Linux and macOS, and on Windows.
 _OPENMP_FILES = ("libgomp*", "libomp*", "libiomp5*")
 # dlopen's flag that finds only what is loaded already. Windows has none, and loads a library only once by its path.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dslite.model.kernels.library import LEVELS, find_library, levels
-from dslite.model.kernels.structs import AttentionJob, QuantizedExpertAddress, QuantizedMatrixAddress
+from dslite.model.kernels.structs import AttentionJob, MatrixAddress, MlpAddress
 from dslite.model.quantized import QuantizedMatrix, Weight
 from dslite.model.quantized_layout import VALUE_BITS
 
@@ -34,7 +34,6 @@ _SIGNATURES: dict[str, list[Any]] = {
     "by_head": [_POINTER] * 3 + [_SIZE] * 7 + [_INT],
     "quantized_linear": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _INT],
     "quantize": [_POINTER, _SIZE, _POINTER, _INT],
-    "quantized_experts": [_POINTER, _SIZE] + [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
     "layers": [_POINTER, _SIZE, _POINTER, _INT],
     "attention": [_POINTER, _INT],
     "norms": [_POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT, _INT],
@@ -69,7 +68,7 @@ class NativeProducts:
         self._head, self._layers = library.dslite_head, library.dslite_layers
         self._attention, self._norms = library.dslite_attention, library.dslite_norms
         self._quantized_linear, self._by_head = library.dslite_quantized_linear, library.dslite_by_head
-        self._quantized_experts, self._quantize = library.dslite_quantized_experts, library.dslite_quantize
+        self._quantize = library.dslite_quantize
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x (T, k), rows of any stride, and weight (n, k): (T, n)."""
@@ -114,10 +113,10 @@ class NativeProducts:
         """The same with a quantized weight, in BF16 or float32; x is quantized to int8 by groups of 32 values."""
         tokens = x.shape[0]
         out = torch.empty(tokens, weight.rows, dtype=dtype)
-        panels = _panels(weight)
+        matrix = matrix_address(weight)
         self._quantized_linear(
             self._level,
-            ctypes.addressof(panels),
+            ctypes.addressof(matrix),
             x.data_ptr(),
             x.stride(0),
             tokens,
@@ -129,9 +128,9 @@ class NativeProducts:
 
     def quantize(self, weight: Tensor, out: QuantizedMatrix) -> None:
         """Quantize a weight (rows, columns) in BF16 into the memory of `out`, as quantized.quantize does."""
-        panels = _panels(out)
+        matrix = matrix_address(out)
         self._quantize(
-            self._level, weight.data_ptr(), weight.stride(0), ctypes.addressof(panels), torch.get_num_threads()
+            self._level, weight.data_ptr(), weight.stride(0), ctypes.addressof(matrix), torch.get_num_threads()
         )
 
     def experts(self, hidden: Tensor, expert_ids: Tensor, weights: Tensor, table: "ExpertTable") -> Tensor:
@@ -140,10 +139,10 @@ class NativeProducts:
         Of quantized experts the inputs of both products are quantized to int8.
         """
         out = torch.empty(hidden.shape, dtype=torch.float32)
-        compute = self._experts if table.panels is None else self._quantized_experts
-        compute(
+        assert table.mlps is not None
+        self._experts(
             self._level,
-            table.addresses.data_ptr() if table.panels is None else ctypes.addressof(table.panels),
+            ctypes.addressof(table.mlps),
             table.count,
             expert_ids.data_ptr(),
             weights.data_ptr(),
@@ -258,33 +257,22 @@ class ExpertTable:
         self._matrices = list(matrices)  # an address does not keep its tensor alive
         self.count = len(self._matrices)
         few = 0 < self.count <= MOST_EXPERTS
-        self.suits = few and all(suits_weight(matrix) for some in matrices for matrix in some)
-        quantized = few and all(suits_quantized(matrix) for some in matrices for matrix in some)
-        # Tensors on another device or on "meta" have no address to take.
-        usable = matrices if self.suits else ()
-        self.addresses = torch.tensor(
-            [[*(address(matrix) for matrix in some), some[0].shape[0]] for some in usable], dtype=torch.int64
-        )
-        self.panels = (QuantizedExpertAddress * self.count)(*map(_expert_panels, matrices)) if quantized else None
-
-    @property
-    def computes(self) -> bool:
-        """Whether a kernel takes these experts, published or quantized."""
-        return self.suits or self.panels is not None
+        published = few and all(suits_weight(matrix) for some in matrices for matrix in some)
+        self.quantized = few and all(suits_quantized(matrix) for some in matrices for matrix in some)
+        # Tensors on another device or on "meta" have no address to take. None: no kernel computes these experts.
+        suits = published or self.quantized
+        self.mlps = (MlpAddress * self.count)(*map(_mlp_address, matrices)) if suits else None
 
 
-def _panels(weight: QuantizedMatrix) -> QuantizedMatrixAddress:
-    bits = VALUE_BITS[weight.format]
-    return QuantizedMatrixAddress(weight.data.data_ptr(), weight.panel_stride, weight.rows, weight.columns, bits)
+def matrix_address(weight: Weight) -> MatrixAddress:
+    """Where a weight lies in memory, and its size."""
+    if isinstance(weight, Tensor):
+        return MatrixAddress(weight.data_ptr(), weight.stride(0) * weight.element_size(), *weight.shape, 16)
+    return MatrixAddress(weight.data.data_ptr(), weight.panel_stride, *weight.shape, VALUE_BITS[weight.format])
 
 
-def _expert_panels(matrices: tuple[Weight, Weight, Weight]) -> QuantizedExpertAddress:
-    return QuantizedExpertAddress(*(_panels(matrix) for matrix in matrices if isinstance(matrix, QuantizedMatrix)))
-
-
-def address(weight: Weight) -> int:
-    """Where a weight begins in memory."""
-    return weight.data_ptr() if isinstance(weight, Tensor) else weight.data.data_ptr()
+def _mlp_address(matrices: tuple[Weight, Weight, Weight]) -> MlpAddress:
+    return MlpAddress(*map(matrix_address, matrices))
 
 
 def suits_weight(weight: Weight) -> bool:

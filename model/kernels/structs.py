@@ -5,10 +5,16 @@ import ctypes
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
-class Address(ctypes.Structure):
-    """The matrices of an MLP: a row of ExpertTable.addresses."""
+class MatrixAddress(ctypes.Structure):
+    """A weight: BF16 where `bits` is 16, else quantized, in panels `stride` bytes apart."""
 
-    _fields_ = [("gate", _POINTER), ("up", _POINTER), ("down", _POINTER), ("width", _SIZE)]
+    _fields_ = [("data", _POINTER), *((name, _SIZE) for name in ("stride", "rows", "columns", "bits"))]
+
+
+class MlpAddress(ctypes.Structure):
+    """The matrices of an MLP."""
+
+    _fields_ = [(name, MatrixAddress) for name in ("gate", "up", "down")]
 
 
 class Layer(ctypes.Structure):
@@ -17,8 +23,9 @@ class Layer(ctypes.Structure):
     _fields_ = [
         *((name, _SIZE) for name in ("hidden", "heads", "nope", "rope", "value", "latent", "query_rank")),
         *((name, _FLOAT) for name in ("eps", "latent_eps", "scale")),
-        *((name, _POINTER) for name in ("input_norm", "q_a", "q_a_norm", "q", "kv_a", "kv_a_norm", "kv_b", "o")),
-        *((name, _POINTER) for name in ("post_norm", "gate")),
+        *((name, _POINTER) for name in ("input_norm", "q_a_norm", "kv_a_norm", "kv_b", "post_norm")),
+        *((name, MatrixAddress) for name in ("q_a", "q", "kv_a", "o")),
+        ("gate", _POINTER),
         *((name, _SIZE) for name in ("n_experts", "top_k")),
         ("scaling", _FLOAT),
         *((name, _POINTER) for name in ("experts", "shared", "expert_counts")),
@@ -46,27 +53,8 @@ class AttentionJob(ctypes.Structure):
     ]
 
 
-class QuantizedMatrixAddress(ctypes.Structure):
-    """Panels of a quantized matrix."""
-
-    _fields_ = [("data", _POINTER), *((name, _SIZE) for name in ("stride", "rows", "columns", "bits"))]
-
-
-class QuantizedExpertAddress(ctypes.Structure):
-    """The matrices of a quantized MLP."""
-
-    _fields_ = [(name, QuantizedMatrixAddress) for name in ("gate", "up", "down")]
-
-
 # In the order of StructKind.
-STRUCTS: tuple[type[ctypes.Structure], ...] = (
-    Address,
-    Layer,
-    Step,
-    AttentionJob,
-    QuantizedMatrixAddress,
-    QuantizedExpertAddress,
-)
+STRUCTS: tuple[type[ctypes.Structure], ...] = (MatrixAddress, MlpAddress, Layer, Step, AttentionJob)
 
 
 def same_sizes(library: ctypes.CDLL) -> bool:

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "dot.inc.h"
+#include "quantized_tokens.inc.h"
 
 namespace dslite {
 namespace {
@@ -65,6 +66,9 @@ inline void score_tile(const bf16* queries, int64_t width, const bf16* rows, int
     for (int h = 0; h < H; ++h) Isa::totals(sums[h], scores + h * kKeys);
 }
 
+// Whether all products but those of kv_b and of the router are with quantized weights.
+inline bool is_quantized(const Layer& layer) { return layer.q.bits != 16; }
+
 // Memory of a step, one array behind the other.
 struct Scratch {
     bf16* normed;  // (tokens, hidden)
@@ -80,22 +84,27 @@ struct Scratch {
     bf16* values;  // (tokens, heads · value)
     bf16* attended;  // (tokens, hidden): behind attention
     float* logits;  // (tokens, n_experts)
-    Expert* used;  // the experts in use, the shared ones last
+    Mlp* used;  // the experts in use, the shared ones last
+    int64_t* first;  // entry at which each begins, and the end of the last
     int64_t* ids;  // (tokens, top_k)
     float* weights;  // (tokens, top_k)
     int64_t* rows;  // (tokens · (top_k + 1)): sorted by expert
     float* shares;  // (tokens · (top_k + 1))
-    bf16* products;  // (tokens · (top_k + 1), widest)
+    bf16* products;  // (tokens · (top_k + 1), widest), unless the weights are quantized
     float* total;  // (tokens, hidden)
-    int64_t width, splits, widest, bytes;
+    // Of quantized weights: the inputs of their products in int8.
+    Tokens in, latent, heads;  // the normed tokens, compressed queries, values of all heads
+    QuantizedExpertsMemory experts;
+    char* memory;  // of each worker, memory_bytes
+    int64_t width, splits, widest, memory_bytes, bytes;
 
     Scratch(const Layer& layer, const Step& step, char* base, int threads) : splits(threads), bytes(0) {
         const int64_t tokens = step.tokens, heads = layer.heads, entries = tokens * (layer.top_k + 1);
         width = layer.latent + layer.rope;
-        widest = layer.shared == nullptr ? 0 : layer.shared->width;
+        widest = layer.shared == nullptr ? 0 : layer.shared->gate.rows;
         if (layer.experts != nullptr)
             for (int64_t e = 0; e < layer.n_experts; ++e)
-                widest = layer.experts[e].width > widest ? layer.experts[e].width : widest;
+                widest = layer.experts[e].gate.rows > widest ? layer.experts[e].gate.rows : widest;
         auto place = [&](auto** at, int64_t count) {
             *at = reinterpret_cast<__typeof__(*at)>(base + bytes);
             bytes += (count * static_cast<int64_t>(sizeof(**at)) + 63) / 64 * 64;
@@ -114,12 +123,28 @@ struct Scratch {
         place(&attended, tokens * layer.hidden);
         place(&logits, tokens * layer.n_experts);
         place(&used, layer.n_experts + 1);
+        place(&first, layer.n_experts + 2);
         place(&ids, tokens * layer.top_k);
         place(&weights, tokens * layer.top_k);
         place(&rows, entries);
         place(&shares, entries);
-        place(&products, entries * widest);
+        place(&products, is_quantized(layer) ? 0 : entries * widest);
         place(&total, tokens * layer.hidden);
+        if (is_quantized(layer)) place_quantized(layer, base, tokens, threads);
+    }
+
+    void place_quantized(const Layer& layer, char* base, int64_t tokens, int threads) {
+        const int64_t values = layer.heads * layer.value;
+        int64_t deepest = layer.hidden > values ? layer.hidden : values;
+        deepest = layer.query_rank > deepest ? layer.query_rank : deepest;
+        Carver carver{base, bytes};
+        in = carve_tokens(carver, tokens, layer.hidden);
+        latent = carve_tokens(carver, tokens, layer.query_rank);
+        heads = carve_tokens(carver, tokens, values);
+        memory_bytes = worker_scratch(deepest);
+        carver.take(&memory, threads * memory_bytes);
+        experts = carve_experts(carver, tokens, tokens * (layer.top_k + 1), layer.hidden, widest, threads);
+        bytes = carver.bytes;
     }
 };
 

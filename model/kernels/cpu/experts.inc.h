@@ -14,26 +14,26 @@ struct ExpertQueues {
 
 void compute_experts(const Experts& job, ExpertQueues& queues, int workers) {
     int64_t width = 0, first_block[kMaxExperts + 1] = {0};
-    for (int64_t e = 0; e < job.n_experts; ++e) width += job.experts[e].matrices.width;
+    for (int64_t e = 0; e < job.n_experts; ++e) width += job.experts[e].gate.rows;
     const int64_t in = stretch(width, workers), out = stretch(job.hidden, workers);  // rows of gate and up, of down
     for (int64_t e = 0; e < job.n_experts; ++e)
-        first_block[e + 1] = first_block[e] + (job.experts[e].matrices.width + in - 1) / in;
+        first_block[e + 1] = first_block[e] + (job.experts[e].gate.rows + in - 1) / in;
 
     const bf16* tokens[kMaxTokens];
     int64_t e = 0;
     for (int64_t block; queues.in.take(first_block[job.n_experts], &block);) {
         while (block >= first_block[e + 1]) ++e;
-        const Expert& expert = job.experts[e];
-        const Address& at = expert.matrices;
-        const int64_t first = (block - first_block[e]) * in, n = min(in, at.width - first);
-        for (int64_t t = 0; t < expert.count; ++t) tokens[t] = job.x + job.rows[expert.first + t] * job.hidden;
+        const Mlp& expert = job.experts[e];
+        const int64_t entry = job.first[e], count = job.first[e + 1] - entry;
+        const int64_t first = (block - first_block[e]) * in, n = min(in, expert.gate.rows - first);
+        for (int64_t t = 0; t < count; ++t) tokens[t] = job.x + job.rows[entry + t] * job.hidden;
         float gates[kMaxTokens][kMaxRows], ups[kMaxTokens][kMaxRows];
-        products(at.gate + first * job.hidden, n, job.hidden, tokens, expert.count,
+        products(rows_of(expert.gate, first), n, job.hidden, tokens, count,
                  [&](int64_t r, int64_t t, float value) { gates[t][r] = value; });
-        products(at.up + first * job.hidden, n, job.hidden, tokens, expert.count,
+        products(rows_of(expert.up, first), n, job.hidden, tokens, count,
                  [&](int64_t r, int64_t t, float value) { ups[t][r] = value; });
-        for (int64_t t = 0; t < expert.count; ++t) {
-            bf16* row = job.products + (expert.first + t) * job.stride + first;
+        for (int64_t t = 0; t < count; ++t) {
+            bf16* row = job.products + (entry + t) * job.width + first;
             for (int64_t r = 0; r < n; ++r) row[r] = to_bf16(silu(gates[t][r]) * ups[t][r]);
         }
     }
@@ -43,14 +43,12 @@ void compute_experts(const Experts& job, ExpertQueues& queues, int workers) {
         for (int64_t t = 0; t < job.tokens; ++t)
             for (int64_t r = 0; r < n; ++r) job.out[t * job.hidden + first + r] = 0;
         for (int64_t i = 0; i < job.n_experts; ++i) {
-            const Expert& expert = job.experts[i];
-            const Address& at = expert.matrices;
-            for (int64_t t = 0; t < expert.count; ++t) tokens[t] = job.products + (expert.first + t) * job.stride;
-            products(at.down + first * at.width, n, at.width, tokens, expert.count,
-                     [&](int64_t r, int64_t t, float value) {
-                         const int64_t entry = expert.first + t;
-                         job.out[job.rows[entry] * job.hidden + first + r] += job.weights[entry] * value;
-                     });
+            const Matrix& down = job.experts[i].down;
+            const int64_t entry = job.first[i], count = job.first[i + 1] - entry;
+            for (int64_t t = 0; t < count; ++t) tokens[t] = job.products + (entry + t) * job.width;
+            products(rows_of(down, first), n, down.columns, tokens, count, [&](int64_t r, int64_t t, float value) {
+                job.out[job.rows[entry + t] * job.hidden + first + r] += job.weights[entry + t] * value;
+            });
         }
         if (job.residual == nullptr) continue;
         for (int64_t t = 0; t < job.tokens; ++t) {

@@ -140,14 +140,14 @@ struct GateUpWalk {
     Blocks& queue;
     int64_t expert, before, unit;  // `before`: units of the experts before this one
 
-    const Address& at() const { return job.experts[expert].matrices; }
+    const Mlp& at() const { return job.experts[expert]; }
     int64_t first() const { return (unit - before) * kHalf; }
-    int64_t columns() const { return min(kHalf, at().width - first()); }
+    int64_t columns() const { return min(kHalf, at().gate.rows - first()); }
 
     bool step() {
         queue.take(0, &unit);
         for (; expert < job.n_experts; ++expert) {
-            const int64_t units = (at().width + kHalf - 1) / kHalf;
+            const int64_t units = (at().gate.rows + kHalf - 1) / kHalf;
             if (unit < before + units) return true;
             before += units;
         }
@@ -155,8 +155,8 @@ struct GateUpWalk {
     }
 
     Panel panel() const {
-        const int64_t place = first() * job.hidden;
-        return {{at().gate + place, at().up + place}, {columns(), columns()}, job.hidden, job.hidden};
+        return {
+            {rows_of(at().gate, first()), rows_of(at().up, first())}, {columns(), columns()}, job.hidden, job.hidden};
     }
 };
 
@@ -167,11 +167,11 @@ struct DownWalk {
     Blocks& queue;
     int64_t unit, expert, part;
 
-    const Address& at() const { return job.experts[expert].matrices; }
+    const Matrix& at() const { return job.experts[expert].down; }
     int64_t first() const { return unit * kColumns; }
     int64_t columns() const { return min(kColumns, job.hidden - first()); }
-    int64_t parts() const { return (at().width + kDepth - 1) / kDepth; }
-    int64_t place(int64_t p) const { return at().width / kLine * p / parts() * kLine; }
+    int64_t parts() const { return (at().columns + kDepth - 1) / kDepth; }
+    int64_t place(int64_t p) const { return at().columns / kLine * p / parts() * kLine; }
 
     bool step() {
         if (++part < parts()) return true;
@@ -182,36 +182,36 @@ struct DownWalk {
     }
 
     Panel panel() const {
-        const bf16* w = at().down + first() * at().width + place(part);
-        return panel_of(w, columns(), at().width, place(part + 1) - place(part));
+        const bf16* w = rows_of(at(), first()) + place(part);
+        return panel_of(w, columns(), at().columns, place(part + 1) - place(part));
     }
 };
 
 void compute_gate_up(const Experts& job, Blocks& queue, bf16* packed) {
     each_panel(GateUpWalk{job, queue, 0, 0, 0}, packed, [&](const GateUpWalk& at, const Turn& turn) {
-        const Expert& expert = job.experts[at.expert];
-        const auto row = [&](int64_t i) { return job.x + job.rows[expert.first + i] * job.hidden; };
-        multiply_rows(turn, expert.count, row, [&](int64_t i, const float* sums) {
+        const int64_t entry = job.first[at.expert], count = job.first[at.expert + 1] - entry;
+        const auto row = [&](int64_t i) { return job.x + job.rows[entry + i] * job.hidden; };
+        multiply_rows(turn, count, row, [&](int64_t i, const float* sums) {
             bf16 values[kHalf];
             for (int64_t c = 0; c < kHalf; ++c) values[c] = to_bf16(silu(sums[c]) * sums[kHalf + c]);
-            bf16* to = job.products + (expert.first + i) * job.stride + at.first();
+            bf16* to = job.products + (entry + i) * job.width + at.first();
             __builtin_memcpy(to, values, at.columns() * sizeof(bf16));
         });
     });
 }
 
 void compute_down(const Experts& job, Blocks& queue, bf16* packed) {
-    const int64_t last = job.n_experts - 1, parts = job.experts[last].matrices.width;  // more than there are
+    const int64_t last = job.n_experts - 1, parts = job.experts[last].down.columns;  // more than there are
     each_panel(DownWalk{job, queue, 0, last, parts}, packed, [&](const DownWalk& at, const Turn& turn) {
-        const Expert& expert = job.experts[at.expert];
+        const int64_t first = job.first[at.expert], count = job.first[at.expert + 1] - first;
         const int64_t columns = at.columns();
         float* out = job.out + at.first();
         if (at.expert == 0 && at.part == 0)
             for (int64_t t = 0; t < job.tokens; ++t) __builtin_memset(out + t * job.hidden, 0, columns * sizeof(float));
-        const bf16* products = job.products + expert.first * job.stride + at.place(at.part);
-        const auto row = [&](int64_t i) { return products + i * job.stride; };
-        multiply_rows(turn, expert.count, row, [&](int64_t i, const float* sums) {
-            const int64_t entry = expert.first + i;
+        const bf16* products = job.products + first * job.width + at.place(at.part);
+        const auto row = [&](int64_t i) { return products + i * job.width; };
+        multiply_rows(turn, count, row, [&](int64_t i, const float* sums) {
+            const int64_t entry = first + i;
             float* to = out + job.rows[entry] * job.hidden;
             for (int64_t c = 0; c < columns; ++c) to[c] += job.weights[entry] * sums[c];
         });

@@ -94,17 +94,16 @@ Sorted sort_entries(int64_t n_experts, const int64_t* ids, const float* weights,
 extern "C" {
 
 // Increased with every change of what follows or of the structs in ops.h.
-int dslite_abi() { return 9; }
+int dslite_abi() { return 10; }
 
 // Bytes of a struct that Python fills (StructKind), for a check at load; 0 for one that is not known.
 int64_t dslite_sizeof(int kind) {
     switch (kind) {
-        case kAddressStruct: return sizeof(Address);
+        case kMatrixStruct: return sizeof(Matrix);
+        case kMlpStruct: return sizeof(Mlp);
         case kLayerStruct: return sizeof(Layer);
         case kStepStruct: return sizeof(Step);
         case kAttentionJobStruct: return sizeof(AttentionJob);
-        case kQuantizedMatrixStruct: return sizeof(QuantizedMatrix);
-        case kQuantizedExpertStruct: return sizeof(QuantizedExpert);
         default: return 0;
     }
 }
@@ -146,57 +145,42 @@ void dslite_head(int level, const bf16* w, const bf16* norm, float eps, const bf
 }
 
 // out (tokens, hidden) float32 = for each token the sum of weights (tokens, top_k) times its experts, ids.
-void dslite_experts(int level, const Address* table, int64_t n_experts, const int64_t* ids, const float* weights,
+void dslite_experts(int level, const Mlp* table, int64_t n_experts, const int64_t* ids, const float* weights,
                     const bf16* x, float* out, int64_t tokens, int64_t top_k, int64_t hidden, int threads) {
     const int64_t entries = tokens * top_k;
     const Sorted sorted = sort_entries(n_experts, ids, weights, entries, top_k);
-    Expert* experts = workspace<Expert>(n_experts);
+    Mlp* experts = workspace<Mlp>(n_experts);
     int64_t widest = 0;
     for (int64_t i = 0; i < sorted.n_experts; ++i) {
-        const Address& own = table[sorted.used[i]];
-        experts[i] = {own, sorted.first[i], sorted.first[i + 1] - sorted.first[i]};
-        widest = own.width > widest ? own.width : widest;
+        experts[i] = table[sorted.used[i]];
+        widest = experts[i].gate.rows > widest ? experts[i].gate.rows : widest;
     }
-    bf16* products = workspace<bf16>(entries * widest);
-    const Experts job{experts, sorted.n_experts, x,      sorted.rows, sorted.weights, products, widest,
-                      out,     tokens,           hidden, nullptr,     nullptr};
+    Experts job{experts, sorted.first, sorted.n_experts, x,      sorted.rows, sorted.weights, out,
+                tokens,  hidden,       entries,          widest, nullptr,     nullptr,        nullptr};
+    if (table[0].gate.bits != 16) {
+        const QuantizedOps* ops = quantized_ops_of(level);
+        return ops->experts(job, aligned_workspace(ops->experts_scratch(job, threads)), threads);
+    }
+    job.products = workspace<bf16>(entries * widest);
     const Ops* ops = ops_of(level);
     if (tokens <= kMaxTokens) return ops->experts(job, threads);
     ops->many_experts(job, aligned_workspace(ops->panel_bytes(hidden) * threads), threads);
 }
 
 // See QuantizedLinear.
-void dslite_quantized_linear(int level, const QuantizedMatrix* w, const bf16* x, int64_t x_stride, int64_t tokens,
-                             void* y, int as_float, int threads) {
+void dslite_quantized_linear(int level, const Matrix* w, const bf16* x, int64_t x_stride, int64_t tokens, void* y,
+                             int as_float, int threads) {
     const QuantizedLinear job{*w, x, x_stride, tokens, y, as_float != 0};
     const QuantizedOps* ops = quantized_ops_of(level);
     ops->linear(job, aligned_workspace(ops->linear_scratch(job, threads)), threads);
 }
 
 // See quantizer.inc.h.
-void dslite_quantize(int level, const bf16* w, int64_t row_stride, const QuantizedMatrix* m, int threads) {
+void dslite_quantize(int level, const bf16* w, int64_t row_stride, const Matrix* m, int threads) {
 #if defined(__x86_64__)
     if (level >= kAvx2) return quantize_avx2(w, row_stride, *m, threads);
 #endif
     quantize_portable(w, row_stride, *m, threads);
-}
-
-// As dslite_experts.
-void dslite_quantized_experts(int level, const QuantizedExpert* table, int64_t n_experts, const int64_t* ids,
-                              const float* weights, const bf16* x, float* out, int64_t tokens, int64_t top_k,
-                              int64_t hidden, int threads) {
-    const int64_t entries = tokens * top_k;
-    const Sorted sorted = sort_entries(n_experts, ids, weights, entries, top_k);
-    QuantizedExpert* experts = workspace<QuantizedExpert>(n_experts);
-    int64_t widest = 0;
-    for (int64_t i = 0; i < sorted.n_experts; ++i) {
-        experts[i] = table[sorted.used[i]];
-        widest = experts[i].gate.rows > widest ? experts[i].gate.rows : widest;
-    }
-    const QuantizedExperts job{experts, sorted.first, sorted.n_experts, x,       sorted.rows, sorted.weights,
-                               out,     tokens,       hidden,           entries, widest};
-    const QuantizedOps* ops = quantized_ops_of(level);
-    ops->experts(job, aligned_workspace(ops->experts_scratch(job, threads)), threads);
 }
 
 // Layers one behind the other: see Ops::layers.
@@ -208,7 +192,7 @@ void dslite_layers(int level, const Layer* layers, int64_t n_layers, const Step*
         bytes = own > bytes ? own : bytes;
     }
     bytes += 2 * step->tokens * layers[0].hidden * static_cast<int64_t>(sizeof(bf16)) + 64;
-    ops->layers(layers, n_layers, *step, aligned_workspace(bytes), threads);
+    ops->layers(layers, n_layers, *step, quantized_ops_of(level), aligned_workspace(bytes), threads);
 }
 }
 #pragma GCC visibility pop

@@ -1,5 +1,5 @@
 // The operations that every instruction set implements, and the structs that Python fills (native.py, layer.py).
-// All matrices are BF16 and row-major; sums are float32.
+// Sums are float32.
 #pragma once
 
 #include <cstdint>
@@ -8,30 +8,29 @@ namespace dslite {
 
 using bf16 = uint16_t;
 
-// The matrices of an MLP. Python keeps tables of these.
-struct Address {
-    const bf16* gate;  // (width, hidden)
-    const bf16* up;    // (width, hidden)
-    const bf16* down;  // (hidden, width)
-    int64_t width;
+// A weight (rows, columns). 16 bits of a value: BF16, row-major. 8 or 4: quantized (model/quantized.py says how), in
+// panels of 16 rows, `stride` bytes from one to the next.
+struct Matrix {
+    const char* data;
+    int64_t stride, rows, columns, bits;
 };
 
-// An MLP in use: entries first to first + count of Experts::rows and Experts::weights.
-struct Expert {
-    Address matrices;
-    int64_t first, count;
+// The matrices of an MLP: gate and up (width, hidden), down (hidden, width). Python keeps tables of these.
+struct Mlp {
+    Matrix gate, up, down;
 };
 
+// out = for each token the sum over its entries, (token, expert) pairs sorted by expert, of weight · expert(x).
 struct Experts {
-    const Expert* experts;
+    const Mlp* experts;    // those in use
+    const int64_t* first;  // entry at which each begins, and the end of the last
     int64_t n_experts;
     const bf16* x;          // (tokens, hidden)
     const int64_t* rows;    // token of each entry
     const float* weights;   // router weight of each entry
-    bf16* products;         // silu(gate) · up for every entry of `rows`, `stride` values apart
-    int64_t stride;
     float* out;             // (tokens, hidden)
-    int64_t tokens, hidden;
+    int64_t tokens, hidden, entries, width;  // width: the widest expert's
+    bf16* products;         // (entries, width) of memory, unless the experts are quantized
     const bf16* residual;   // null, or (tokens, hidden): then `result` gets residual + out, each rounded
     bf16* result;
 };
@@ -54,12 +53,13 @@ struct HeadProducts {
 struct Layer {
     int64_t hidden, heads, nope, rope, value, latent, query_rank;  // query_rank 0: no query compression
     float eps, latent_eps, scale;
-    const bf16 *input_norm, *q_a, *q_a_norm, *q, *kv_a, *kv_a_norm, *kv_b, *o, *post_norm;
+    const bf16 *input_norm, *q_a_norm, *kv_a_norm, *kv_b, *post_norm;
+    Matrix q_a, q, kv_a, o; // all BF16, or all quantized, and the experts likewise
     const bf16* gate;       // (n_experts, hidden), or null for a dense layer
     int64_t n_experts, top_k;
     float scaling;
-    const Address* experts; // null: routed experts are computed elsewhere, and the layer ends behind the router
-    const Address* shared;  // the shared experts or the dense layer's MLP; may be null
+    const Mlp* experts;     // null: routed experts are computed elsewhere, and the layer ends behind the router
+    const Mlp* shared;      // the shared experts or the dense layer's MLP; may be null
     int64_t* expert_counts; // how often each expert was chosen so far, to be increased; may be null
 };
 
@@ -89,6 +89,8 @@ struct AttentionJob {
     float scale;
 };
 
+struct QuantizedOps;  // quantized.h
+
 struct Ops {
     void (*linear)(const Linear& job, int threads);
     void (*by_head)(const HeadProducts& job, int threads);
@@ -100,8 +102,10 @@ struct Ops {
     void (*experts)(const Experts& job, int threads);
     int64_t (*layer_scratch)(const Layer& layer, const Step& step, int threads);
     // Layers one behind the other: step.x and step.out belong to the first and the last, step.entries has `tokens`
-    // addresses for each layer, and scratch is the greatest of the layers' and two times (tokens, hidden).
-    void (*layers)(const Layer* layers, int64_t n_layers, const Step& step, char* scratch, int threads);
+    // addresses for each layer, and scratch is the greatest of the layers' and two times (tokens, hidden). `quantized`
+    // multiplies with quantized weights.
+    void (*layers)(const Layer* layers, int64_t n_layers, const Step& step, const QuantizedOps* quantized,
+                   char* scratch, int threads);
     int64_t (*attention_scratch)(const AttentionJob& job, int threads);
     void (*attention)(const AttentionJob& job, char* scratch, int threads);
     int64_t (*panel_bytes)(int64_t depth);  // scratch of what follows, for one thread; depth: hidden, or k
@@ -120,14 +124,7 @@ constexpr int64_t kMaxTokens = 16, kMaxExperts = 512, kMaxHeads = 256, kMaxLaten
 constexpr int64_t kStep = 32;
 
 // The structs that Python fills, in the order in which dslite_sizeof numbers them.
-enum StructKind {
-    kAddressStruct,
-    kLayerStruct,
-    kStepStruct,
-    kAttentionJobStruct,
-    kQuantizedMatrixStruct,
-    kQuantizedExpertStruct
-};
+enum StructKind { kMatrixStruct, kMlpStruct, kLayerStruct, kStepStruct, kAttentionJobStruct };
 
 const Ops* ops_avx512_bf16();
 const Ops* ops_avx512();

@@ -6,59 +6,11 @@
 // each group. A lane of a vector is a row of a panel: no sums across lanes, and a panel is read as one stream.
 #pragma once
 
-#include "quantized.h"
+#include "quantized_tokens.inc.h"
 #include "scalars.inc.h"
-#include "team.h"
 
 namespace dslite {
 namespace {
-
-constexpr int64_t kUnit = 32;  // rows of two panels, and columns of a group
-constexpr int64_t kNeighbours = 4;
-
-// Where the parts of a call's memory begin.
-struct Carver {
-    char* base;
-    int64_t bytes;
-
-    template <class T> void take(T** at, int64_t count) {
-        *at = reinterpret_cast<T*>(base + bytes);
-        bytes += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    }
-};
-
-// Units of a queue, some neighbours at once: what is fetched ahead of one is then the next one's of the same worker.
-struct Stretch {
-    Blocks& queue;
-    int64_t total, place = 0, end = 0;
-
-    bool next(int64_t* unit) {
-        if (place == end) {
-            int64_t block;
-            if (!queue.take((total + kNeighbours - 1) / kNeighbours, &block)) return false;
-            place = block * kNeighbours;
-            end = place + kNeighbours < total ? place + kNeighbours : total;
-        }
-        *unit = place++;
-        return true;
-    }
-};
-
-inline int64_t padded(int64_t columns) { return (columns + 63) / 64 * 64; }
-
-inline int64_t panels(const QuantizedMatrix& m) { return (m.rows + 15) / 16; }
-
-// Rows of tokens in int8. Behind the last column are zeros, up to a whole block.
-Tokens carve_tokens(Carver& memory, int64_t count, int64_t columns) {
-    Tokens tokens;
-    tokens.width = padded(columns);
-    const int64_t groups = count * tokens.width / kUnit;
-    memory.take(&tokens.values, count * tokens.width);
-    memory.take(&tokens.magnitudes, count * tokens.width);
-    memory.take(&tokens.scales, groups);
-    memory.take(&tokens.starts, groups);
-    return tokens;
-}
 
 // Quantizes one group: 32 values at x, `count` of them real.
 void quantize_group(const Tokens& tokens, int64_t group, const float* x) {
@@ -99,8 +51,8 @@ void quantize_row(const Tokens& tokens, int64_t row, const bf16* x, int64_t colu
 
 // Panels `place` and the next one of a matrix; of an odd last panel itself twice.
 template <class Done>
-void multiply_panels(const QuantizedMatrix& m, int64_t place, const Tokens& tokens, int64_t first, int64_t count,
-                     char* scratch, Done done) {
+void multiply_panels(const Matrix& m, int64_t place, const Tokens& tokens, int64_t first, int64_t count, char* scratch,
+                     Done done) {
     const char* w0 = m.data + place * m.stride;
     const char* w1 = place + 1 < panels(m) ? w0 + m.stride : w0;
     if (m.bits == 8)
@@ -108,8 +60,6 @@ void multiply_panels(const QuantizedMatrix& m, int64_t place, const Tokens& toke
     else
         Quantized::multiply<4>(w0, w1, tokens, first, count, scratch, done);
 }
-
-int64_t worker_scratch(int64_t columns) { return 40 * padded(columns) + 4096; }
 
 int64_t carve_linear(const QuantizedLinear& job, char* base, int threads, Tokens* tokens, char** own) {
     Carver memory{base, 0};
@@ -130,12 +80,11 @@ void linear(const QuantizedLinear& job, char* base, int threads) {
     carve_linear(job, base, threads, &tokens, &scratch);
     Blocks rows, units;
     Barrier quantized;
-    const int64_t pairs = (panels(job.w) + 1) / 2;
     auto body = [&](int worker, int workers) {
         for (int64_t t; rows.take(job.tokens, &t);) quantize_row(tokens, t, job.x + t * job.x_stride, job.w.columns);
         quantized.wait(workers);
         char* own = scratch + worker * worker_scratch(job.w.columns);
-        Stretch stretch{units, pairs};
+        Stretch stretch{units, pairs(job.w)};
         for (int64_t unit; stretch.next(&unit);) {
             const int64_t begin = unit * kUnit, count = job.w.rows - begin < kUnit ? job.w.rows - begin : kUnit;
             multiply_panels(job.w, 2 * unit, tokens, 0, job.tokens, own, [&](int64_t t, const float* sums) {
@@ -150,30 +99,6 @@ void linear(const QuantizedLinear& job, char* base, int threads) {
     parallel(threads, body);
 }
 
-struct ExpertsMemory {
-    Tokens in;      // (tokens, hidden)
-    Tokens sorted;  // (entries, hidden): rows of an expert one behind the other
-    Tokens inner;   // (entries, widest)
-    float* gated;   // (workers, entries, 32)
-    char* own;
-    int64_t bytes;
-};
-
-ExpertsMemory carve_experts(const QuantizedExperts& job, char* base, int threads) {
-    Carver memory{base, 0};
-    ExpertsMemory all;
-    all.in = carve_tokens(memory, job.tokens, job.hidden);
-    all.sorted = carve_tokens(memory, job.entries, job.hidden);
-    all.inner = carve_tokens(memory, job.entries, job.width);
-    memory.take(&all.gated, threads * job.entries * kUnit);
-    const int64_t widest = job.width > job.hidden ? job.width : job.hidden;
-    memory.take(&all.own, threads * worker_scratch(widest));
-    all.bytes = memory.bytes;
-    return all;
-}
-
-int64_t experts_scratch(const QuantizedExperts& job, int threads) { return carve_experts(job, nullptr, threads).bytes; }
-
 // A row of quantized tokens from one place to another.
 void copy_row(const Tokens& from, int64_t row, const Tokens& to, int64_t place) {
     const int64_t width = from.width, groups = width / kUnit;
@@ -183,72 +108,107 @@ void copy_row(const Tokens& from, int64_t row, const Tokens& to, int64_t place) 
     __builtin_memcpy(to.starts + place * groups, from.starts + row * groups, groups * sizeof(int32_t));
 }
 
-void experts(const QuantizedExperts& job, char* base, int threads) {
-    const ExpertsMemory memory = carve_experts(job, base, threads);
-    Blocks rows, entries, in, out;
-    Barrier quantized, sorted, gated;
+// Gate and up of 32 columns of an expert, a group of the next product, for all its entries: (entries, 32).
+void gate_up(const Mlp& expert, int64_t group, const Tokens& x, int64_t first, int64_t count, char* own, float* out) {
+    for (int64_t half = 0; half < 2; ++half) {
+        const int64_t panel = 2 * group + half;
+        if (panel >= panels(expert.gate)) {
+            for (int64_t i = 0; i < count; ++i) __builtin_memset(out + i * kUnit + 16 * half, 0, 64);
+            continue;
+        }
+        const char* gate = expert.gate.data + panel * expert.gate.stride;
+        const char* up = expert.up.data + panel * expert.up.stride;
+        const auto done = [&](int64_t i, const float* sums) {
+            float* to = out + i * kUnit + 16 * half;
+            for (int64_t r = 0; r < 16; ++r) to[r] = silu(sums[r]) * sums[16 + r];
+        };
+        if (expert.gate.bits == 8)
+            Quantized::multiply<8>(gate, up, x, first, count, own, done);
+        else
+            Quantized::multiply<4>(gate, up, x, first, count, own, done);
+    }
+}
+
+// A unit is 32 values of all tokens, expert after expert: the order of a sum is always the same.
+void down(const Experts& job, const Tokens& inner, int64_t unit, char* own) {
+    const int64_t begin = unit * kUnit, wide = job.hidden - begin < kUnit ? job.hidden - begin : kUnit;
+    for (int64_t t = 0; t < job.tokens; ++t)
+        __builtin_memset(job.out + t * job.hidden + begin, 0, wide * sizeof(float));
+    for (int64_t e = 0; e < job.n_experts; ++e) {
+        const Matrix& w = job.experts[e].down;
+        const int64_t first = job.first[e];
+        Tokens used = inner;
+        used.used = padded(w.columns);
+        multiply_panels(w, 2 * unit, used, first, job.first[e + 1] - first, own, [&](int64_t i, const float* sums) {
+            float* to = job.out + job.rows[first + i] * job.hidden + begin;
+            const float weight = job.weights[first + i];
+            for (int64_t r = 0; r < wide; ++r) to[r] += weight * sums[r];
+        });
+    }
+    if (job.residual == nullptr) return;
+    for (int64_t t = 0; t < job.tokens; ++t) {
+        const int64_t place = t * job.hidden + begin;
+        for (int64_t r = 0; r < wide; ++r)
+            job.result[place + r] = to_bf16(to_float(job.residual[place + r]) + to_float(to_bf16(job.out[place + r])));
+    }
+}
+
+void compute_experts(const Experts& job, const QuantizedExpertsMemory& memory, QuantizedExpertsQueues& queues,
+                     int worker, int workers) {
     const int64_t widest = job.width > job.hidden ? job.width : job.hidden;
+    char* own = memory.own + worker * worker_scratch(widest);
+    float* gated = memory.gated + worker * job.entries * kUnit;
+    const bool one = job.tokens == 1;  // its row is every expert's
+    if (!one) {
+        for (int64_t i; queues.entries.take(job.entries, &i);) copy_row(memory.in, job.rows[i], memory.sorted, i);
+        queues.sorted.wait(workers);
+    }
+    const auto units = [&](int64_t e) { return padded(job.experts[e].gate.rows) / kUnit; };
+    int64_t expert = 0, before = 0;
+    Stretch gates{queues.in, INT64_MAX / 2};
+    for (int64_t unit; gates.next(&unit);) {
+        while (expert < job.n_experts && unit >= before + units(expert)) before += units(expert++);
+        if (expert == job.n_experts) break;
+        const int64_t first = job.first[expert], count = job.first[expert + 1] - first, group = unit - before;
+        gate_up(job.experts[expert], group, one ? memory.in : memory.sorted, one ? 0 : first, count, own, gated);
+        const int64_t groups = memory.inner.width / kUnit;
+        for (int64_t i = 0; i < count; ++i)
+            quantize_group(memory.inner, (first + i) * groups + group, gated + i * kUnit);
+    }
+    queues.gated.wait(workers);
+    Stretch downs{queues.out, (job.hidden + kUnit - 1) / kUnit};
+    for (int64_t unit; downs.next(&unit);) down(job, memory.inner, unit, own);
+}
+
+int64_t experts_scratch(const Experts& job, int threads) {
+    Carver memory{nullptr, 0};
+    carve_experts(memory, job.tokens, job.entries, job.hidden, job.width, threads);
+    return memory.bytes;
+}
+
+void experts(const Experts& job, char* base, int threads) {
+    Carver carver{base, 0};
+    const QuantizedExpertsMemory memory =
+        carve_experts(carver, job.tokens, job.entries, job.hidden, job.width, threads);
+    Blocks rows;
+    Barrier quantized;
+    QuantizedExpertsQueues queues;
     auto body = [&](int worker, int workers) {
-        char* own = memory.own + worker * worker_scratch(widest);
         for (int64_t t; rows.take(job.tokens, &t);) quantize_row(memory.in, t, job.x + t * job.hidden, job.hidden);
         quantized.wait(workers);
-        for (int64_t i; entries.take(job.entries, &i);) copy_row(memory.in, job.rows[i], memory.sorted, i);
-        sorted.wait(workers);
-        // Gate and up of 32 columns, a group of the next product, for all entries of an expert.
-        int64_t expert = 0, before = 0;
-        const auto units = [&](int64_t e) { return padded(job.experts[e].gate.rows) / kUnit; };
-        Stretch gates{in, INT64_MAX / 2};
-        for (int64_t unit; gates.next(&unit);) {
-            while (expert < job.n_experts && unit >= before + units(expert)) before += units(expert++);
-            if (expert == job.n_experts) break;
-            const QuantizedExpert& at = job.experts[expert];
-            const int64_t first = job.first[expert], count = job.first[expert + 1] - first, group = unit - before;
-            float* products = memory.gated + worker * job.entries * kUnit;
-            for (int64_t half = 0; half < 2; ++half) {
-                const int64_t panel = 2 * group + half;
-                if (panel >= panels(at.gate)) {
-                    for (int64_t i = 0; i < count; ++i) __builtin_memset(products + i * kUnit + 16 * half, 0, 64);
-                    continue;
-                }
-                const char* gate = at.gate.data + panel * at.gate.stride;
-                const char* up = at.up.data + panel * at.up.stride;
-                const auto done = [&](int64_t i, const float* sums) {
-                    float* to = products + i * kUnit + 16 * half;
-                    for (int64_t r = 0; r < 16; ++r) to[r] = silu(sums[r]) * sums[16 + r];
-                };
-                if (at.gate.bits == 8)
-                    Quantized::multiply<8>(gate, up, memory.sorted, first, count, own, done);
-                else
-                    Quantized::multiply<4>(gate, up, memory.sorted, first, count, own, done);
-            }
-            for (int64_t i = 0; i < count; ++i)
-                quantize_group(memory.inner, (first + i) * memory.inner.width / kUnit + group, products + i * kUnit);
-        }
-        gated.wait(workers);
-        // Down. A unit is 32 values of all tokens, expert after expert: the order of a sum is always the same.
-        Stretch downs{out, (job.hidden + kUnit - 1) / kUnit};
-        for (int64_t unit; downs.next(&unit);) {
-            const int64_t begin = unit * kUnit, wide = job.hidden - begin < kUnit ? job.hidden - begin : kUnit;
-            for (int64_t t = 0; t < job.tokens; ++t)
-                __builtin_memset(job.out + t * job.hidden + begin, 0, wide * sizeof(float));
-            for (int64_t e = 0; e < job.n_experts; ++e) {
-                const QuantizedMatrix& down = job.experts[e].down;
-                const int64_t first = job.first[e];
-                Tokens inner = memory.inner;
-                inner.used = padded(down.columns);
-                multiply_panels(down, 2 * unit, inner, first, job.first[e + 1] - first, own,
-                                [&](int64_t i, const float* sums) {
-                                    float* to = job.out + job.rows[first + i] * job.hidden + begin;
-                                    const float weight = job.weights[first + i];
-                                    for (int64_t r = 0; r < wide; ++r) to[r] += weight * sums[r];
-                                });
-            }
-        }
+        compute_experts(job, memory, queues, worker, workers);
     };
     parallel(threads, body);
 }
 
-const QuantizedOps kQuantizedOps = {linear_scratch, linear, experts_scratch, experts};
+void multiply(const Matrix& w, int64_t pair, const Tokens& x, int64_t first, int64_t count, char* own, float* sums) {
+    multiply_panels(w, 2 * pair, x, first, count, own, [&](int64_t t, const float* from) {
+        __builtin_memcpy(sums + t * kUnit, from, kUnit * sizeof(float));
+    });
+}
+
+const QuantizedOps kQuantizedOps = {linear_scratch, linear,   experts_scratch, experts,
+                                    quantize_row,   multiply, compute_experts};
 
 }  // namespace
 }  // namespace dslite

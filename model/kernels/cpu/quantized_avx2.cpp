@@ -32,7 +32,7 @@ struct Quantized {
         const __m256i ones = _mm256_set1_epi16(1), mask = _mm256_set1_epi8(15);
         const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kTable)));
         __m256 sums[4] = {};
-        for (int64_t g = 0; g < tokens.groups(); ++g, x += 32, magnitudes += 32) {
+        for (int64_t g = 0; g < groups_of(tokens); ++g, x += 32, magnitudes += 32) {
             const int64_t at = g / 2 * (64 + 128 * Bits), half = g % 2;
             const char* panel[2] = {w0 + at, w1 + at};
             for (int p = 0; p < 2; ++p)

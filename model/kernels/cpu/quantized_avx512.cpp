@@ -56,8 +56,8 @@ struct Quantized {
         }
         // Widened panels, of eight bits too (no split loads, no xor), lie in the second cache.
         char* wide = scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
-        float* scales = reinterpret_cast<float*>(wide + 1024 * tokens.groups());
-        widen_panels<Bits>(w0, w1, tokens.groups(), wide, scales);
+        float* scales = reinterpret_cast<float*>(wide + 1024 * groups_of(tokens));
+        widen_panels<Bits>(w0, w1, groups_of(tokens), wide, scales);
         static constexpr decltype(&tile<1>) kTiles[kTile] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
         for (int64_t t = 0, n; t < count; t += n) {
             n = count - t < kTile ? count - t : kTile;
@@ -74,7 +74,7 @@ struct Quantized {
             const int8_t* x = tokens.values + token * tokens.width;
             const char* block = p == 0 ? w0 : w1;
             __m512 sums = _mm512_setzero_ps();
-            for (int64_t g = 0; g < tokens.groups(); g += 2, x += 64, block += 64 + 128 * Bits) {
+            for (int64_t g = 0; g < groups_of(tokens); g += 2, x += 64, block += 64 + 128 * Bits) {
                 for (int line = 0; line < 2 * Bits + 1; ++line) _mm_prefetch(block + kAhead + 64 * line, _MM_HINT_T0);
                 for (int half = 0; half < 2; ++half) {
                     __m512i values[8], even = _mm512_set1_epi32(tokens.starts[before + g + half]);
@@ -115,7 +115,7 @@ struct Quantized {
         const float* scales = tokens.scales + token * groups;
         const int32_t* starts = tokens.starts + token * groups;
         __m512 sums[T][2] = {};
-        for (int64_t g = 0; g < tokens.groups(); ++g, x += 32, wide += 1024, weight_scales += 32) {
+        for (int64_t g = 0; g < groups_of(tokens); ++g, x += 32, wide += 1024, weight_scales += 32) {
             __m512i totals[T][2];
             for (int t = 0; t < T; ++t) totals[t][0] = totals[t][1] = _mm512_set1_epi32(starts[t * groups + g]);
 #pragma GCC unroll 8

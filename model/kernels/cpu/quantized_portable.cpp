@@ -13,7 +13,7 @@ struct Quantized {
             const int8_t* values = tokens.values + (first + t) * tokens.width;
             const float* scales = tokens.scales + (first + t) * (tokens.width / 32);
             float sums[32] = {0};
-            for (int64_t g = 0; g < tokens.groups(); ++g)
+            for (int64_t g = 0; g < groups_of(tokens); ++g)
                 for (int p = 0; p < 2; ++p) {
                     const char* block = (p == 0 ? w0 : w1) + g / 2 * (64 + 128 * Bits);
                     group<Bits>(block, g % 2, values + g * 32, scales[g], sums + 16 * p);

@@ -109,7 +109,7 @@ uint16_t to_table(const float* x, const Nearest& nearest, uint8_t* places) {
 }
 
 // One group of a row into its place of a block.
-void quantize_row_group(const float* x, const QuantizedMatrix& m, const Nearest& nearest, char* block, int64_t half,
+void quantize_row_group(const float* x, const Matrix& m, const Nearest& nearest, char* block, int64_t half,
                         int64_t row) {
     uint16_t scale;
     if (m.bits == 8) {
@@ -128,7 +128,7 @@ void quantize_row_group(const float* x, const QuantizedMatrix& m, const Nearest&
     __builtin_memcpy(block + 32 * half + 2 * row, &scale, 2);
 }
 
-void quantize(const bf16* w, int64_t row_stride, const QuantizedMatrix& m, int threads) {
+void quantize(const bf16* w, int64_t row_stride, const Matrix& m, int threads) {
     const Nearest nearest;
     const int64_t blocks = (m.columns + 63) / 64, block_bytes = 64 + 128 * m.bits;
     Blocks queue;

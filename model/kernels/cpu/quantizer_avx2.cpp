@@ -3,7 +3,7 @@
 #pragma GCC target("avx2")
 #include "quantizer.inc.h"
 
-void dslite::quantize_avx2(const bf16* w, int64_t row_stride, const QuantizedMatrix& m, int threads) {
+void dslite::quantize_avx2(const bf16* w, int64_t row_stride, const Matrix& m, int threads) {
     quantize(w, row_stride, m, threads);
 }
 #endif

@@ -7,6 +7,11 @@
 namespace dslite {
 namespace {
 
+// The values of a matrix that is not quantized, from a row on.
+inline const bf16* rows_of(const Matrix& m, int64_t row) {
+    return reinterpret_cast<const bf16*>(m.data) + row * m.columns;
+}
+
 inline float to_float(bf16 value) {
     const uint32_t bits = static_cast<uint32_t>(value) << 16;
     float wide;
