@@ -6,13 +6,14 @@ reach the client in OpenAI's shape.
 """
 
 import asyncio
-import difflib
 import logging
 import re
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from importlib.metadata import version
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -25,36 +26,23 @@ from dslite.app.server.bodies import BodyReader
 from dslite.app.server.errors import ApiError, from_runtime, internal
 from dslite.app.server.json_fields import parse_object
 from dslite.app.server.limits import Limits
+from dslite.app.server.openapi import openapi_document
 from dslite.app.server.requests import ParsedRequest, ServedModel, check_name, parse_chat, parse_completion
 from dslite.app.server.responses import ChatResponse, CompletionResponse, ResponseFormatter
+from dslite.app.server.routes import described_routes
 from dslite.app.server.streaming import EventStream, Json, collect, error_response, until_disconnected
+from dslite.app.server.token_requests import detokenize, tokenize
+from dslite.app.server.unknown_routes import advice
 from dslite.app.server.worker import Worker
 from dslite.runtime.errors import DsliteError
 
 _log = logging.getLogger("dslite.server")
 
+T = TypeVar("T")
 Parse = Callable[[dict[str, Any], ServedModel, Limits], ParsedRequest]
 Handler = Callable[[Request], Awaitable[Response]]
 
-_CHAT = "use /v1/chat/completions (client.chat.completions in the openai package)"
-_NO_ROUTES = {  # what clients try that this server does not have
-    "/v1/responses": f"this server has no /v1/responses; {_CHAT}",
-    "/v1/messages": f"this server speaks OpenAI's API, not Anthropic's; {_CHAT}",
-    "/v1/embeddings": "this server makes no embeddings: the model generates text",
-    "/v1/moderations": "this server does not moderate texts",
-    "/v1/files": "this server stores no files",
-    "/v1/engines": "engines were renamed to models: use /v1/models",
-    "/completion": "use /v1/completions; llama.cpp's own route is not here",
-    "/completions": "the API is under /v1: use /v1/completions, with a base URL that ends in /v1",
-    "/chat/completions": "the API is under /v1: use /v1/chat/completions, with a base URL that ends in /v1",
-    "/models": "the API is under /v1: use /v1/models, with a base URL that ends in /v1",
-}
-_FOREIGN_ROUTES = (
-    ("/v1/v1", "the path has /v1 twice: the base URL ends in /v1 already"),
-    ("/api", f"this server speaks OpenAI's API, not ollama's; {_CHAT}"),
-    ("/v1/audio", "the model reads and writes text"),
-    ("/v1/images", "the model reads and writes text"),
-)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # of a client, which is sent back and logged
 
 
 class Api:
@@ -81,6 +69,10 @@ class Api:
             "/v1/models": {"GET": self._models},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/completions": {"POST": self._complete},
+            "/tokenize": {"POST": self._tokenize},
+            "/detokenize": {"POST": self._detokenize},
+            "/version": {"GET": self._version},
+            "/openapi.json": {"GET": self._openapi},
         }
         self.asgi = Router(default=self._serve, redirect_slashes=False, lifespan=self._life)
 
@@ -95,11 +87,13 @@ class Api:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        response = await self._respond(request)
-        response.headers.update(self._guard.cors_headers(request))
+        given = request.headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        response = await self._respond(request, request_id)
+        response.headers.update({"X-Request-Id": request_id, **self._guard.cors_headers(request)})
         await response(scope, receive, send)
 
-    async def _respond(self, request: Request) -> Response:
+    async def _respond(self, request: Request, request_id: str) -> Response:
         """The response to any request; an error tells a client nothing about the inside."""
         try:
             return await self._route(request)
@@ -108,7 +102,7 @@ class Api:
         except ClientDisconnect:
             return Response(status_code=499)  # it reaches no reader
         except Exception:
-            _log.exception("a request failed")
+            _log.exception("request %s failed", request_id)
             return error_response(internal())
 
     async def _route(self, request: Request) -> Response:
@@ -116,7 +110,7 @@ class Api:
         handlers = self._handlers(path)
         if handlers is None:
             self._guard.check(request)
-            raise ApiError(404, _no_route(path, self._routes), code="unknown_url")
+            raise ApiError(404, advice(path, self._routes), code="unknown_url")
         methods = ", ".join(sorted({*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"}))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": methods, **self._guard.preflight_headers(request)})
@@ -147,6 +141,22 @@ class Api:
         check_name(name, self._served)
         return Json(self._card(name))
 
+    async def _version(self, _: Request) -> Response:
+        return Json({"version": version("dslite")})
+
+    async def _openapi(self, _: Request) -> Response:
+        return Json(openapi_document(described_routes(self._limits), version("dslite")))
+
+    async def _tokenize(self, request: Request) -> Response:
+        return await self._bodies.parse(request, lambda body: Json(self._run(tokenize, body)))
+
+    async def _detokenize(self, request: Request) -> Response:
+        return await self._bodies.parse(request, lambda body: Json(self._run(detokenize, body)))
+
+    def _run(self, function: Callable[[dict[str, Any], ServedModel, Limits], T], body: bytes) -> T:
+        """A function of the object of a body."""
+        return function(parse_object(body), self._served, self._limits)
+
     def _card(self, name: str) -> dict[str, Any]:
         return {
             "id": name,
@@ -164,7 +174,7 @@ class Api:
         return await self._answer(request, parse_completion, CompletionResponse)
 
     async def _answer(self, request: Request, parse: Parse, formatter_of: type[ResponseFormatter]) -> Response:
-        parsed = await self._bodies.parse(request, lambda body: parse(parse_object(body), self._served, self._limits))
+        parsed = await self._bodies.parse(request, lambda body: self._run(parse, body))
         formatter = formatter_of(parsed, self._served.engine.tokenizer)
         stream = self.worker.submit(parsed.requests)
         if parsed.stream:
@@ -179,16 +189,3 @@ class Api:
 def _plain_path(path: str) -> str:
     """A path without doubled and trailing slashes."""
     return re.sub(r"/{2,}", "/", path).rstrip("/") or "/"
-
-
-def _no_route(path: str, routes: Iterable[str]) -> str:
-    """What to do in place of a route that is not here."""
-    if path in _NO_ROUTES:
-        return _NO_ROUTES[path]
-    for prefix, advice in _FOREIGN_ROUTES:
-        if path.startswith(prefix + "/"):
-            return advice
-    close = difflib.get_close_matches(path[:100], routes, n=1, cutoff=0.8)
-    if close:
-        return f"there is no such route; did you mean {close[0]}?"
-    return f"there is no such route; this server has {', '.join(routes)}"

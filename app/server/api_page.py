@@ -5,20 +5,20 @@ from collections.abc import Iterable
 
 from dslite.app.server.json_fields import NoOp, Object, ObjectList, RequestField, Support, Table
 from dslite.app.server.limits import Limits
-from dslite.app.server.request_fields import MESSAGE_PART, chat_fields, completion_fields
+from dslite.app.server.messages import MESSAGE_PART
+from dslite.app.server.routes import DescribedRoute, described_routes
 
 _HEAD = """\
 # The API of `dslite serve`
 
-This page is made from the tables in [app/server/request_fields.py](../app/server/request_fields.py) by
-`python -m dslite.app.server.api_page`; a test holds it equal to them.
+This page is made from the declared fields ([app/server/request_fields.py](../app/server/request_fields.py) and its
+neighbours) by `python -m dslite.app.server.api_page`; a test holds it equal to them.
 
 | route | |
 | --- | --- |
-| `POST /v1/chat/completions` | a chat, through the model's own template |
-| `POST /v1/completions` | texts or token ids to go on with |
-| `GET /v1/models`, `GET /v1/models/NAME` | the names of the model that is served, and its context (`max_model_len`) |
-| `GET /health` | 200, or 503 after a failure that needs a new start; no key |
+{routes}
+Every answer has an `X-Request-Id`: the request's own, where it sent one of at most 128 letters, digits, `.`, `_`, `:`
+and `-`. The log names it where something fails.
 
 Doubled and trailing slashes are ignored. `null` counts as absent everywhere, and 256.0 is a whole number. A field that
 is in none of the tables is refused with 400 and the name that may have been meant.
@@ -49,22 +49,32 @@ batch sizes, and near ties may fall the other way. Of `n` answers the k-th is dr
 def api_page() -> str:
     """The whole page, in Markdown."""
     limits = Limits()
+    routes = described_routes(limits)
     head = _HEAD.replace("{silence:g}", f"{limits.silence_seconds:g}").replace(
         "{keep:g}", f"{limits.keep_alive_seconds:g}"
     )
     return (
-        head
-        + "".join(_route("POST /v1/chat/completions", chat_fields(limits)))
-        + "".join(_route("POST /v1/completions", completion_fields(limits)))
+        head.replace("{routes}", "".join(map(_line, routes)))
+        + "".join(_bodies(routes))
         + "".join(_object("A part of a message's `content`", MESSAGE_PART))
     )
 
 
-def _route(title: str, table: Table) -> Iterable[str]:
-    yield from _object(title, table)
-    for field in table.fields.values():
-        if isinstance(field.kind, Object | ObjectList):
-            yield from _object(f"{title}: `{field.name}`", field.kind.fields, level=3)
+def _line(route: DescribedRoute) -> str:
+    return f"| `{route.method} {route.path}` | {_cell(route.about)} |\n"
+
+
+def _bodies(routes: Iterable[DescribedRoute]) -> Iterable[str]:
+    """The tables of all bodies; one that several fields share stands under the first of them."""
+    shown: list[Table] = []
+    for route in routes:
+        if route.body is None:
+            continue
+        yield from _object(f"{route.method} {route.path}", route.body)
+        for field in route.body.fields.values():
+            if isinstance(field.kind, Object | ObjectList) and field.kind.fields not in shown:
+                shown.append(field.kind.fields)
+                yield from _object(f"{route.method} {route.path}: `{field.name}`", field.kind.fields, level=3)
 
 
 def _object(title: str, table: Table, level: int = 2) -> Iterable[str]:
@@ -81,6 +91,8 @@ def _by_reason(title: str, fields: Iterable[RequestField]) -> Iterable[str]:
     lines: dict[tuple[str, str], list[str]] = {}
     for field in fields:
         lines.setdefault((field.about, _no_op(field)), []).append(f"`{field.name}`")
+    if not lines:
+        return
     passes = title == "refused"
     yield f"\n| {title} | because |{' passes |' if passes else ''}\n| --- | --- |{' --- |' if passes else ''}\n"
     for (about, no_op), names in lines.items():

@@ -96,7 +96,7 @@ class RequestGuard:
         headers = {"Vary": "Origin"}
         if "origin" in request.headers and self._is_allowed(request):
             headers["Access-Control-Allow-Origin"] = request.headers["origin"]
-            headers["Access-Control-Expose-Headers"] = "Retry-After"
+            headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id"
         return headers
 
     def preflight_headers(self, request: "Request") -> dict[str, str]:

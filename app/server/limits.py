@@ -23,3 +23,5 @@ class Limits:
     choices: int = 128  # answers that one request may ask for
     stops: int = 64
     stop_length: int = 1000  # characters
+    tokenize_characters: int = 2**19  # of one text: half a second of work
+    detokenize_tokens: int = 2**18

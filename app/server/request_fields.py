@@ -24,6 +24,7 @@ from dslite.app.server.json_fields import (
     refused,
 )
 from dslite.app.server.limits import Limits
+from dslite.app.server.messages import MESSAGE, TEXT_ONLY
 
 MOST_LOGPROBS = 20
 COMPLETION_TOKENS = 16  # the default of OpenAI's completions
@@ -46,32 +47,6 @@ _ALL_ZERO = NoOp(
 )
 _NO_FORMAT = "answers cannot be forced into a format yet; ask for it in the prompt"
 _NO_TOOLS = "the model calls no functions yet"
-_TEXT_ONLY = "the model reads and writes text"
-
-MESSAGE_PART = Table.of(
-    [honoured("type", Anything(), 'must be "text"'), honoured("text", Anything(), "the text")],
-    harmless("the prefix cache needs no marks", "cache_control", "prompt_cache_breakpoint"),
-    refused(_TEXT_ONLY, "image_url input_audio file video_url audio_url refusal"),
-)
-_MESSAGE = Table.of(
-    [
-        honoured("role", Anything(), "system, developer (the same), user or assistant"),
-        honoured("content", Anything(), 'a text, or a list of parts {"type": "text", "text": …}'),
-    ],
-    harmless("the chat template has no place for it", "name", "id", "metadata", "cache_control", "annotations"),
-    harmless("earlier reasoning is not part of a prompt", "reasoning_content", "reasoning", "reasoning_details"),
-    refused(
-        "calls of functions in a history cannot be rendered yet, and without them the turn would be empty; "
-        "leave the turn out, or write the call into content as text",
-        "tool_calls function_call",
-        [],
-        {},
-    ),
-    refused("it belongs to a message of the role tool, which cannot be rendered yet", "tool_call_id", ""),
-    refused("a refusal has no place in the chat template; write it into content", "refusal", ""),
-    refused(_TEXT_ONLY, "audio images"),
-    refused("use continue_final_message of the request", "prefix", False),
-)
 
 
 def _answers(limits: Limits) -> list[RequestField]:
@@ -170,7 +145,7 @@ def chat_fields(limits: Limits) -> Table:
         [
             honoured(
                 "messages",
-                ObjectList(_MESSAGE, "a list of at least one message"),
+                ObjectList(MESSAGE, "a list of at least one message"),
                 "the conversation, with at least one message",
             )
         ],
@@ -201,8 +176,8 @@ def chat_fields(limits: Limits) -> Table:
         _CHANGES_NOTHING,
         harmless("there are no calls to be made at once", "parallel_tool_calls"),
         _REFUSED,
-        refused(_TEXT_ONLY, "modalities", ["text"]),
-        refused(_TEXT_ONLY, "audio mm_processor_kwargs media_io_kwargs", {}),
+        refused(TEXT_ONLY, "modalities", ["text"]),
+        refused(TEXT_ONLY, "audio mm_processor_kwargs media_io_kwargs", {}),
         refused("the model does not reason before it answers", "reasoning_effort", "none", "minimal"),
         refused("the model does not reason before it answers", "think enable_thinking thinking_forced_open", False),
         refused("the model does not reason before it answers", "thinking", False, {"type": "disabled"}),

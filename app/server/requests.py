@@ -12,18 +12,17 @@ from typing import Any
 from dslite.app.server.errors import ApiError, context_exceeded, invalid
 from dslite.app.server.json_fields import MOST_INTEGER, read_fields, shown
 from dslite.app.server.limits import Limits
-from dslite.app.server.request_fields import COMPLETION_TOKENS, MESSAGE_PART, chat_fields, completion_fields
+from dslite.app.server.messages import parse_messages
+from dslite.app.server.request_fields import COMPLETION_TOKENS, chat_fields, completion_fields
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.text.chat_template import ChatTemplate
-from dslite.runtime.text.message import Message, Role
+from dslite.runtime.text.message import Message
 from dslite.runtime.text.prompt_limit import PromptLimit
 
-_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SEEDS = MOST_INTEGER + 1
 _MANY = 2**31 - 1  # tokens; more than any context holds, and the most that the engine counts
-_MOST_PARTS = 4096
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos")
 
 
@@ -75,7 +74,7 @@ def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> Pars
     if isinstance(turns, list) and len(turns) > served.engine.context:  # a turn has at least a token
         raise context_exceeded(served.engine.context, f"at least {len(turns)}")
     values = read_fields(chat_fields(limits), raw)
-    model = _model(values, served)
+    model = served_name(values, served)
     if served.template is None:
         raise invalid(f"{model} has no chat template; use /v1/completions", "model")
     if values.get("tools") and values.get("tool_choice") != "none":
@@ -84,9 +83,9 @@ def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> Pars
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     logprobs = values.get("top_logprobs", 0) if values.get("logprobs") else None
     params = _params(values, served, values.get("max_completion_tokens", values.get("max_tokens")))
-    messages = _messages(values)
+    messages = parse_messages(values)
     served.check_length([message.content for message in messages])
-    ids, spaces = _chat_ids(values, messages, served.template, served.engine)
+    ids, spaces = chat_ids(values, messages, served.template, served.engine)
     served.check_room(ids, params.max_tokens)
     return _parsed(values, served, limits, [Request(ids, params, logprobs)], spaces=spaces)
 
@@ -94,7 +93,7 @@ def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> Pars
 def parse_completion(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
     """A body of /v1/completions. Raises ApiError, UsageError, ContextFullError."""
     values = read_fields(completion_fields(limits), raw)
-    _model(values, served)
+    served_name(values, served)
     if values.get("best_of", values.get("n", 1)) != values.get("n", 1):
         raise invalid("best_of must be n: every answer that is computed is returned", "best_of")
     params = _params(values, served, values.get("max_tokens", COMPLETION_TOKENS))
@@ -140,7 +139,7 @@ def _choice(request: Request, number: int) -> Request:
     return replace(request, params=replace(request.params, seed=(seed + number) % _SEEDS))
 
 
-def _model(values: Mapping[str, Any], served: ServedModel) -> str:
+def served_name(values: Mapping[str, Any], served: ServedModel) -> str:
     name: str = values.get("model", served.names[0])
     check_name(name, served)
     return name
@@ -166,44 +165,7 @@ def _params(values: Mapping[str, Any], served: ServedModel, max_tokens: int | No
     )
 
 
-def _messages(values: Mapping[str, Any]) -> list[Message]:
-    if "messages" not in values:
-        raise invalid("the request has no messages; send a list of at least one message", "messages")
-    return [_message(item, f"messages[{place}]") for place, item in enumerate(values["messages"])]
-
-
-def _message(raw: Mapping[str, Any], where: str) -> Message:
-    name = raw.get("role")
-    if isinstance(name, str) and name in ("tool", "function"):
-        raise invalid(
-            f"{where}.role is {name!r}: results of functions cannot be rendered yet; write the result into a message "
-            "of the user as text",
-            f"{where}.role",
-        )
-    role = _ROLES.get(name) if isinstance(name, str) else None
-    if role is None:
-        raise invalid(f"{where}.role is {shown(name)}; it must be system, user or assistant", f"{where}.role")
-    content = raw.get("content", "" if role == "assistant" else None)
-    if isinstance(content, list) and len(content) > _MOST_PARTS:
-        raise invalid(f"{where}.content has {len(content)} parts; the most is {_MOST_PARTS}", f"{where}.content")
-    if isinstance(content, list):
-        content = "".join(_part(part, f"{where}.content[{place}]") for place, part in enumerate(content))
-    if not isinstance(content, str):
-        raise invalid(f"{where}.content must be a text, or a list of text parts", f"{where}.content")
-    return Message(role, content)
-
-
-def _part(raw: Any, where: str) -> str:
-    if not isinstance(raw, dict) or raw.get("type") != "text":
-        raise invalid(f'{where} must be {{"type": "text", "text": …}}: the model reads text alone', where)
-    values = read_fields(MESSAGE_PART, raw, f"{where}.")
-    if not isinstance(values.get("text"), str):
-        raise invalid(f"{where}.text must be a text", f"{where}.text")
-    text: str = values["text"]
-    return text
-
-
-def _chat_ids(
+def chat_ids(
     values: Mapping[str, Any], messages: Sequence[Message], template: ChatTemplate, engine: Engine
 ) -> tuple[list[int], int]:
     """The prompt's ids, and how many spaces at the beginning of the answer are no part of it."""

@@ -108,7 +108,7 @@ class EventStream(Response):
         except ApiError as error:
             await _send(send, _event(error.body))
         except Exception:
-            _log.exception("a stream failed")
+            _log.exception("the stream of request %s failed", self.headers.get("X-Request-Id"))
             await _send(send, _event(internal().body))
         else:
             await _send(send, b"data: [DONE]\n\n")

@@ -72,9 +72,11 @@ def test_the_guard_is_first_under_any_slashes(server: Server, keyed_server: Serv
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/v1/responses", "/v1/chat/completions"),
-        ("/v1/responses/", "/v1/chat/completions"),
+        ("/v1/responses/resp_1", "stores no responses"),
+        ("/v1/responses/resp_1/cancel", "stores no responses"),
+        ("/responses", "base URL that ends in /v1"),
         ("/v1/embeddings", "no embeddings"),
+        ("/embeddings", "no embeddings"),
         ("/v1/messages", "/v1/chat/completions"),
         ("/api/chat", "ollama"),
         ("/api/tags", "ollama"),

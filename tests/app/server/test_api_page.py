@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dslite.app.server.api_page import api_page
 from dslite.app.server.limits import Limits
-from dslite.app.server.request_fields import chat_fields, completion_fields
+from dslite.app.server.routes import described_routes
 
 PAGE = Path(__file__).parents[3] / "docs" / "api.md"
 
@@ -15,7 +15,8 @@ def test_the_page_is_made_from_the_tables() -> None:
 
 def test_the_page_names_every_field_and_its_reason() -> None:
     page = api_page()
-    for table in (chat_fields(Limits()), completion_fields(Limits())):
-        for field in table.fields.values():
+    for route in described_routes(Limits()):
+        assert f"`{route.method} {route.path}`" in page
+        for field in route.body.fields.values() if route.body else ():
             assert f"`{field.name}`" in page
             assert field.about in page

@@ -12,11 +12,12 @@ from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.serving import Server, serving_here
 
 from dslite.app.server.limits import Limits
-from dslite.app.server.request_fields import chat_fields, completion_fields
+from dslite.app.server.routes import described_routes
 from dslite.runtime.engine.engine import Engine
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-ROUTES = [CHAT, TEXT, "/v1/models", "/v1/models/tiny", "/health", "/v1/responses", "/v1//chat/completions/", "/"]
+BODIES = {route.path: route.body for route in described_routes(Limits()) if route.body is not None}
+ROUTES = [*BODIES, "/v1/models", "/v1/models/tiny", "/health", "/openapi.json", "/v1//chat/completions/", "/"]
 GOOD: dict[str, dict[str, Any]] = {
     CHAT: {
         "model": "tiny",
@@ -29,8 +30,10 @@ GOOD: dict[str, dict[str, Any]] = {
         "seed": 5,
     },
     TEXT: {"model": "tiny", "prompt": ["hi", "ho"], "max_tokens": 2, "n": 2, "temperature": 1, "echo": True},
+    "/tokenize": {"prompt": "hi", "parse_special": True, "return_token_strs": True},
+    "/detokenize": {"model": "tiny", "tokens": [5, 98, 99, 255]},
 }
-NAMES = sorted({*chat_fields(Limits()).fields, *completion_fields(Limits()).fields})
+NAMES = sorted({name for body in BODIES.values() for name in body.fields})
 INSIDE = re.compile(r"Traceback|File \"|\.py\b|/work|/home|/root|0x[0-9a-f]{6}|dslite\.|Error\b")
 
 texts = st.text(st.characters(), max_size=8) | st.sampled_from(
@@ -70,7 +73,7 @@ def with_change(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 @st.composite
 def mutated_bodies(draw: st.DrawFn) -> tuple[str, bytes]:
     """A good body of a route with values changed, added and nested, written as JSON that may be torn."""
-    path = draw(st.sampled_from([CHAT, TEXT]))
+    path = draw(st.sampled_from(sorted(GOOD)))
     body: Any = GOOD[path]
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.sampled_from(sorted(places(body), key=repr)) if body else st.just(()))
