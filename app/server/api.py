@@ -28,7 +28,9 @@ from dslite.app.server.json_fields import parse_object
 from dslite.app.server.limits import Limits
 from dslite.app.server.openapi import openapi_document
 from dslite.app.server.requests import ParsedRequest, ServedModel, check_name, parse_chat, parse_completion
+from dslite.app.server.response_object import ResponseObject
 from dslite.app.server.responses import ChatResponse, CompletionResponse, ResponseFormatter
+from dslite.app.server.responses_request import parse_response
 from dslite.app.server.routes import described_routes
 from dslite.app.server.streaming import EventStream, Json, collect, error_response, until_disconnected
 from dslite.app.server.token_requests import detokenize, tokenize
@@ -69,6 +71,7 @@ class Api:
             "/v1/models": {"GET": self._models},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/completions": {"POST": self._complete},
+            "/v1/responses": {"POST": self._response},
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
             "/version": {"GET": self._version},
@@ -172,6 +175,9 @@ class Api:
 
     async def _complete(self, request: Request) -> Response:
         return await self._answer(request, parse_completion, CompletionResponse)
+
+    async def _response(self, request: Request) -> Response:
+        return await self._answer(request, parse_response, ResponseObject)
 
     async def _answer(self, request: Request, parse: Parse, formatter_of: type[ResponseFormatter]) -> Response:
         parsed = await self._bodies.parse(request, lambda body: self._run(parse, body))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dslite.app.server.json_fields import NoOp, Object, ObjectList, RequestField, Support, Table
 from dslite.app.server.limits import Limits
 from dslite.app.server.messages import MESSAGE_PART
+from dslite.app.server.responses_request import INPUT_MESSAGE
 from dslite.app.server.routes import DescribedRoute, described_routes
 
 _HEAD = """\
@@ -37,7 +38,9 @@ a body or a reader too slow; 413, 415: the body; 500: the server's own output sa
 
 ## Streams
 Server-sent events, ended by `data: [DONE]`, or by one event with an error object where something failed or the server
-ends. A comment line is sent after {silence:g} seconds without an event. Idle connections are kept for {keep:g} seconds.
+ends. Those of `/v1/responses` have names, and the last of them is `response.completed`, `response.incomplete` (cut) or
+`error`. A comment line is sent after {silence:g} seconds without an event. Idle connections are kept for
+{keep:g} seconds.
 
 ## The same seed
 The same body with a `seed` gives the same text alone, beside other requests and with a cached prefix, where the model
@@ -56,6 +59,7 @@ def api_page() -> str:
     return (
         head.replace("{routes}", "".join(map(_line, routes)))
         + "".join(_bodies(routes))
+        + "".join(_object("A message of `input`", INPUT_MESSAGE))
         + "".join(_object("A part of a message's `content`", MESSAGE_PART))
     )
 

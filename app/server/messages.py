@@ -1,6 +1,6 @@
 """Messages of a request: their fields, and from JSON to the turns of a chat template."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dslite.app.server.errors import invalid
@@ -12,8 +12,12 @@ _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "u
 _MOST_PARTS = 4096
 
 MESSAGE_PART = Table.of(
-    [honoured("type", Anything(), 'must be "text"'), honoured("text", Anything(), "the text")],
+    [
+        honoured("type", Anything(), '"text"; in /v1/responses "input_text" or "output_text"'),
+        honoured("text", Anything(), "the text"),
+    ],
     harmless("the prefix cache needs no marks", "cache_control", "prompt_cache_breakpoint"),
+    harmless("it tells of an earlier answer", "annotations", "logprobs"),
     refused(TEXT_ONLY, "image_url input_audio file video_url audio_url refusal"),
 )
 MESSAGE = Table.of(
@@ -40,10 +44,11 @@ MESSAGE = Table.of(
 def parse_messages(values: Mapping[str, Any]) -> list[Message]:
     if "messages" not in values:
         raise invalid("the request has no messages; send a list of at least one message", "messages")
-    return [_message(item, f"messages[{place}]") for place, item in enumerate(values["messages"])]
+    return [parse_message(item, f"messages[{place}]") for place, item in enumerate(values["messages"])]
 
 
-def _message(raw: Mapping[str, Any], where: str) -> Message:
+def parse_message(raw: Mapping[str, Any], where: str, part_types: Sequence[str] = ("text",)) -> Message:
+    """A turn from its fields. `where` names it in errors; `part_types` are those of its parts. Raises ApiError."""
     name = raw.get("role")
     if isinstance(name, str) and name in ("tool", "function"):
         raise invalid(
@@ -58,15 +63,15 @@ def _message(raw: Mapping[str, Any], where: str) -> Message:
     if isinstance(content, list) and len(content) > _MOST_PARTS:
         raise invalid(f"{where}.content has {len(content)} parts; the most is {_MOST_PARTS}", f"{where}.content")
     if isinstance(content, list):
-        content = "".join(_part(part, f"{where}.content[{place}]") for place, part in enumerate(content))
+        content = "".join(_part(part, f"{where}.content[{place}]", part_types) for place, part in enumerate(content))
     if not isinstance(content, str):
         raise invalid(f"{where}.content must be a text, or a list of text parts", f"{where}.content")
     return Message(role, content)
 
 
-def _part(raw: Any, where: str) -> str:
-    if not isinstance(raw, dict) or raw.get("type") != "text":
-        raise invalid(f'{where} must be {{"type": "text", "text": …}}: the model reads text alone', where)
+def _part(raw: Any, where: str, types: Sequence[str]) -> str:
+    if not isinstance(raw, dict) or raw.get("type") not in types:
+        raise invalid(f'{where} must be {{"type": "{types[0]}", "text": …}}: the model reads text alone', where)
     values = read_fields(MESSAGE_PART, raw, f"{where}.")
     if not isinstance(values.get("text"), str):
         raise invalid(f"{where}.text must be a text", f"{where}.text")

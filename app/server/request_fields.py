@@ -45,12 +45,12 @@ _ALL_ZERO = NoOp(
     "an object whose values are 0",
     lambda value: isinstance(value, dict) and all(type(item) in (int, float) and item == 0 for item in value.values()),
 )
-_NO_FORMAT = "answers cannot be forced into a format yet; ask for it in the prompt"
-_NO_TOOLS = "the model calls no functions yet"
+NO_FORMAT = "answers cannot be forced into a format yet; ask for it in the prompt"
+NO_TOOLS = "the model calls no functions yet"
 
 
-def _answers(limits: Limits) -> list[RequestField]:
-    """Fields that both routes honour."""
+def answer_fields(limits: Limits) -> list[RequestField]:
+    """Fields that all routes with answers honour."""
     return [
         honoured("model", TEXT, _MODEL, no_op=("",), default="the model that is served"),
         honoured("max_tokens", Integer(-1), "most tokens of an answer; -1: what the context leaves"),
@@ -83,7 +83,7 @@ def _answers(limits: Limits) -> list[RequestField]:
     ]
 
 
-_CHANGES_NOTHING = [
+CHANGES_NOTHING = [
     *harmless("nothing is stored, and there is one service", "store", "metadata", "service_tier", "user"),
     *harmless(
         "one prefix cache serves all requests, found by the prompt itself", "prompt_cache_key", "prompt_cache_retention"
@@ -101,13 +101,13 @@ _CHANGES_NOTHING = [
     *harmless("the answer has no reasoning to separate", "reasoning_format", "parse_tool_calls"),
 ]
 
-_REFUSED = [
+REFUSED = [
     *refused("use repetition_penalty", "frequency_penalty presence_penalty", 0),
     *refused("tokens cannot be weighted one by one", "logit_bias", _ALL_ZERO),
-    *refused(_NO_FORMAT, "response_format", {"type": "text"}),
-    *refused(_NO_FORMAT, "grammar guided_regex guided_grammar json_schema guided_json", "", {}),
-    *refused(_NO_FORMAT, "guided_choice", []),
-    *refused(_NO_FORMAT, "regex ebnf structural_tag structured_outputs format", ""),
+    *refused(NO_FORMAT, "response_format", {"type": "text"}),
+    *refused(NO_FORMAT, "grammar guided_regex guided_grammar json_schema guided_json", "", {}),
+    *refused(NO_FORMAT, "guided_choice", []),
+    *refused(NO_FORMAT, "regex ebnf structural_tag structured_outputs format", ""),
     *refused("there is no format to decode for", "guided_decoding_backend guided_whitespace_pattern"),
     *refused("every sampler that is on has its own field", "samplers sampler_seq logits_processors", [], ""),
     *refused("the sampler has no such filter", "typical_p typical tfs_z", 1),
@@ -140,7 +140,7 @@ _REFUSED = [
 
 def chat_fields(limits: Limits) -> Table:
     """The body of /v1/chat/completions."""
-    choice = OneOf(("none", "auto"), f'"none" or "auto": {_NO_TOOLS}')
+    choice = OneOf(("none", "auto"), f'"none" or "auto": {NO_TOOLS}')
     return Table.of(
         [
             honoured(
@@ -149,7 +149,7 @@ def chat_fields(limits: Limits) -> Table:
                 "the conversation, with at least one message",
             )
         ],
-        _answers(limits),
+        answer_fields(limits),
         [
             honoured("max_completion_tokens", Integer(-1), "OpenAI's newer name of max_tokens, which it overrules"),
             honoured("logprobs", BOOLEAN, "the log-probability of each token", default="false"),
@@ -168,14 +168,14 @@ def chat_fields(limits: Limits) -> Table:
                 "the template's opening of an answer behind the last message",
                 default="true",
             ),
-            honoured("tools", Anything(), f'only with tool_choice "none": {_NO_TOOLS}', no_op=([],)),
+            honoured("tools", Anything(), f'only with tool_choice "none": {NO_TOOLS}', no_op=([],)),
             honoured("functions", Anything(), "the older name of tools", no_op=([],), stands_for="tools"),
             honoured("tool_choice", choice, '"none": tools are not used', default='"auto"'),
             honoured("function_call", choice, "the older name of tool_choice", stands_for="tool_choice"),
         ],
-        _CHANGES_NOTHING,
+        CHANGES_NOTHING,
         harmless("there are no calls to be made at once", "parallel_tool_calls"),
-        _REFUSED,
+        REFUSED,
         refused(TEXT_ONLY, "modalities", ["text"]),
         refused(TEXT_ONLY, "audio mm_processor_kwargs media_io_kwargs", {}),
         refused("the model does not reason before it answers", "reasoning_effort", "none", "minimal"),
@@ -201,7 +201,7 @@ def completion_fields(limits: Limits) -> Table:
         ],
         [
             item if item.name != "max_tokens" else honoured(item.name, item.kind, item.about, default="16")
-            for item in _answers(limits)
+            for item in answer_fields(limits)
         ],
         [
             honoured("logprobs", Integer(0, MOST_LOGPROBS), "the best tokens at each place", no_op=(False,)),
@@ -220,8 +220,8 @@ def completion_fields(limits: Limits) -> Table:
                 default="false",
             ),
         ],
-        _CHANGES_NOTHING,
-        _REFUSED,
+        CHANGES_NOTHING,
+        REFUSED,
         refused("the model writes forward only", "suffix", ""),
         refused("use /v1/chat/completions", "messages tools functions", []),
         refused("use /v1/chat/completions", "tool_choice function_call", "none", "auto"),

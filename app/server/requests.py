@@ -66,6 +66,7 @@ class ParsedRequest:
     stream: bool
     include_usage: bool
     spaces: int  # at the beginning of an answer that are no part of it
+    repeated: Mapping[str, Any] = field(default_factory=dict)  # what the answer says of its request (/v1/responses)
 
 
 def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
@@ -82,12 +83,12 @@ def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> Pars
     if values.get("top_logprobs") and not values.get("logprobs"):
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     logprobs = values.get("top_logprobs", 0) if values.get("logprobs") else None
-    params = _params(values, served, values.get("max_completion_tokens", values.get("max_tokens")))
+    params = sampling_params(values, served, values.get("max_completion_tokens", values.get("max_tokens")))
     messages = parse_messages(values)
     served.check_length([message.content for message in messages])
     ids, spaces = chat_ids(values, messages, served.template, served.engine)
     served.check_room(ids, params.max_tokens)
-    return _parsed(values, served, limits, [Request(ids, params, logprobs)], spaces=spaces)
+    return parsed_request(values, served, limits, [Request(ids, params, logprobs)], spaces=spaces)
 
 
 def parse_completion(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
@@ -96,10 +97,10 @@ def parse_completion(raw: dict[str, Any], served: ServedModel, limits: Limits) -
     served_name(values, served)
     if values.get("best_of", values.get("n", 1)) != values.get("n", 1):
         raise invalid("best_of must be n: every answer that is computed is returned", "best_of")
-    params = _params(values, served, values.get("max_tokens", COMPLETION_TOKENS))
+    params = sampling_params(values, served, values.get("max_tokens", COMPLETION_TOKENS))
     logprobs, echo = values.get("logprobs"), values.get("echo", False)
     prompts = [Request(ids, params, logprobs, echo) for ids in _prompts(values, served, params, limits)]
-    return _parsed(values, served, limits, prompts, spaces=0)
+    return parsed_request(values, served, limits, prompts, spaces=0)
 
 
 def check_name(name: str, served: ServedModel) -> None:
@@ -113,9 +114,16 @@ def check_name(name: str, served: ServedModel) -> None:
         )
 
 
-def _parsed(
-    values: Mapping[str, Any], served: ServedModel, limits: Limits, prompts: Sequence[Request], *, spaces: int
+def parsed_request(
+    values: Mapping[str, Any],
+    served: ServedModel,
+    limits: Limits,
+    prompts: Sequence[Request],
+    *,
+    spaces: int,
+    repeated: Mapping[str, Any] | None = None,
 ) -> ParsedRequest:
+    """The choices of some prompts. Raises ApiError, ContextFullError."""
     n = values.get("n", 1)
     if n * len(prompts) > limits.choices:
         raise invalid(f"the request asks for {n * len(prompts)} answers; the most is {limits.choices}", "n")
@@ -128,6 +136,7 @@ def _parsed(
         stream=values.get("stream", False),
         include_usage=values.get("stream_options", {}).get("include_usage", False),
         spaces=spaces,
+        repeated=repeated or {},
     )
 
 
@@ -140,12 +149,13 @@ def _choice(request: Request, number: int) -> Request:
 
 
 def served_name(values: Mapping[str, Any], served: ServedModel) -> str:
+    """The name that a request gives the model. Raises ApiError where it has no such name."""
     name: str = values.get("model", served.names[0])
     check_name(name, served)
     return name
 
 
-def _params(values: Mapping[str, Any], served: ServedModel, max_tokens: int | None) -> SamplingParams:
+def sampling_params(values: Mapping[str, Any], served: ServedModel, max_tokens: int | None) -> SamplingParams:
     """Sampling values over the model's own defaults."""
     asked: dict[str, Any] = {name: min(values[name], _MANY) for name in _SAMPLING if name in values}
     if asked.get("top_p") == 0:

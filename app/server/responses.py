@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dslite.app.server.errors import ApiError
 from dslite.app.server.requests import ParsedRequest
 from dslite.runtime.events import Candidate, Done, Event, Prefilling, Token
 from dslite.runtime.text.message import AnswerSpacing
@@ -52,6 +53,7 @@ class ResponseFormatter:
     whole_object = ""
     chunk_object = ""
     id_prefix = ""
+    named_events = False  # a stream's events have their type as their name, and none of them is [DONE]
 
     def __init__(self, parsed: ParsedRequest, tokenizer: Tokenizer) -> None:
         self.parsed = parsed
@@ -64,14 +66,24 @@ class ResponseFormatter:
         if isinstance(event, Prefilling):
             return []
         choice = self.choices[number]
-        tokens = _scored_tokens(event)
-        delta = choice.take(event)
+        delta, tokens = self.add(choice, event)
         logprobs = self.logprobs(choice, tokens) if tokens else None
-        choice.tokens += tokens
         chunks = [self._chunk(number, self.chunk_choice(delta, logprobs))] if delta or logprobs else []
         if choice.done is not None:
             chunks.append(self._chunk(number, {**self.chunk_choice("", None), "finish_reason": choice.finish_reason}))
         return chunks
+
+    def add(self, choice: ChoiceState, event: Token | Done) -> tuple[str, list[Token]]:
+        """Add an event to a choice; return its text and its tokens with log-probabilities, the end token included."""
+        token = event if isinstance(event, Token) else event.end
+        tokens = [token] if token is not None and token.top is not None else []
+        delta = choice.take(event)
+        choice.tokens += tokens
+        return delta, tokens
+
+    def failure(self, error: ApiError) -> dict[str, Any]:
+        """The last chunk of a stream that an error ends."""
+        return error.body
 
     def opening(self) -> list[dict[str, Any]]:
         """Chunks before the first token."""
@@ -125,16 +137,14 @@ class ResponseFormatter:
     def string(self, token: Token | Candidate) -> str:
         return token_string(self._tokenizer, _id(token))
 
+    def bytes_of(self, token: Token | Candidate) -> list[int]:
+        """The bytes that a token stands for; none for a special token."""
+        return list(self._tokenizer.token_bytes(_id(token)))
+
 
 def _id(token: Token | Candidate) -> int:
     assert token.id is not None  # the engine of this process always sets it
     return token.id
-
-
-def _scored_tokens(event: Token | Done) -> list[Token]:
-    """The tokens of an event that have log-probabilities, including the end token."""
-    token = event if isinstance(event, Token) else event.end
-    return [token] if token is not None and token.top is not None else []
 
 
 class ChatResponse(ResponseFormatter):
@@ -170,8 +180,7 @@ class ChatResponse(ResponseFormatter):
         }
 
     def _scored_token(self, token: Token | Candidate) -> dict[str, Any]:
-        data = self._tokenizer.token_bytes(_id(token))
-        return {"token": self.string(token), "logprob": token.logprob, "bytes": list(data) if data else None}
+        return {"token": self.string(token), "logprob": token.logprob, "bytes": self.bytes_of(token) or None}
 
 
 class CompletionResponse(ResponseFormatter):

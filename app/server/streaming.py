@@ -75,7 +75,8 @@ def _late(seconds: float) -> ApiError:
 
 
 class EventStream(Response):
-    """An answer as server-sent events, ended by [DONE], or by an event with the error where one occurs.
+    """An answer as server-sent events, ended by [DONE] (where events have names, by the last of them), or by an
+    event with the error where one occurs.
 
     Comments are sent only after seconds of silence, to keep proxies and clients from closing the connection: simple
     parsers take every line for data, and most answers come sooner.
@@ -104,19 +105,26 @@ class EventStream(Response):
             async with asyncio.timeout(self._limits.seconds):
                 await self._write_chunks(send)
         except TimeoutError:
-            await _send(send, _event(_late(self._limits.seconds).body))
+            await self._fail(send, _late(self._limits.seconds))
         except ApiError as error:
-            await _send(send, _event(error.body))
+            await self._fail(send, error)
         except Exception:
             _log.exception("the stream of request %s failed", self.headers.get("X-Request-Id"))
-            await _send(send, _event(internal().body))
+            await self._fail(send, internal())
         else:
-            await _send(send, b"data: [DONE]\n\n")
+            await _send(send, b"" if self._formatter.named_events else b"data: [DONE]\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _fail(self, send: Send, error: ApiError) -> None:
+        await _send(send, self._event(self._formatter.failure(error)))
+
+    def _event(self, value: dict[str, Any]) -> bytes:
+        name = b"event: " + value["type"].encode("ascii") + b"\n" if self._formatter.named_events else b""
+        return name + b"data: " + to_json(value) + b"\n\n"
 
     async def _write_chunks(self, send: Send) -> None:
         silence = self._limits.silence_seconds
-        unsent = b"".join(map(_event, self._formatter.opening()))
+        unsent = b"".join(map(self._event, self._formatter.opening()))
         data_at = time.monotonic()
         while not self._stream.ended:
             item = await self._stream.next(silence or None)
@@ -126,15 +134,11 @@ class EventStream(Response):
             choice, event = item
             if isinstance(event, Prefilling) and time.monotonic() - data_at >= silence:
                 unsent += _comment(event)
-            unsent += b"".join(map(_event, self._formatter.take(choice, event)))
+            unsent += b"".join(map(self._event, self._formatter.take(choice, event)))
             if unsent and self._stream.is_empty:  # events that came together are sent together
                 await _send(send, unsent)
                 unsent, data_at = b"", data_at if isinstance(event, Prefilling) else time.monotonic()
-        await _send(send, unsent + b"".join(map(_event, self._formatter.closing())))
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(value) + b"\n\n"
+        await _send(send, unsent + b"".join(map(self._event, self._formatter.closing())))
 
 
 def _comment(event: Prefilling) -> bytes:

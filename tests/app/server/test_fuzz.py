@@ -15,7 +15,7 @@ from dslite.app.server.limits import Limits
 from dslite.app.server.routes import described_routes
 from dslite.runtime.engine.engine import Engine
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 BODIES = {route.path: route.body for route in described_routes(Limits()) if route.body is not None}
 ROUTES = [*BODIES, "/v1/models", "/v1/models/tiny", "/health", "/openapi.json", "/v1//chat/completions/", "/"]
 GOOD: dict[str, dict[str, Any]] = {
@@ -30,6 +30,19 @@ GOOD: dict[str, dict[str, Any]] = {
         "seed": 5,
     },
     TEXT: {"model": "tiny", "prompt": ["hi", "ho"], "max_tokens": 2, "n": 2, "temperature": 1, "echo": True},
+    RESPONSES: {
+        "model": "tiny",
+        "instructions": "be",
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "x"}]},
+            {"type": "message", "role": "assistant", "content": "y", "status": "completed"},
+            {"type": "reasoning", "summary": []},
+        ],
+        "max_output_tokens": 2,
+        "include": ["message.output_text.logprobs"],
+        "reasoning": {"effort": None},
+        "text": {"format": {"type": "text"}},
+    },
     "/tokenize": {"prompt": "hi", "parse_special": True, "return_token_strs": True},
     "/detokenize": {"model": "tiny", "tokens": [5, 98, 99, 255]},
 }
@@ -129,8 +142,8 @@ def check(server: Server, path: str, raw: bytes, caplog: pytest.LogCaptureFixtur
         assert len(error["message"]) < 1000
         assert not INSIDE.search(error["message"]), error
     elif "text/event-stream" in answer:
-        assert "data: [DONE]" in content
-        assert '"error"' not in content
+        assert re.search(r"data: \[DONE\]|event: response\.(completed|incomplete)\n", content)
+        assert '"error":{' not in content
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 

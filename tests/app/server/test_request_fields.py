@@ -13,6 +13,7 @@ from openai.types.chat import (
 from openai.types.chat import (
     completion_create_params as chat_create_params,
 )
+from openai.types.responses import response_create_params
 from support.checkpoints import load_engine, tiny_config, write_checkpoint
 from support.serving import Server, serving_here
 
@@ -20,14 +21,16 @@ from dslite.app.server.json_fields import Object, ObjectList, Support, Table
 from dslite.app.server.limits import Limits
 from dslite.app.server.request_fields import chat_fields, completion_fields
 from dslite.app.server.responses import token_string
+from dslite.app.server.responses_request import response_fields
 from dslite.runtime.engine.engine import Engine
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 GOOD: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
     TEXT: {"prompt": "hi", "max_tokens": 2},
+    RESPONSES: {"input": "hi", "max_output_tokens": 2},
 }
-TABLES = {CHAT: chat_fields(Limits()), TEXT: completion_fields(Limits())}
+TABLES = {CHAT: chat_fields(Limits()), TEXT: completion_fields(Limits()), RESPONSES: response_fields(Limits())}
 
 
 @pytest.fixture(scope="module")
@@ -276,14 +279,14 @@ def test_repeat_penalty_is_repetition_penalty(server: Server, path: str) -> None
     assert one == other != plain
 
 
-@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("path", [CHAT, TEXT, RESPONSES])
 def test_every_field_may_be_null(server: Server, path: str) -> None:
     names = {name for name in TABLES[path].fields if name not in GOOD[path]}
     status, answer = send(server, path, dict.fromkeys(names))
     assert status == 200, answer
 
 
-@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("path", [CHAT, TEXT, RESPONSES])
 def test_every_value_that_asks_for_nothing_passes(server: Server, path: str) -> None:
     for name, field in TABLES[path].fields.items():
         for value in field.no_op:
@@ -292,7 +295,7 @@ def test_every_value_that_asks_for_nothing_passes(server: Server, path: str) -> 
                 assert status == 200, (name, value, answer)
 
 
-@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("path", [CHAT, TEXT, RESPONSES])
 def test_every_refused_field_is_refused_with_its_own_reason(server: Server, path: str) -> None:
     for field in TABLES[path].with_support(Support.REFUSED):
         status, answer = send(server, path, {field.name: {"a value": "that is no default"}})
@@ -314,6 +317,7 @@ def nested(path: str, name: str) -> Table:
 def test_the_tables_know_every_field_of_the_openai_package() -> None:
     assert known(chat_create_params.CompletionCreateParamsBase) <= TABLES[CHAT].fields.keys()
     assert known(completion_create_params.CompletionCreateParamsBase) <= TABLES[TEXT].fields.keys()
+    assert known(response_create_params.ResponseCreateParamsBase) <= TABLES[RESPONSES].fields.keys()
     options = known(chat_completion_stream_options_param.ChatCompletionStreamOptionsParam)
     assert options <= nested(CHAT, "stream_options").fields.keys()
     turn = known(chat_completion_assistant_message_param.ChatCompletionAssistantMessageParam)

@@ -1,0 +1,181 @@
+"""/v1/responses: the fields of its body, and from JSON to a request for the engine.
+
+OpenAI's newer route. Text alone: what it keeps on a server (earlier responses, conversations, stored prompts) and tools
+that the server itself would run are not here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dslite.app.server.errors import context_exceeded, invalid
+from dslite.app.server.json_fields import (
+    BOOLEAN,
+    TEXT,
+    Anything,
+    Integer,
+    NoOp,
+    Object,
+    OneOf,
+    Table,
+    harmless,
+    honoured,
+    read_fields,
+    refused,
+    shown,
+)
+from dslite.app.server.limits import Limits
+from dslite.app.server.messages import parse_message
+from dslite.app.server.request_fields import (
+    CHANGES_NOTHING,
+    MOST_LOGPROBS,
+    NO_FORMAT,
+    NO_TOOLS,
+    REFUSED,
+    answer_fields,
+)
+from dslite.app.server.requests import ParsedRequest, ServedModel, parsed_request, sampling_params, served_name
+from dslite.runtime.engine.request import Request
+from dslite.runtime.text.message import Message
+
+_STORED = "the server stores no responses: send the whole conversation as input"
+_LOGPROBS = "message.output_text.logprobs"
+_INCLUDABLE = (_LOGPROBS, "reasoning.encrypted_content")  # an answer has no reasoning to encrypt
+_NOT_THINKING = NoOp(
+    'an object whose `effort` is null, "none" or "minimal", with or without `summary`',
+    lambda value: (
+        isinstance(value, dict)
+        and {*value} <= {"effort", "summary"}
+        and value.get("effort") in (None, "none", "minimal")
+    ),
+)
+_OWN_NAMES = ("max_tokens", "n_predict", "n", "stream", "stream_options")  # of the other routes
+
+_TEXT_FORMAT = Table.of(
+    refused(NO_FORMAT, "format", {"type": "text"}), refused("ask for it in the prompt", "verbosity", "medium")
+)
+INPUT_MESSAGE = Table.of(
+    [
+        honoured("type", Anything(), 'of an item: "message", as without it'),
+        honoured("role", Anything(), "system, developer (the same), user or assistant"),
+        honoured("content", Anything(), 'a text, or a list of parts {"type": "input_text", "text": …}'),
+    ],
+    harmless("the chat template has no place for it", "id", "status", "phase", "name"),
+)
+
+
+def response_fields(limits: Limits) -> Table:
+    """The body of /v1/responses."""
+    choice = OneOf(("none", "auto"), f'"none" or "auto": {NO_TOOLS}')
+    return Table.of(
+        [
+            honoured("input", Anything(), "a text, or a list of messages"),
+            honoured("instructions", TEXT, "a system message in front of the input"),
+            honoured("max_output_tokens", Integer(-1), "most tokens of an answer; -1: what the context leaves"),
+        ],
+        [field for field in answer_fields(limits) if field.name not in _OWN_NAMES],
+        [
+            honoured("stream", BOOLEAN, "server-sent events, named by their types", default="false"),
+            honoured("top_logprobs", Integer(0, MOST_LOGPROBS), "the best tokens at each place", default="0"),
+            honoured("include", Anything(), f"a list; {_LOGPROBS} adds log-probabilities"),
+            honoured("text", Object(_TEXT_FORMAT), "of the text"),
+            honoured("tools", Anything(), f'only with tool_choice "none": {NO_TOOLS}', no_op=([],)),
+            honoured("tool_choice", choice, '"none": tools are not used', default='"auto"'),
+        ],
+        CHANGES_NOTHING,
+        harmless("there are no calls to be made at once", "parallel_tool_calls", "max_tool_calls"),
+        harmless("events are never padded, and the usage always comes", "stream_options"),
+        harmless("of an answer in the background", "background_options"),
+        REFUSED,
+        refused(_STORED, "previous_response_id conversation"),
+        refused("the server stores no prompts: send instructions and input", "prompt"),
+        refused("an answer is computed while its client waits", "background", False),
+        refused("a conversation is never cut in silence", "context_management", []),
+        refused("the model reads and writes text", "image", {}),
+        refused("there are no such programs", "access_programs", {}),
+        refused("the model does not reason before it answers", "reasoning", _NOT_THINKING),
+        refused("the model does not reason before it answers", "reasoning_effort", "none", "minimal"),
+        refused("use max_output_tokens", "max_tokens max_completion_tokens n_predict"),
+        refused("use input", "messages", []),
+        refused("use text.format", "response_format", {"type": "text"}),
+        refused("one request has one answer", "n best_of", 1),
+        refused("use include and top_logprobs", "logprobs", False),
+        refused("use text.verbosity", "verbosity", "medium"),
+    )
+
+
+def parse_response(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
+    """A body of /v1/responses. Raises ApiError, UsageError, ContextFullError."""
+    items = raw.get("input")
+    if isinstance(items, list) and len(items) > served.engine.context:  # an item has at least a token
+        raise context_exceeded(served.engine.context, f"at least {len(items)}")
+    values = read_fields(response_fields(limits), raw)
+    model = served_name(values, served)
+    if served.template is None:
+        raise invalid(f"{model} has no chat template; use /v1/completions", "model")
+    if values.get("tools") and values.get("tool_choice") != "none":
+        raise invalid('tools is not supported yet: leave it out, or send tool_choice "none"', "tools")
+    params = sampling_params(values, served, values.get("max_output_tokens"))
+    messages = _messages(values)
+    served.check_length([message.content for message in messages])
+    ids = served.template.encode(messages)
+    served.check_room(ids, params.max_tokens)
+    request = Request(ids, params, _logprobs(values))
+    return parsed_request(values, served, limits, [request], spaces=1, repeated=_repeated(values, request))
+
+
+def _messages(values: Mapping[str, Any]) -> list[Message]:
+    """The turns of `instructions` and `input`."""
+    items = values.get("input")
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+    if not isinstance(items, list) or not items:
+        raise invalid(f"input is {shown(items)}; it must be a text, or a list of at least one message", "input")
+    system = [Message("system", values["instructions"])] if "instructions" in values else []
+    turns = [_turn(item, f"input[{place}]") for place, item in enumerate(items)]
+    if not any(turns):
+        raise invalid("input has no message", "input")
+    return [*system, *(turn for turn in turns if turn is not None)]
+
+
+def _turn(item: Any, where: str) -> Message | None:
+    """The turn of an item; None for earlier reasoning, which is not part of a prompt."""
+    if not isinstance(item, dict):
+        raise invalid(f"{where} is {shown(item)}; it must be an object", where)
+    kind = item.get("type", "message")
+    if kind == "reasoning":
+        return None
+    if kind == "item_reference":
+        raise invalid(
+            f"{where} refers to an item, and {_STORED} (in the AI SDK: providerOptions.openai.store false)", where
+        )
+    if kind != "message":
+        raise invalid(f"{where}.type is {shown(kind)}; it must be message: the model reads text alone", f"{where}.type")
+    return parse_message(
+        read_fields(INPUT_MESSAGE, item, f"{where}."), where, part_types=("input_text", "output_text", "text")
+    )
+
+
+def _logprobs(values: Mapping[str, Any]) -> int | None:
+    """How many of the best tokens come with each; None where no log-probabilities are asked for."""
+    included = values.get("include", [])
+    if not isinstance(included, list):
+        raise invalid(f"include is {shown(included)}; it must be a list of texts", "include")
+    for name in included:
+        if name not in _INCLUDABLE:
+            raise invalid(f"include has {shown(name)}, which no answer has; it may have {_LOGPROBS}", "include")
+    best: int | None = values.get("top_logprobs")
+    return best or 0 if best or _LOGPROBS in included else None
+
+
+def _repeated(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """The settings that a response tells of its request."""
+    params = request.params
+    return {
+        "instructions": values.get("instructions"),
+        "max_output_tokens": params.max_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_logprobs": request.logprobs or 0,
+        "tool_choice": values.get("tool_choice", "auto"),
+        "tools": values.get("tools", []),
+    }
