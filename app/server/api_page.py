@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dslite.app.server.json_fields import NoOp, Object, ObjectList, RequestField, Support, Table
 from dslite.app.server.limits import Limits
 from dslite.app.server.messages import MESSAGE_PART
-from dslite.app.server.responses_request import INPUT_MESSAGE
+from dslite.app.server.responses_request import INPUT_CALL, INPUT_MESSAGE, INPUT_OUTPUT
 from dslite.app.server.routes import DescribedRoute, described_routes
 
 _HEAD = """\
@@ -42,6 +42,19 @@ ends. Those of `/v1/responses` have names, and the last of them is `response.com
 `error`. A comment line is sent after {silence:g} seconds without an event. Idle connections are kept for
 {keep:g} seconds.
 
+## Functions
+A conversation may hold calls and their results (`tool_calls` and the role `tool`; `function_call` and
+`function_call_output` in `/v1/responses`). The model's template has no place for them, so they are written as text, one
+line each, JSON without line ends:
+
+```
+Assistant: Call of weather: {"city":"Paris"}
+User: Result of weather: {"celsius":21}
+```
+
+A result that is not JSON is written as a JSON string. Whatever stands in one, it begins no line and forms no special
+token. With `tool_choice: "none"` the definitions in `tools` are not part of the prompt.
+
 ## The same seed
 The same body with a `seed` gives the same text alone, beside other requests and with a cached prefix, where the model
 runs in float32 on the CPU (`--dtype float32`). In bfloat16, or on a GPU, sums may differ in their last bits between
@@ -60,6 +73,8 @@ def api_page() -> str:
         head.replace("{routes}", "".join(map(_line, routes)))
         + "".join(_bodies(routes))
         + "".join(_object("A message of `input`", INPUT_MESSAGE))
+        + "".join(_object("A call in `input`", INPUT_CALL))
+        + "".join(_object("Its output in `input`", INPUT_OUTPUT))
         + "".join(_object("A part of a message's `content`", MESSAGE_PART))
     )
 
@@ -69,16 +84,21 @@ def _line(route: DescribedRoute) -> str:
 
 
 def _bodies(routes: Iterable[DescribedRoute]) -> Iterable[str]:
-    """The tables of all bodies; one that several fields share stands under the first of them."""
+    """The tables of all bodies."""
     shown: list[Table] = []
     for route in routes:
-        if route.body is None:
-            continue
-        yield from _object(f"{route.method} {route.path}", route.body)
-        for field in route.body.fields.values():
-            if isinstance(field.kind, Object | ObjectList) and field.kind.fields not in shown:
-                shown.append(field.kind.fields)
-                yield from _object(f"{route.method} {route.path}: `{field.name}`", field.kind.fields, level=3)
+        if route.body is not None:
+            yield from _object(f"{route.method} {route.path}", route.body)
+            yield from _inner_objects(f"{route.method} {route.path}: ", route.body, shown)
+
+
+def _inner_objects(title: str, table: Table, shown: list[Table]) -> Iterable[str]:
+    """The tables of a table's objects; one that several fields share is shown with the first of them."""
+    for field in table.fields.values():
+        if isinstance(field.kind, Object | ObjectList) and field.kind.fields not in shown:
+            shown.append(field.kind.fields)
+            yield from _object(f"{title}`{field.name}`", field.kind.fields, level=3)
+            yield from _inner_objects(f"{title}`{field.name}`.", field.kind.fields, shown)
 
 
 def _object(title: str, table: Table, level: int = 2) -> Iterable[str]:

@@ -24,7 +24,7 @@ from dslite.app.server.json_fields import (
     shown,
 )
 from dslite.app.server.limits import Limits
-from dslite.app.server.messages import parse_message
+from dslite.app.server.messages import TurnBuilder, parse_content, parse_message
 from dslite.app.server.request_fields import (
     CHANGES_NOTHING,
     MOST_LOGPROBS,
@@ -48,10 +48,28 @@ _NOT_THINKING = NoOp(
         and value.get("effort") in (None, "none", "minimal")
     ),
 )
+_PART_TYPES = ("input_text", "output_text", "text")
 _OWN_NAMES = ("max_tokens", "n_predict", "n", "stream", "stream_options")  # of the other routes
 
 _TEXT_FORMAT = Table.of(
     refused(NO_FORMAT, "format", {"type": "text"}), refused("ask for it in the prompt", "verbosity", "medium")
+)
+INPUT_CALL = Table.of(
+    [
+        honoured("type", Anything(), '"function_call"'),
+        honoured("call_id", TEXT, "by which its output names the call"),
+        honoured("name", TEXT, "the function"),
+        honoured("arguments", TEXT, "its arguments as JSON", default="`{}`"),
+    ],
+    harmless("it has no effect on the prompt", "id", "status", "caller", "namespace", "async"),
+)
+INPUT_OUTPUT = Table.of(
+    [
+        honoured("type", Anything(), '"function_call_output"'),
+        honoured("call_id", TEXT, "the call that it is the output of"),
+        honoured("output", Anything(), "a text, or a list of text parts"),
+    ],
+    harmless("it has no effect on the prompt", "id", "status", "caller", "name", "namespace"),
 )
 INPUT_MESSAGE = Table.of(
     [
@@ -130,29 +148,46 @@ def _messages(values: Mapping[str, Any]) -> list[Message]:
         items = [{"role": "user", "content": items}]
     if not isinstance(items, list) or not items:
         raise invalid(f"input is {shown(items)}; it must be a text, or a list of at least one message", "input")
-    system = [Message("system", values["instructions"])] if "instructions" in values else []
-    turns = [_turn(item, f"input[{place}]") for place, item in enumerate(items)]
-    if not any(turns):
+    builder = TurnBuilder()
+    if "instructions" in values:
+        builder.add(Message("system", values["instructions"]))
+    before = len(builder.turns)
+    for place, item in enumerate(items):
+        _add_item(builder, item, f"input[{place}]")
+    if len(builder.turns) == before:
         raise invalid("input has no message", "input")
-    return [*system, *(turn for turn in turns if turn is not None)]
+    return builder.turns
 
 
-def _turn(item: Any, where: str) -> Message | None:
-    """The turn of an item; None for earlier reasoning, which is not part of a prompt."""
+def _add_item(builder: TurnBuilder, item: Any, where: str) -> None:
+    """Add the turn of an item. Earlier reasoning is left out: it is not part of a prompt."""
     if not isinstance(item, dict):
         raise invalid(f"{where} is {shown(item)}; it must be an object", where)
-    kind = item.get("type", "message")
-    if kind == "reasoning":
-        return None
-    if kind == "item_reference":
-        raise invalid(
-            f"{where} refers to an item, and {_STORED} (in the AI SDK: providerOptions.openai.store false)", where
-        )
-    if kind != "message":
-        raise invalid(f"{where}.type is {shown(kind)}; it must be message: the model reads text alone", f"{where}.type")
-    return parse_message(
-        read_fields(INPUT_MESSAGE, item, f"{where}."), where, part_types=("input_text", "output_text", "text")
-    )
+    match item.get("type", "message"):
+        case "reasoning":
+            return
+        case "message":
+            builder.add(parse_message(read_fields(INPUT_MESSAGE, item, f"{where}."), where, _PART_TYPES))
+        case "function_call":
+            _add_call(builder, read_fields(INPUT_CALL, item, f"{where}."), where)
+        case "function_call_output":
+            output = read_fields(INPUT_OUTPUT, item, f"{where}.")
+            content = parse_content(output.get("output"), where, _PART_TYPES)
+            builder.add_result(output.get("call_id", ""), content, f"{where}.call_id")
+        case "item_reference":
+            hint = "in the AI SDK: providerOptions.openai.store false"
+            raise invalid(f"{where} refers to an item, and {_STORED} ({hint})", where)
+        case kind:
+            raise invalid(
+                f"{where}.type is {shown(kind)}; it must be message, function_call or function_call_output",
+                f"{where}.type",
+            )
+
+
+def _add_call(builder: TurnBuilder, call: Mapping[str, Any], where: str) -> None:
+    if "name" not in call:
+        raise invalid(f"{where}.name is missing", f"{where}.name")
+    builder.add_call(call.get("call_id"), call["name"], call.get("arguments", "{}"), f"{where}.name")
 
 
 def _logprobs(values: Mapping[str, Any]) -> int | None:

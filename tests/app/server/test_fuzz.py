@@ -21,7 +21,12 @@ ROUTES = [*BODIES, "/v1/models", "/v1/models/tiny", "/health", "/openapi.json", 
 GOOD: dict[str, dict[str, Any]] = {
     CHAT: {
         "model": "tiny",
-        "messages": [{"role": "system", "content": "be"}, {"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        "messages": [
+            {"role": "system", "content": "be"},
+            {"role": "user", "content": [{"type": "text", "text": "x"}]},
+            {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "1", "content": "y"},
+        ],
         "max_tokens": 2,
         "stop": ["a", "b"],
         "stream_options": {"include_usage": True},
@@ -37,6 +42,8 @@ GOOD: dict[str, dict[str, Any]] = {
             {"role": "user", "content": [{"type": "input_text", "text": "x"}]},
             {"type": "message", "role": "assistant", "content": "y", "status": "completed"},
             {"type": "reasoning", "summary": []},
+            {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "1", "output": "z"},
         ],
         "max_output_tokens": 2,
         "include": ["message.output_text.logprobs"],
@@ -119,7 +126,7 @@ hostile = st.one_of(
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return load_engine(write_checkpoint(tmp_path_factory.mktemp("fuzz"), tiny_config()), context=120)
+    return load_engine(write_checkpoint(tmp_path_factory.mktemp("fuzz"), tiny_config()), context=250)
 
 
 @pytest.fixture(scope="module")

@@ -224,24 +224,6 @@ def test_what_chats_send_as_default_passes(server: Server, change: dict[str, Any
     assert status == 200, answer
 
 
-@pytest.mark.parametrize(
-    "turn",
-    [
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
-        {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
-        {"role": "assistant", "content": "so", "function_call": {"name": "f", "arguments": "{}"}},
-        {"role": "tool", "content": "5", "tool_call_id": "1"},
-        {"role": "function", "content": "5", "name": "f"},
-    ],
-)
-def test_calls_of_functions_in_a_history_are_refused_with_the_reason(server: Server, turn: dict[str, Any]) -> None:
-    turns = [{"role": "user", "content": "hi"}, turn, {"role": "user", "content": "go on"}]
-    status, answer = send(server, CHAT, {"messages": turns})
-    assert status == 400, answer
-    assert answer["error"]["param"].startswith("messages[1].")
-    assert "cannot be rendered yet" in answer["error"]["message"]
-
-
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_minus_one_is_a_new_seed_and_all_that_the_context_leaves(server: Server, path: str) -> None:
     hot = {"temperature": 2, "top_p": 1, "max_tokens": 30, "ignore_eos": True}
