@@ -334,7 +334,8 @@ class _RemoteAnswer:
             delta=rest,
             token_ids=(),
             prompt_tokens=count_of(self.usage, "prompt_tokens"),
-            cached_tokens=count_of(self.usage.get("prompt_tokens_details"), "cached_tokens"),
+            cached_tokens=count_of(self.usage.get("prompt_tokens_details"), "cached_tokens")
+            or count_of(self.usage, "prompt_cache_hit_tokens"),  # DeepSeek's own name, and once its only one
             counted=count_of(self.usage, "completion_tokens"),
             timing=Timing(
                 prefill_s=(self.first or now) - self.started,

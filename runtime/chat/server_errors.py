@@ -102,6 +102,8 @@ class ServerError:
         if self.status is None:
             return DsliteError(f"{host} broke off the answer: {said}", "what came is kept; ask again")
         remedy = f"the server does not take {', '.join(sorted(self.fields))}" if self.fields else ""
+        if self.status == 402:
+            remedy = "the account that the key belongs to has no balance left: top it up, or use another key"
         if 300 <= self.status < 400:
             remedy = "put the address of the server itself into --endpoint: redirects are not followed"
         return DsliteError(f"{host} answers with status {self.status}: {said}", remedy)
