@@ -1,7 +1,7 @@
 """DeepSeek's own API (--endpoint https://api.deepseek.com/v1), by streams and errors that it has sent.
 
-The stream is cut from a recorded one of deepseek-v4-flash; the errors are as users reported them. The text of the 429 is
-not recorded: it has the shape of the others.
+The stream is cut from a recorded one of deepseek-v4-flash; the errors are as users reported them. The texts of the 429
+and the 503 are not recorded: they have the shape of the others.
 """
 
 import json
@@ -162,9 +162,6 @@ def test_a_429_with_a_time_to_wait_is_tried_again() -> None:
 
 def test_an_error_in_the_middle_of_a_stream_ends_the_answer_with_its_words() -> None:
     failed = json.loads(error_body("Service is too busy", "service_unavailable_error"))
-    with (
-        ScriptedServer([events(*STREAM[:7], failed)]) as server,
-        pytest.raises(DsliteError, match="too busy") as caught,
-    ):
+    with ScriptedServer([events(*STREAM[:7], failed)]) as server, pytest.raises(DsliteError) as caught:
         reply(server)
-    assert "broke off the answer" in caught.value.message
+    assert "broke off the answer: Service is too busy" in caught.value.message
