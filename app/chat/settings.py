@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dslite.app.settings import sampling
+from dslite.app.settings.constraint_files import read_constraint
 from dslite.app.settings.profiles import PLAIN, Profile
 from dslite.runtime.errors import UsageError
 
@@ -29,7 +30,8 @@ class ChatSettings:
 
     def sampling(self, **changes: Any) -> Mapping[str, Any]:
         """A snapshot of all sampling values in the contract's order of precedence; the model's defaults lie below."""
-        return MappingProxyType({**self.defaults, **self.profile.sampling, **self.chosen, **changes})
+        values = sampling.overlaid(sampling.overlaid(self.defaults, self.profile.sampling), self.chosen)
+        return MappingProxyType({**values, **changes})
 
     def describe(self) -> str:
         """Every value that is not the model's own, one a line."""
@@ -53,7 +55,7 @@ class ChatSettings:
             self.chosen.pop(name, None)
             return f"{name} is back at its default"
         parsed = sampling.chosen(**{name: _parse(name, value)})
-        self.chosen |= parsed
+        self.chosen = sampling.overlaid(self.chosen, parsed)
         return f"{name} is {value}"
 
     def set_system(self, text: str) -> str:
@@ -70,6 +72,8 @@ class ChatSettings:
 def _parse(name: str, value: str) -> Any:
     if name == "stop":
         return [value]
+    if name in sampling.CONSTRAINTS:
+        return read_constraint(name, value)
     try:
         if name == "stop_token_ids":
             return [int(token_id) for token_id in value.replace(",", " ").split()]

@@ -49,6 +49,9 @@ def complete(
     output: OutputFlags,
     logprobs: Annotated[int | None, flag("--logprobs", help="Log-probabilities and the K best; 0: own only.")] = None,
     echo: Annotated[bool, flag("--echo", help="The prompt's tokens first.")] = False,
+    no_schema_prompt: Annotated[
+        bool, flag("--no-schema-prompt", help="Do not tell the model the answer's schema or grammar.")
+    ] = False,
     batch: Annotated[str | None, flag("--batch", help="JSON lines in, JSON lines out; - is stdin.")] = None,
     engine: EngineFlags,
     server: EndpointFlags,
@@ -106,6 +109,7 @@ def complete(
                 system=settings.system,
                 logprobs=logprobs,
                 echo=echo,
+                tells_constraint=not no_schema_prompt,
             )
             backend = _backend(ref, prompts, options, served)
             if lines is not None:

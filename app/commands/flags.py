@@ -181,6 +181,8 @@ class AnswerFlags:
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Excludes("system", ("system_file",), "the system message is given twice, with --system and --system-file"),
+        Excludes("json_schema", ("regex", "grammar")),
+        Excludes("regex", ("grammar",)),
     )
 
     system: Annotated[str | None, flag("--system", "-s", "--system-prompt", help="System message.")] = None
@@ -198,6 +200,13 @@ class AnswerFlags:
     stop_token_ids: Annotated[
         list[int] | None, flag("--stop-token-id", metavar="N", help="End at this token (repeatable).")
     ] = None
+    json_schema: Annotated[
+        str | None, flag("--json-schema", metavar="FILE|TEXT", help="The answer is JSON of this schema.")
+    ] = None
+    regex: Annotated[str | None, flag("--regex", metavar="TEXT", help="The answer matches this.")] = None
+    grammar: Annotated[str | None, flag("--grammar", metavar="FILE", help="The answer follows this Lark grammar.")] = (
+        None
+    )
 
     def settings(self, model: str | None, weights: "Weights | None") -> "AnswerSettings":
         """What the flags set, with the model that --model names and its weights. Raises UsageError."""
@@ -208,8 +217,13 @@ class AnswerFlags:
     def sampling(self) -> dict[str, Any]:
         """The sampling values that were given, checked. Raises UsageError."""
         from dslite.app.settings import sampling
+        from dslite.app.settings.constraint_files import read_constraint
 
-        return sampling.chosen(**{key: getattr(self, key) for key in sampling.KEYS})
+        values = {key: getattr(self, key) for key in sampling.KEYS}
+        for kind in sampling.CONSTRAINTS:
+            if values[kind] is not None:
+                values[kind] = read_constraint(kind, values[kind])
+        return sampling.chosen(**values)
 
     def system_message(self) -> str | None:
         """The text of --system or --system-file; an empty one takes a profile's away. Raises UsageError."""

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TextIO
 from dslite.app.completion.output import OutputOptions, answer_object, compact, error_object
 from dslite.app.completion.protocol import Answer, CompletionBackend, Prompt, RequestT, TokenPrompt, unexpected
 from dslite.app.settings.profiles import get_profile
-from dslite.app.settings.sampling import KEYS
+from dslite.app.settings.sampling import KEYS, overlaid
 from dslite.app.terminal import console
 from dslite.app.terminal.output_file import open_output
 from dslite.app.terminal.signals import Interruption
@@ -130,7 +130,7 @@ def _request(backend: CompletionBackend[RequestT], item: dict[str, Any]) -> Requ
             f"weights is {weights!r}, and those of the model that is loaded are {backend.weights}", "run it on its own"
         )
     profile = {} if item.get("profile") is None else get_profile(item["profile"]).to_dict()
-    settings = {key: value for key, value in {**profile, **item}.items() if key in (*KEYS, "system")}
+    settings = {key: value for key, value in overlaid(profile, item).items() if key in (*KEYS, "system")}
     return backend.request(_prompt(item), settings)
 
 

@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from dslite.app.completion.protocol import (
     messages_of,
     unexpected,
 )
-from dslite.app.settings.sampling import check_types, model_defaults
+from dslite.app.settings.sampling import check_types, model_defaults, overlaid
 from dslite.app.terminal.console import TerminalStatus
 from dslite.app.terminal.progress_text import loading_text, reading_text
 from dslite.model.errors import DsliteError
@@ -35,13 +34,6 @@ from dslite.runtime.text.message import AnswerSpacing
 from dslite.runtime.text.prompt_limit import PromptLimit
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LocalRequest(Request):
-    """A request, and the spaces before its answer that are no part of it."""
-
-    spaces: int = 0
 
 
 class LocalCompletion:
@@ -66,7 +58,7 @@ class LocalCompletion:
         self._model_defaults = model_defaults(folder)
         self._template = None if options.raw else ChatTemplate(engine.tokenizer)
         self._limit = PromptLimit(engine.context, engine.tokenizer)
-        self._submitted: dict[int, LocalRequest] = {}
+        self._submitted: dict[int, Request] = {}
 
     @classmethod
     def open(cls, ref: ModelRef, options: CompletionOptions, engine_options: EngineOptions) -> "LocalCompletion":
@@ -84,12 +76,12 @@ class LocalCompletion:
     def serves(self, model: str) -> bool:
         return model == self.name or parse_model(model).key == self.key
 
-    def request(self, prompt: Prompt, overrides: Mapping[str, Any] | None = None) -> LocalRequest:
+    def request(self, prompt: Prompt, overrides: Mapping[str, Any] | None = None) -> Request:
         """The request of a text, a conversation or token ids. Raises UsageError, ContextFullError."""
         overrides = overrides or {}
         options = self._options
         chosen = {key: value for key, value in options.sampling.items() if value is not None}
-        sampling = {**self._model_defaults, **chosen, **check_types(overrides)}
+        sampling = overlaid({**self._model_defaults, **chosen}, check_types(overrides))
         if isinstance(prompt, TokenPrompt):
             self._check_ids(prompt.ids)
         else:
@@ -97,10 +89,11 @@ class LocalCompletion:
             self._limit.check(texts, parse_special=options.parse_special)
         if isinstance(prompt, TokenPrompt) or self._template is None:
             sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
-            return LocalRequest(self._raw_ids(prompt), SamplingParams(**sampling), options.logprobs, options.echo)
-        ids = self._template.encode(messages_of(prompt, overrides.get("system", options.system)))
-        spaces = int(not options.echo)
-        return LocalRequest(ids, SamplingParams(**sampling), options.logprobs, options.echo, spaces=spaces)
+            return Request(self._raw_ids(prompt), SamplingParams(**sampling), options.logprobs, options.echo)
+        params = SamplingParams(**sampling)
+        messages = options.told(messages_of(prompt, overrides.get("system", options.system)), params)
+        ids = self._template.encode(messages)
+        return Request(ids, params, options.logprobs, options.echo, spaces=int(not options.echo))
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         size = self._engine.tokenizer.vocab_size
@@ -115,10 +108,10 @@ class LocalCompletion:
         start = [self._engine.model.config.bos_token_id] if self._options.bos else []
         return start + self._engine.tokenizer.encode(prompt, parse_special=self._options.parse_special)
 
-    def check_fits(self, request: LocalRequest) -> None:
+    def check_fits(self, request: Request) -> None:
         self._engine.check_fits(request)
 
-    def resume(self, conversation: str, request: LocalRequest) -> None:
+    def resume(self, conversation: str, request: Request) -> None:
         self._engine.resume(conversation, request.prompt_ids)
 
     def keep(self, conversation: str) -> None:
@@ -130,7 +123,7 @@ class LocalCompletion:
     def experts(self) -> Mapping[str, int]:
         return self._engine.expert_stats()
 
-    def stream(self, request: LocalRequest, cancel: threading.Event) -> Iterator[Token | Done]:
+    def stream(self, request: Request, cancel: threading.Event) -> Iterator[Token | Done]:
         """The tokens of an answer and its end; prefill shows on the status line."""
         status, spacing = TerminalStatus(), AnswerSpacing(request.spaces)
         try:
@@ -143,7 +136,7 @@ class LocalCompletion:
         finally:
             status.clear()
 
-    def submit(self, key: int, request: LocalRequest) -> None:
+    def submit(self, key: int, request: Request) -> None:
         """Add a request to the batch. Raises ContextFullError."""
         self._engine.check_fits(request)
         self._submitted[key] = request
@@ -179,7 +172,7 @@ class LocalCompletion:
                         yield key, answers.pop(key)
 
     def _run_one_by_one(
-        self, requests: Mapping[int, LocalRequest], cancel: threading.Event
+        self, requests: Mapping[int, Request], cancel: threading.Event
     ) -> Iterator[tuple[int, Answer | DsliteError]]:
         for key, request in requests.items():
             if cancel.is_set():

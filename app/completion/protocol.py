@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from dslite.model.errors import DsliteError
+from dslite.runtime.constraints.constraint import with_instruction
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.events import Done, Token
 from dslite.runtime.text.message import Message
@@ -26,6 +27,11 @@ class CompletionOptions:
     system: str | None = None
     logprobs: int | None = None
     echo: bool = False
+    tells_constraint: bool = True  # a forced shape of the answer stands in the system message too
+
+    def told(self, messages: Sequence[Message], params: SamplingParams) -> list[Message]:
+        """A conversation as the model gets it."""
+        return with_instruction(messages, params.constraint if self.tells_constraint else None)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from dslite.app.completion.protocol import (
     unexpected,
 )
 from dslite.app.settings.endpoint import RemoteModelRef
-from dslite.app.settings.sampling import check_types
+from dslite.app.settings.sampling import check_types, overlaid
 from dslite.app.terminal import console
 from dslite.app.terminal.console import TerminalStatus
 from dslite.app.terminal.progress_text import reading_text
 from dslite.model.errors import DsliteError
 from dslite.runtime.chat.remote import RemoteModel, RemoteRequest
+from dslite.runtime.constraints.checking import check_answer
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import UsageError
 from dslite.runtime.events import ChatEvent, Done, Notice, Prefilling, Thinking, Token, Waiting
@@ -55,7 +56,7 @@ class RemoteCompletion:
         """The request of a text, a conversation or token ids. Raises UsageError."""
         overrides, options = overrides or {}, self._options
         chosen = {key: value for key, value in options.sampling.items() if value is not None}
-        sampling = {**chosen, **check_types(overrides)}
+        sampling = overlaid(chosen, check_types(overrides))
         if isinstance(prompt, TokenPrompt):
             if options.echo:
                 raise UsageError("a server does not echo token ids as text", "leave out --echo, or give the text")
@@ -64,8 +65,9 @@ class RemoteCompletion:
         if not options.raw:
             if options.echo:
                 raise UsageError("a server's chat does not echo the prompt", "leave out --echo, or give --raw")
-            messages = messages_of(prompt, overrides.get("system", options.system))
-            return RemoteRequest(SamplingParams(**sampling), messages, logprobs=options.logprobs)
+            params = SamplingParams(**sampling)
+            messages = options.told(messages_of(prompt, overrides.get("system", options.system)), params)
+            return RemoteRequest(params, messages, logprobs=options.logprobs)
         if not isinstance(prompt, str):
             raise UsageError("messages need the chat template", "leave out --raw")
         sampling.setdefault("max_tokens", RAW_MAX_TOKENS)
@@ -103,6 +105,7 @@ class RemoteCompletion:
                 if isinstance(event, Token | Done):
                     status.clear()
                     yield event
+                    self._check(event, request)
                 elif isinstance(event, Notice):
                     status.clear()
                     console.warn(event.message)
@@ -110,6 +113,12 @@ class RemoteCompletion:
                     status.show(_progress(event))
         finally:
             status.clear()
+
+    def _check(self, event: Token | Done, request: RemoteRequest) -> None:
+        """Raise DsliteError where a whole answer has not the shape that was asked for."""
+        constraint = request.params.constraint
+        if constraint is not None and isinstance(event, Done) and event.finish_reason == "stop":
+            check_answer(event.text, constraint, self._model.endpoint.host)
 
     def submit(self, key: int, request: RemoteRequest) -> None:
         """Add a request to the batch."""
@@ -164,6 +173,7 @@ class RemoteCompletion:
             for event in self._model.generate(request, cancel):
                 if isinstance(event, Token | Done):
                     answer.add(event)
+                    self._check(event, request)
                 elif isinstance(event, Notice | Waiting):
                     console.warn(f"line {key + 1}: {event.message if isinstance(event, Notice) else event.reason}")
         except DsliteError as error:

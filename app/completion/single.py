@@ -61,6 +61,9 @@ def complete_one(
         print(stats_line(answer_object(backend, answer)), file=sys.stderr)
     _warn(answer, output)
     full = answer.done is not None and answer.done.finish_reason == "context"
+    if request.params.constraint is not None and answer.done is not None and answer.done.finish_reason == "length":
+        console.warn("the answer was cut before its shape was whole: raise --max-tokens")
+        code = code or 1
     return interruption.exit_code or (ContextFullError.exit_code if full else code)
 
 

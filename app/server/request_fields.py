@@ -25,6 +25,7 @@ from dslite.app.server.json_fields import (
 )
 from dslite.app.server.limits import Limits
 from dslite.app.server.messages import MESSAGE, TEXT_ONLY
+from dslite.app.server.structured_output import CONSTRAINT_FIELDS
 
 MOST_LOGPROBS = 20
 COMPLETION_TOKENS = 16  # the default of OpenAI's completions
@@ -45,7 +46,6 @@ _ALL_ZERO = NoOp(
     "an object whose values are 0",
     lambda value: isinstance(value, dict) and all(type(item) in (int, float) and item == 0 for item in value.values()),
 )
-NO_FORMAT = "answers cannot be forced into a format yet; ask for it in the prompt"
 NO_TOOLS = "the model calls no functions yet"
 
 
@@ -80,6 +80,7 @@ def answer_fields(limits: Limits) -> list[RequestField]:
         honoured("ignore_eos", BOOLEAN, "the model's own end tokens end nothing", default="false"),
         honoured("stream", BOOLEAN, "server-sent events, ended by `data: [DONE]`", default="false"),
         honoured("stream_options", Object(_STREAM_OPTIONS), "of a stream"),
+        *CONSTRAINT_FIELDS,
     ]
 
 
@@ -99,16 +100,14 @@ CHANGES_NOTHING = [
     *harmless("special tokens are never part of the text", "spaces_between_special_tokens"),
     *harmless("the answer has no reasoning to separate", "include_reasoning", "separate_reasoning", "stream_reasoning"),
     *harmless("the answer has no reasoning to separate", "reasoning_format", "parse_tool_calls"),
+    *harmless("one library enforces shapes, with bounded white space", "guided_decoding_backend"),
+    *harmless("one library enforces shapes, with bounded white space", "guided_whitespace_pattern"),
 ]
 
 REFUSED = [
     *refused("use repetition_penalty", "frequency_penalty presence_penalty", 0),
     *refused("tokens cannot be weighted one by one", "logit_bias", _ALL_ZERO),
-    *refused(NO_FORMAT, "response_format", {"type": "text"}),
-    *refused(NO_FORMAT, "grammar guided_regex guided_grammar json_schema guided_json", "", {}),
-    *refused(NO_FORMAT, "guided_choice", []),
-    *refused(NO_FORMAT, "regex ebnf structural_tag structured_outputs format", ""),
-    *refused("there is no format to decode for", "guided_decoding_backend guided_whitespace_pattern"),
+    *refused("use response_format, or structured_outputs with a Lark grammar", "ebnf structural_tag format", ""),
     *refused("every sampler that is on has its own field", "samplers sampler_seq logits_processors", [], ""),
     *refused("the sampler has no such filter", "typical_p typical tfs_z", 1),
     *refused("the sampler has no such filter", "xtc_probability dry_multiplier dynatemp_range mirostat min_keep", 0),

@@ -14,6 +14,8 @@ from dslite.app.server.json_fields import MOST_INTEGER, read_fields, shown
 from dslite.app.server.limits import Limits
 from dslite.app.server.messages import parse_messages
 from dslite.app.server.request_fields import COMPLETION_TOKENS, chat_fields, completion_fields
+from dslite.app.server.structured_output import read_constraint
+from dslite.runtime.constraints.constraint import with_instruction
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
@@ -84,11 +86,13 @@ def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> Pars
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     logprobs = values.get("top_logprobs", 0) if values.get("logprobs") else None
     params = sampling_params(values, served, values.get("max_completion_tokens", values.get("max_tokens")))
-    messages = parse_messages(values)
+    messages = with_instruction(parse_messages(values), params.constraint)
     served.check_length([message.content for message in messages])
     ids, spaces = chat_ids(values, messages, served.template, served.engine)
     served.check_room(ids, params.max_tokens)
-    return parsed_request(values, served, limits, [Request(ids, params, logprobs)], spaces=spaces)
+    begun = messages[-1].content.rstrip(" ") if values.get("continue_final_message") else ""
+    request = Request(ids, params, logprobs, spaces=spaces, begun=begun)
+    return parsed_request(values, served, limits, [request], spaces=spaces)
 
 
 def parse_completion(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
@@ -155,8 +159,10 @@ def served_name(values: Mapping[str, Any], served: ServedModel) -> str:
     return name
 
 
-def sampling_params(values: Mapping[str, Any], served: ServedModel, max_tokens: int | None) -> SamplingParams:
-    """Sampling values over the model's own defaults."""
+def sampling_params(
+    values: Mapping[str, Any], served: ServedModel, max_tokens: int | None, format_name: str = "response_format"
+) -> SamplingParams:
+    """Sampling values over the model's own defaults. `format_name` is what the route calls response_format."""
     asked: dict[str, Any] = {name: min(values[name], _MANY) for name in _SAMPLING if name in values}
     if asked.get("top_p") == 0:
         asked["top_p"] = 1e-9  # the likeliest token alone
@@ -171,7 +177,13 @@ def sampling_params(values: Mapping[str, Any], served: ServedModel, max_tokens: 
     stop_tokens = values.get("stop_token_ids", [])
     served.check_tokens(stop_tokens, "stop_token_ids")
     return SamplingParams(
-        **{**served.defaults, **asked}, stop=tuple(values.get("stop", ())), stop_token_ids=tuple(stop_tokens)
+        **{
+            **served.defaults,
+            **asked,
+            **read_constraint(values, lambda constraint: served.engine.constraints.check(constraint), format_name),
+        },
+        stop=tuple(values.get("stop", ())),
+        stop_token_ids=tuple(stop_tokens),
     )
 
 

@@ -108,7 +108,6 @@ class ResponseObject(ResponseFormatter):
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
             "store": False,
-            "text": {"format": {"type": "text"}, "verbosity": "medium"},
             "truncation": "disabled",
             "usage": self.usage() if ended else None,
             "user": None,

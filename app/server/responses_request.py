@@ -28,12 +28,13 @@ from dslite.app.server.messages import TurnBuilder, parse_content, parse_message
 from dslite.app.server.request_fields import (
     CHANGES_NOTHING,
     MOST_LOGPROBS,
-    NO_FORMAT,
     NO_TOOLS,
     REFUSED,
     answer_fields,
 )
 from dslite.app.server.requests import ParsedRequest, ServedModel, parsed_request, sampling_params, served_name
+from dslite.app.server.structured_output import TEXT_FORMAT
+from dslite.runtime.constraints.constraint import with_instruction
 from dslite.runtime.engine.request import Request
 from dslite.runtime.text.message import Message
 
@@ -51,8 +52,16 @@ _NOT_THINKING = NoOp(
 _PART_TYPES = ("input_text", "output_text", "text")
 _OWN_NAMES = ("max_tokens", "n_predict", "n", "stream", "stream_options")  # of the other routes
 
-_TEXT_FORMAT = Table.of(
-    refused(NO_FORMAT, "format", {"type": "text"}), refused("ask for it in the prompt", "verbosity", "medium")
+_TEXT = Table.of(
+    [
+        honoured(
+            "format",
+            Object(TEXT_FORMAT),
+            '{"type": "json_object"}, or {"type": "json_schema", "name", "schema"}',
+            no_op=({"type": "text"},),
+        )
+    ],
+    refused("ask for it in the prompt", "verbosity", "medium"),
 )
 INPUT_CALL = Table.of(
     [
@@ -95,7 +104,7 @@ def response_fields(limits: Limits) -> Table:
             honoured("stream", BOOLEAN, "server-sent events, named by their types", default="false"),
             honoured("top_logprobs", Integer(0, MOST_LOGPROBS), "the best tokens at each place", default="0"),
             honoured("include", Anything(), f"a list; {_LOGPROBS} adds log-probabilities"),
-            honoured("text", Object(_TEXT_FORMAT), "of the text"),
+            honoured("text", Object(_TEXT), "of the text"),
             honoured("tools", Anything(), f'only with tool_choice "none": {NO_TOOLS}', no_op=([],)),
             honoured("tool_choice", choice, '"none": tools are not used', default='"auto"'),
         ],
@@ -132,12 +141,15 @@ def parse_response(raw: dict[str, Any], served: ServedModel, limits: Limits) -> 
         raise invalid(f"{model} has no chat template; use /v1/completions", "model")
     if values.get("tools") and values.get("tool_choice") != "none":
         raise invalid('tools is not supported yet: leave it out, or send tool_choice "none"', "tools")
-    params = sampling_params(values, served, values.get("max_output_tokens"))
-    messages = _messages(values)
+    form = values.get("text", {}).get("format")
+    if form is not None:
+        values["response_format"] = {"type": form.get("type", "text"), "json_schema": form}
+    params = sampling_params(values, served, values.get("max_output_tokens"), "text.format")
+    messages = with_instruction(_messages(values), params.constraint)
     served.check_length([message.content for message in messages])
     ids = served.template.encode(messages)
     served.check_room(ids, params.max_tokens)
-    request = Request(ids, params, _logprobs(values))
+    request = Request(ids, params, _logprobs(values), spaces=1)
     return parsed_request(values, served, limits, [request], spaces=1, repeated=_repeated(values, request))
 
 
@@ -213,4 +225,5 @@ def _repeated(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
         "top_logprobs": request.logprobs or 0,
         "tool_choice": values.get("tool_choice", "auto"),
         "tools": values.get("tools", []),
+        "text": {"format": values.get("text", {}).get("format", {"type": "text"}), "verbosity": "medium"},
     }

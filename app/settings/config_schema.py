@@ -119,10 +119,6 @@ def _duration(key: str, value: Any) -> str | None:
     return None if sound else f"{key} is {value!r}; it must be a time such as '10m'"
 
 
-def _schema(key: str, value: Any) -> str | None:
-    return None if isinstance(value, str | dict) else f"{key} is {value!r}; it must be a text or a table"
-
-
 def _key(name: str, value: Any) -> str | None:
     if name not in _KEY_NAMES:
         return f"{name} is unknown{_similar(name, _KEY_NAMES)}"
@@ -137,9 +133,6 @@ _ANSWER: dict[str, Check] = {
     "system": _text,
     "model": _text,
     "weights": _one_of(*WEIGHTS),
-    "json_schema": _schema,
-    "regex": _text,
-    "grammar": _text,
 }
 _PROFILE: dict[str, Check] = {**_ANSWER, "description": _text}
 _TABLES: dict[str, dict[str, Check]] = {

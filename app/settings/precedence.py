@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dslite.app.errors import NotFoundError
 from dslite.app.settings.config_file import Config, read_config
 from dslite.app.settings.profiles import PLAIN, Profile, default_profile, default_values, get_profile, save_profile
+from dslite.app.settings.sampling import overlaid
 from dslite.runtime.engine_options import WEIGHTS, Weights
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def settle(
         next((model for model in models if model), config.text("defaults", "model")),
         chosen,
         next((system for system in systems if system is not None), defaults.get("system")) or None,
-        {**default_values(config), **chosen.sampling, **flags.sampling},
+        overlaid(overlaid(default_values(config), chosen.sampling), flags.sampling),
         flags.weights or cast(Weights | None, chosen.weights) or default_weights(config),
     )
 
@@ -86,7 +87,7 @@ def save_flags(name: str | None, flags: AnswerSettings, base: str | None) -> boo
             model=flags.model or below.model,
             weights=flags.weights or below.weights,
             system=below.system if flags.system is None else flags.system or None,
-            sampling={**below.sampling, **flags.sampling},
+            sampling=overlaid(below.sampling, flags.sampling),
         )
     )
     return True

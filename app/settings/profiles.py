@@ -185,7 +185,7 @@ def changed(profile: Profile, values: Mapping[str, Any]) -> Profile:
         values.get("description", profile.description),
         values.get("system", profile.system) or None,
         values.get("model", profile.model) or None,
-        {**profile.sampling, **{key: values[key] for key in sampling.KEYS if key in values}},
+        sampling.overlaid(profile.sampling, {key: values[key] for key in sampling.KEYS if key in values}),
         weights=values.get("weights", profile.weights) or None,
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dslite.runtime.constraints.constraint import KINDS, schema_text
 from dslite.runtime.downloads.layout import generation_defaults
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import UsageError
@@ -18,7 +19,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "max_tokens": int,
 }
 LISTS = ("stop", "stop_token_ids")
-KEYS = (*_TYPES, *LISTS)
+CONSTRAINTS: tuple[str, ...] = KINDS  # of the answer: at most one
+KEYS = (*_TYPES, *LISTS, *CONSTRAINTS)
 
 
 def chosen(**flags: Any) -> dict[str, Any]:
@@ -44,7 +46,19 @@ def check_types(values: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(ids, list | tuple) or not all(type(token_id) is int for token_id in ids):
             raise UsageError(f"stop_token_ids is {ids!r}; it must be a list of whole numbers")
         chosen["stop_token_ids"] = tuple(ids)
+    if "json_schema" in chosen:
+        chosen["json_schema"] = schema_text(chosen["json_schema"])
+    for key in ("regex", "grammar"):
+        if not isinstance(chosen.get(key, ""), str):
+            raise UsageError(f"{key} is {chosen[key]!r}; it must be a text")
     return chosen
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling values over others. A shape of the answer takes the place of any below it."""
+    shaped = any(above.get(key) is not None for key in CONSTRAINTS)
+    kept = {key: value for key, value in below.items() if not (shaped and key in CONSTRAINTS)}
+    return {**kept, **above}
 
 
 def model_defaults(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from threading import Event as Flag
 
 from dslite.runtime.chat.protocol import ChatBackend, ModelStats
+from dslite.runtime.constraints.constraint import with_instruction
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
@@ -48,10 +49,12 @@ class LocalChatBackend(ChatBackend):
         on_prefill: Callable[[Prefilling], None] | None = None,
     ) -> Iterator[ChatEvent]:
         """Answer, or continue the last message, without the space that the template leaves before an answer."""
+        begun = messages[-1].content.rstrip(" ") if continue_final_message else ""
+        messages = with_instruction(messages, params.constraint)
         self._limit.check(_texts(messages))
         ids, spaces = self._prompt(messages, continue_final_message)
         # Raises here, not when the first event is taken.
-        events = self.engine.generate(Request(ids, params), cancel, on_prefill)
+        events = self.engine.generate(Request(ids, params, spaces=spaces, begun=begun), cancel, on_prefill)
         spacing = AnswerSpacing(spaces)
         return (event if isinstance(event, Prefilling) else spacing.strip(event) for event in events)
 

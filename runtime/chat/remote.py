@@ -26,6 +26,7 @@ from dslite.runtime.chat.server_errors import (
     read_error,
 )
 from dslite.runtime.chat.sse import Comment, ServerSentEvent, StreamItem
+from dslite.runtime.constraints.constraint import Constraint, parse_schema, with_instruction
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import DsliteError, ModelUnavailableError
 from dslite.runtime.events import ChatEvent, Done, FinishReason, Notice, Prefilling, Thinking, Timing, Token, Waiting
@@ -241,10 +242,24 @@ def _sampling(request: RemoteRequest) -> dict[str, Any]:
         body["stop_token_ids"] = list(params.stop_token_ids)
     if params.seed is not None:
         body["seed"] = params.seed
+    body |= _constraint(params.constraint, chat=request.is_chat)
     for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
         if (value := getattr(params, name)) != off:
             body[name] = value
     return body
+
+
+def _constraint(constraint: Constraint | None, *, chat: bool) -> dict[str, Any]:
+    """OpenAI's field for a schema of a chat's answer, vLLM's for all else; dslite serve knows both."""
+    if constraint is None:
+        return {}
+    if constraint.kind != "json_schema":
+        return {"structured_outputs": {constraint.kind: constraint.text}}
+    schema = parse_schema(constraint.text)
+    if chat:
+        named = {"name": "answer", "schema": schema, "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": named}}
+    return {"structured_outputs": {"json": schema}}
 
 
 @dataclass
@@ -364,7 +379,8 @@ class RemoteChatBackend(ChatBackend):
 
         `on_prefill` is not called: a server reports its progress as events.
         """
-        request = RemoteRequest(params, messages, continue_final_message=continue_final_message)
+        told = with_instruction(messages, params.constraint)
+        request = RemoteRequest(params, told, continue_final_message=continue_final_message)
         events = self._model.generate(request, cancel)
         return chain([next(events)], events)
 

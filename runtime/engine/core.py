@@ -2,7 +2,9 @@
 
 # T tokens  D hidden
 
+import threading
 from collections import abc
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -19,6 +21,9 @@ from dslite.runtime.events import Done, Token
 from dslite.runtime.planning.footprint import LOGIT_ROWS
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.experts import ExpertCache
+
+if TYPE_CHECKING:
+    from dslite.runtime.constraints.compiler import AnswerMatcher, ConstraintCompiler
 
 
 class EngineCore:
@@ -47,6 +52,8 @@ class EngineCore:
         self.memory_left = memory_left
         self.eos_token_ids = frozenset(model.config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         self.runner = ModelRunner(model, prefill_chunk)
+        self._constraints: ConstraintCompiler | None = None
+        self._opening = threading.Lock()
         self._answer_logs = (
             RequestLog(None if self.experts is None else self.experts.stats),
             ReadRateLog(model.config, model.device.type, str(model.dtype).removeprefix("torch."), model.weights),
@@ -70,11 +77,23 @@ class EngineCore:
         for log in self._answer_logs:
             log(done)
 
+    @property
+    def constraints(self) -> "ConstraintCompiler":
+        """Compiles the shapes of answers. Its library is loaded with the first."""
+        with self._opening:
+            if self._constraints is None:
+                from dslite.runtime.constraints.compiler import ConstraintCompiler
+
+                self._constraints = ConstraintCompiler(self.tokenizer, self.eos_token_ids)
+        return self._constraints
+
     def check_fits(self, request: Request) -> None:
         """Raise ContextFullError for a prompt that leaves no room in the context.
 
-        Raises UsageError for an empty prompt, and for an end token that the vocabulary does not have.
+        Raises UsageError for an empty prompt, for an end token that the vocabulary does not have, and for a shape of
+        the answer that cannot be enforced.
         """
+        self._matcher(request)
         if beyond := [id for id in request.params.stop_token_ids if id >= self.tokenizer.vocab_size]:
             raise UsageError(
                 f"stop_token_ids has {beyond[0]}, which no token has",
@@ -91,7 +110,20 @@ class EngineCore:
 
     def new_sequence(self, request: Request, cached: int) -> Sequence:
         """The state of an answer; `cached` tokens of its prompt are in a latent cache already."""
-        return Sequence(request, self.tokenizer, end_tokens=self.eos_token_ids, context=self.context, cached=cached)
+        return Sequence(
+            request,
+            self.tokenizer,
+            end_tokens=self.eos_token_ids,
+            context=self.context,
+            cached=cached,
+            matcher=self._matcher(request),
+        )
+
+    def _matcher(self, request: Request) -> "AnswerMatcher | None":
+        constraint = request.params.constraint
+        if constraint is None:
+            return None
+        return self.constraints.matcher(constraint, space=request.spaces > 0, begun=request.begun)
 
     def echo(self, sequence: Sequence, start: int, hidden: Tensor) -> abc.Iterator[Token]:
         """Prompt tokens that the hidden states (T, D) of tokens `start` on predict, and the very first of all."""

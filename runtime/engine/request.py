@@ -10,10 +10,13 @@ from dslite.runtime.engine.sampling_params import SamplingParams
 class Request:
     """A prompt and how to answer it.
 
-    `logprobs` K: each token's log-probability and the K best; `echo`: the prompt's tokens too.
+    `logprobs` K: each token's log-probability and the K best; `echo`: the prompt's tokens too. `spaces` at the
+    beginning of the answer are no part of it. `begun`: text of the answer that the prompt ends with.
     """
 
     prompt_ids: abc.Sequence[int]
     params: SamplingParams
     logprobs: int | None = None
     echo: bool = False
+    spaces: int = 0
+    begun: str = ""

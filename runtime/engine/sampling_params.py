@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from dslite.runtime.constraints.constraint import KINDS, Constraint
 from dslite.runtime.errors import UsageError
 
 _INT32_MAX = 2**31 - 1
@@ -23,7 +24,8 @@ class SamplingParams:
 
     Temperature 0 is greedy; top_k 0 is off; `max_tokens` None means what the context leaves. A token of
     `stop_token_ids` ends the answer as the model's own end tokens do; with `ignore_eos` those end nothing.
-    No end token of either kind is drawn before `min_tokens` tokens.
+    No end token of either kind is drawn before `min_tokens` tokens. One of `json_schema` (its JSON), `regex` and
+    `grammar` (Lark) gives the shape that the answer is forced into; it ends where nothing more can come.
     """
 
     temperature: float = 0.3
@@ -37,6 +39,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    json_schema: str | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -48,3 +53,15 @@ class SamplingParams:
                 raise UsageError(f"{field.name} is {value}; it must be {text}")
         if wrong := [token_id for token_id in self.stop_token_ids if not 0 <= token_id <= _INT32_MAX]:
             raise UsageError(f"stop_token_ids has {wrong[0]}; a token's id is from 0 to 2^31 - 1")
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} exclude each other", "give one shape")
+        _ = self.constraint  # its own checks
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The shape of the answer. Raises UsageError."""
+        for kind in KINDS:
+            if (text := getattr(self, kind)) is not None:
+                return Constraint(kind, text)
+        return None

@@ -6,6 +6,7 @@ It holds neither network nor cache, so that a single answer and those of a batch
 import time
 from collections import abc
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,17 +14,31 @@ from torch import Tensor
 from dslite.runtime.engine.device_sampling import Race
 from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling import Sampler, Scores, score
+from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Candidate, Done, FinishReason, Timing, Token
 from dslite.runtime.text.tokenizer import StopTexts, StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from dslite.runtime.constraints.compiler import AnswerMatcher
 
 
 class Sequence:
     """The growing answer to one request. `finish_reason` is set when it is over."""
 
     def __init__(
-        self, request: Request, tokenizer: Tokenizer, *, end_tokens: frozenset[int], context: int, cached: int = 0
+        self,
+        request: Request,
+        tokenizer: Tokenizer,
+        *,
+        end_tokens: frozenset[int],
+        context: int,
+        cached: int = 0,
+        matcher: "AnswerMatcher | None" = None,
     ) -> None:
-        """`context` is the most tokens of prompt and answer; `cached` how many of the prompt's were known already."""
+        """`context` is the most tokens of prompt and answer; `cached` how many of the prompt's were known already.
+
+        `matcher` follows the shape that the answer is forced into.
+        """
         self.request = request
         self.cached = cached
         self.token_ids: list[int] = []
@@ -35,8 +50,11 @@ class Sequence:
         self._sampler = Sampler(request.params, request.prompt_ids, tokenizer.vocab_size)
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopTexts(request.params.stop)
+        self._matcher = matcher
         self._text: list[str] = []
         self._end: Token | None = None
+        self._stopped = False  # by a stop text
+        self._failed: DsliteError | None = None
         self._started = time.perf_counter()
         self._prefilled = self._first = 0.0
 
@@ -54,9 +72,12 @@ class Sequence:
         return [self._scored(self._prompt_token(token_id), scores) for token_id, scores in scored]
 
     def begin(self) -> None:
-        """End the prefill: the answer begins, unless no token was asked for or the context is full."""
+        """End the prefill: the answer begins, unless no token was asked for, the context is full or its shape is."""
         self._prefilled = time.perf_counter()
-        self._check_room()
+        if self._matcher is not None and self._matcher.finished:
+            self.finish_reason = "stop"
+        else:
+            self._check_room()
 
     @property
     def race(self) -> Race:
@@ -64,21 +85,32 @@ class Sequence:
         return self._sampler.race
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """Logits (vocabulary,) without tokens that may not come yet, those that were seen penalised."""
-        return self._sampler.penalise(self._without_early_end(logits))
+        """Logits (vocabulary,) without tokens that may not come next, those that were seen penalised.
+
+        An error of this sequence alone waits for `push`: others are drawn with it.
+        """
+        try:
+            return self._sampler.penalise(self._allowed(logits))
+        except DsliteError as error:
+            self._failed = error
+            return logits
 
     def push(self, logits: Tensor, drawn: int | None = None) -> list[Token]:
         """Take the next token, drawn already or from logits (vocabulary,).
 
-        An end token ends the answer and is not returned.
+        An end token ends the answer and is not returned. Raises DsliteError where its shape cannot be followed.
         """
+        if self._failed is not None:
+            raise self._failed
         if drawn is None:
-            token_id = self._sampler.sample(self._without_early_end(logits))
+            token_id = self._sampler.sample(self._allowed(logits))
         else:
             token_id = drawn
             self._sampler.note(token_id)
         self.token_ids.append(token_id)
         self._first = self._first or time.perf_counter()
+        if self._matcher is not None:
+            self._matcher.accept(token_id)
         if token_id in self._end_tokens:
             self.finish_reason = "stop"
             self._end = self._drawn(Token(token_id, ""), token_id, logits)
@@ -86,7 +118,8 @@ class Sequence:
         text = self._decoder.push(token_id)
         delta, stopped = self._stops.push(text)
         self._text.append(delta)
-        if stopped:
+        self._stopped = stopped
+        if stopped or (self._matcher is not None and self._matcher.finished):
             self.finish_reason = "stop"
         else:
             self._check_room()
@@ -100,9 +133,8 @@ class Sequence:
         """The end of the answer, with the text that waited for a stop text."""
         assert self.finish_reason is not None
         now = time.perf_counter()
-        ended = bool(self.token_ids) and self.token_ids[-1] in self._end_tokens
         delta = ""
-        if self.finish_reason != "stop" or ended:
+        if not self._stopped:
             # What waited for a stop text, or for the rest of a character, is text after all.
             delta, stopped = self._stops.push(self._decoder.flush())
             delta += "" if stopped else self._stops.flush()
@@ -129,8 +161,13 @@ class Sequence:
         elif len(self.token_ids) >= self._room:
             self.finish_reason = "context"
 
-    def _without_early_end(self, logits: Tensor) -> Tensor:
-        """Logits (vocabulary,) from which no end token is drawn while the answer is shorter than `min_tokens`."""
+    def _allowed(self, logits: Tensor) -> Tensor:
+        """Logits (vocabulary,) of tokens that may come next: of those that keep the answer's shape where it has one.
+
+        Else no end token while the answer is shorter than `min_tokens`.
+        """
+        if self._matcher is not None:
+            return self._matcher.restrict(logits)
         if len(self.token_ids) >= self.request.params.min_tokens or not self._end_tokens:
             return logits
         ends = torch.tensor(sorted(self._end_tokens), device=logits.device)

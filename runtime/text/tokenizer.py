@@ -85,6 +85,10 @@ class Tokenizer:
         names = (name.encode("utf-8") for name in self.added)
         return TokenBounds([*map(self.token_bytes, range(self.vocab_size)), *names])
 
+    def library_json(self) -> str:
+        """The tokenizer as tokenizer.json holds it, for libraries that read it themselves."""
+        return self._backend.to_str()
+
     def encode(self, text: str, *, parse_special: bool = False, enough: int | None = None) -> list[int]:
         """Token ids of a text; nothing is added to it. Raises UsageError for a lone surrogate.
 

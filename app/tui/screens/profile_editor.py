@@ -18,7 +18,7 @@ from dslite.app.tui.screens.modal import ModalPanel
 from dslite.app.tui.transcript.sanitize import inert
 from dslite.model.errors import DsliteError
 
-_NUMBERS = tuple(key for key in sampling.KEYS if key not in sampling.LISTS)
+_NUMBERS = tuple(key for key in sampling.KEYS if key not in (*sampling.LISTS, *sampling.CONSTRAINTS))
 _FIELDS = ("description", "model", *_NUMBERS)
 _HINTS = "Ctrl+S saves · Tab next field · Esc leaves it as it was"
 _UNSAVED = "what you changed is not saved: Ctrl+S saves it, Esc again leaves it"
