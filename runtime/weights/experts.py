@@ -2,7 +2,8 @@
 
 Each buffer is FREE, LOADING (a fetch writes it), RESIDENT (a slot of one layer) or STALE (loading, no longer wanted). A
 miss loads into a free buffer; after its first use the buffer replaces the layer's LRU slot by swapping indices, so an
-expert is copied once. On CUDA a buffer is rewritten only after the event recorded behind the last kernel that read it.
+expert is copied once. Where the host computes misses, only an expert that is worth a slot is copied (admission). On
+CUDA a buffer is rewritten only after the event recorded behind the last kernel that read it.
 
 Misses whose source lies in host memory may be computed there instead, while the device computes the hits; in both cases
 each expert's output is stored by its position before all are added in one fixed order, so that the contents of the
@@ -13,7 +14,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -21,6 +22,7 @@ from dslite.model.config import ModelConfig
 from dslite.model.errors import DsliteError
 from dslite.model.moe import MLP
 from dslite.runtime.device import ComputeDevice, Event
+from dslite.runtime.weights.admission import RecentUses
 from dslite.runtime.weights.arena import Arena
 from dslite.runtime.weights.expert_stats import ExpertStats
 from dslite.runtime.weights.sources import ExpertSource, Fetch
@@ -79,6 +81,7 @@ class ExpertCache:
         self.slots, self.compute_below = 0, compute_below
         self.layers = range(config.first_k_dense_replace, config.num_hidden_layers)
         self.stats = ExpertStats(slots, config.n_routed_experts)
+        self._uses = RecentUses(self.layers, config.n_routed_experts)
         self.arena = Arena(device, slot_bytes)
         self._free: list[int] = self.arena.grow(spare)
         self.add_slots(slots)
@@ -189,21 +192,40 @@ class ExpertCache:
                 self._stale.append(self._loading.pop(key))
         self._queue = deque(key for key in self._queue if key[0] != layer or key[1] in wanted)
 
-    def load_for_later(self, layer: int, expert: int, tokens: int) -> None:
-        """Fetch an expert that the host has computed, for later passes, if a buffer is free."""
-        if self._free and (layer, expert) not in self._loading:
+    def count_uses(self, layer: int, hits: list[int], misses: list[int]) -> None:
+        """Count the experts that a pass through a layer uses."""
+        self.stats.count(layer, hits, misses)
+        self._uses.count(layer, [*hits, *misses])
+
+    def load_for_later(self, layer: int, computed: Sequence[int], tokens: Callable[[int], int]) -> None:
+        """Fetch the most used of the experts that the host has computed, where it is worth a slot and a buffer is free.
+
+        `tokens` says how many chose an expert.
+        """
+        expert = self._uses.hottest(layer, computed)
+        if self._free and (layer, expert) not in self._loading and self._deserves_slot(layer, expert):
             self.prefetch(layer, [expert])
             loading = self._loading[layer, expert]
-            loading.last_pass, loading.tokens = self._pass, tokens
+            loading.last_pass, loading.tokens = self._pass, tokens(expert)
+
+    def _deserves_slot(self, layer: int, expert: int) -> bool:
+        resident = self._resident[layer]
+        if len(resident) < self.slots:
+            return True
+        return self._uses.worth_replacing(layer, expert, self._uses.coldest(layer, resident))
 
     def begin_host_pass(self, layer: int) -> None:
         """Note that a pass which computes misses in host memory is at a layer: fetches that have ended get slots."""
         self._pass += 1
         self._queue.clear()
-        for key in [key for key in self._loading if key[0] == layer]:
-            if self._loading[key].fetch.passed():
-                last_pass, tokens = self._loading[key].last_pass, self._loading[key].tokens
-                self.admit(*key, self.load(*key), last_pass=last_pass, tokens=tokens)
+        for key in [key for key in self._loading if key[0] == layer and self._loading[key].fetch.passed()]:
+            loading = self._loading[key]
+            fetched, resident = self.load(*key), self._resident[layer]
+            if len(resident) >= self.slots:
+                self._free_when_read(resident.pop(self._uses.coldest(layer, resident)).buffer)
+            fetched.last_pass, fetched.tokens = loading.last_pass, loading.tokens
+            resident[key[1]] = fetched
+        self._start_loads()
 
     def mark_used(self, resident: ResidentExpert, tokens: int) -> None:
         """Note that `tokens` chose a resident expert in this pass."""

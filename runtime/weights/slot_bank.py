@@ -114,7 +114,7 @@ class SlotExperts:
         resident = self.cache.resident(self.layer)
         hits = [expert for expert in routing.bounds if expert in resident]
         misses = [expert for expert in routing.bounds if expert not in resident]
-        self.cache.stats.count(self.layer, hits, misses)
+        self.cache.count_uses(self.layer, hits, misses)
         outputs.compute({expert: resident[expert].mlp for expert in hits})
         for expert in hits:
             self.cache.mark_used(resident[expert], outputs.tokens(expert))
@@ -137,8 +137,8 @@ class SlotExperts:
         computed = np.concatenate([routing.positions[slice(*routing.bounds[expert])] for expert in misses])
         done = here.flat[torch.from_numpy(computed)]
         outputs.store(cache.device.to_device(computed), cache.device.to_device(done))
-        # One expert a pass: the copy and the host's products share the bandwidth of host memory.
-        cache.load_for_later(layer, misses[0], outputs.tokens(misses[0]))
+        # At most one expert a pass: the copy and the host's products share the bandwidth of host memory.
+        cache.load_for_later(layer, misses, outputs.tokens)
 
 
 class _Outputs:
