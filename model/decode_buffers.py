@@ -1,5 +1,6 @@
 """The buffers of a step on a GPU, and the launches over them: eight a layer, nine for several tokens.
 
+Nine where routed experts are in slots, and two more for experts that are fetched.
 No launch depends on a value, allocates or waits, so that a recording of them (decode_cuda) holds for every step.
 """
 
@@ -7,12 +8,14 @@ No launch depends on a value, allocates or waits, so that a recording of them (d
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dslite.model.attention import LATENT_EPS
 from dslite.model.decoder_layer import DecoderLayer
+from dslite.model.expert_slots import RoutedTokens, SlotBank
 from dslite.model.kernels import gpu_limits
 from dslite.model.moe import MLP, MoE, ResidentExperts
 from dslite.model.network import Network
@@ -20,27 +23,44 @@ from dslite.model.network import Network
 Launch = Callable[[], None]
 
 
+Replays = dict[int, Launch]  # by batch size
+
+
 @dataclass
 class LayerSegment:
-    """Neighbouring layers of one recording. Unless `all_resident`, the host computes the MoE of the last one.
+    """Neighbouring layers of one recording, which ends behind attention where `experts` of the last are not resident.
 
-    `replays` by batch size.
+    With experts in "slots", the router is recorded too, the experts of the table in `hits`, and those that were fetched
+    in `fetched`; the next segment, which may have no layer, begins with their sum. With "host", torch computes the MoE.
     """
 
     first: int
     count: int
-    all_resident: bool
-    replays: dict[int, Launch] = field(default_factory=dict)
+    experts: Literal["resident", "slots", "host"]
+    sums_before: bool = False  # begins with the sum of the experts of the layer before
+    replays: Replays = field(default_factory=dict)
+    hits: Replays = field(default_factory=dict)
+    fetched: Replays = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        return self.first + self.count - 1
 
 
 class DecodeBuffers:
     """Buffers for one token of each of `most` sequences. A batch of fewer uses the first rows of each."""
 
     def __init__(self, network: Network, most: int) -> None:
-        from dslite.model.kernels import triton_attention, triton_embedding, triton_experts, triton_products
+        from dslite.model.kernels import (
+            triton_attention,
+            triton_embedding,
+            triton_experts,
+            triton_products,
+            triton_slots,
+        )
 
         self._attention, self._embedding = triton_attention, triton_embedding
-        self._experts, self._products = triton_experts, triton_products
+        self._experts, self._products, self._slots = triton_experts, triton_products, triton_slots
         self._network, config = network, network.config
         self.segments = _segments(network.layers)
         heads, latent, layers = config.num_attention_heads, config.kv_lora_rank, len(network.layers)
@@ -65,22 +85,38 @@ class DecodeBuffers:
         parts = max(tokens * splits for tokens, splits in enumerate(self._splits, 1)) * heads
         self._sums, self._logs = buffer(parts * latent), buffer(parts)
         self._scores = buffer(most, config.n_routed_experts)
-        self._tables = {layer.index: _table(layer) for layer in network.layers if _all_resident(layer)}
+        self._tables = {layer.index: _table(layer) for layer in network.layers if _experts(layer) == "resident"}
         entries = config.num_experts_per_tok + config.n_shared_experts
         self._inner = buffer(most, entries, config.moe_intermediate_size)
         self._dense_inner = buffer(most, 1, config.intermediate_size)
         self._parts = buffer(most, entries, hidden)
         self._ids, self._weights = buffer(most * max(entries, 1), dtype=torch.int64), buffer(most * max(entries, 1))
+        in_slots = [layer for layer in network.layers if _experts(layer) == "slots"]
+        if in_slots:
+            experts, width = config.n_routed_experts, config.moe_intermediate_size
+            self._slot_tables = {
+                layer.index: triton_slots.slot_table(experts, _shared(layer), width, network.device)
+                for layer in in_slots
+            }
+            self._slot_lines = {index: table[:experts] for index, table in self._slot_tables.items()}
+            # No shared expert is in this one: those are computed with the hits.
+            self._fetched = torch.zeros_like(self._slot_tables[in_slots[0].index])
+            self._normed, self._missing = buffer(most, hidden, dtype=dtype), buffer(most * entries, dtype=torch.int64)
+            self._arrived = buffer(most * config.num_experts_per_tok, hidden)
 
     def launch(self, segment: LayerSegment, tokens: int) -> None:
         """All launches of a segment, which begins with `hidden`, the first one with the tokens."""
         if segment.first == 0:
             self._embed(tokens)
+        if segment.sums_before:
+            self._sum_experts(tokens)
         for index in range(segment.first, segment.first + segment.count):
             layer = self._network.layers[index]
             self._attend(layer, tokens)
             if index in self._tables:
                 self._combine(layer, tokens)
+        if segment.experts == "slots":
+            self._route(self._network.layers[segment.last], tokens)
 
     def _embed(self, tokens: int) -> None:
         network = self._network
@@ -140,6 +176,50 @@ class DecodeBuffers:
         else:
             kernels.launch_down_combine(products, table, ids, weights, out, self.hidden[:tokens])
 
+    def _chosen(self, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """ids, weights and numbers of misses (T, M) of the experts of some tokens."""
+        shape = tokens, self._inner.shape[1]
+        count = tokens * shape[1]
+        return self._ids[:count].view(shape), self._weights[:count].view(shape), self._missing[:count].view(shape)
+
+    def _route(self, layer: DecoderLayer, tokens: int) -> None:
+        """attention_out to the chosen experts: two launches."""
+        config, out, norm = self._network.config, self.attention_out[:tokens], layer.post_attention_layernorm
+        assert isinstance(layer.mlp, MoE)
+        scores, (ids, weights, _) = self._scores[:tokens], self._chosen(tokens)
+        self._products.launch_norm_product(out, norm, layer.mlp.gate.weight, None, scores, layer.eps, exact=True)
+        chosen, scaling = config.num_experts_per_tok, config.routed_scaling_factor
+        normed = self._normed[:tokens]
+        self._slots.launch_route(out, norm, scores, ids, weights, normed, chosen, scaling, layer.eps)
+
+    def launch_slots(self, index: int, tokens: int, *, fetched: bool) -> None:
+        """The chosen experts that are in slots, with the shared ones, or those that were fetched: two launches."""
+        layer, (ids, _, missing) = self._network.layers[index], self._chosen(tokens)
+        table = self._fetched if fetched else self._slot_tables[index]
+        out, products, norm = self.attention_out[:tokens], self._inner[:tokens], layer.post_attention_layernorm
+        self._slots.launch_gate_up(out, norm, table, ids, products, layer.eps)
+        self._slots.launch_down(products, table, ids, self._parts[:tokens], missing, out.element_size(), not fetched)
+
+    def _sum_experts(self, tokens: int) -> None:
+        """The outputs of a layer's experts to hidden: one launch."""
+        _, weights, missing = self._chosen(tokens)
+        parts, out = self._parts[:tokens], self.attention_out[:tokens]
+        self._slots.launch_combine(parts, self._arrived, missing, weights, out, self.hidden[:tokens])
+
+    def routed_tokens(self, index: int, tokens: int, count: int, compute_fetched: Launch) -> RoutedTokens:
+        """What the bank of a layer with experts in slots sees of a step of `count` tokens, filled up to `tokens`."""
+        routed = self._network.config.n_routed_experts
+        return RoutedTokens(
+            ids=self._chosen(tokens)[0],
+            normed=self._normed[:tokens],
+            count=count,
+            chosen=self._network.config.num_experts_per_tok,
+            table=self._slot_lines[index],
+            fetched=self._fetched[:routed],
+            arrived=self._arrived,
+            compute_fetched=compute_fetched,
+        )
+
 
 def _table(layer: DecoderLayer) -> Tensor:
     """The experts of a layer as the kernels find them."""
@@ -153,18 +233,29 @@ def _table(layer: DecoderLayer) -> Tensor:
     return address_table([expert.tensors for expert in mlp.experts.experts], shared)
 
 
-def _all_resident(layer: DecoderLayer) -> bool:
-    """Whether all weights of a layer are on the device."""
-    return isinstance(layer.mlp, MLP) or isinstance(layer.mlp.experts, ResidentExperts)
+def _shared(layer: DecoderLayer) -> tuple[Tensor, Tensor, Tensor] | None:
+    assert isinstance(layer.mlp, MoE)
+    return None if layer.mlp.shared_experts is None else layer.mlp.shared_experts.tensors
+
+
+def _experts(layer: DecoderLayer) -> Literal["resident", "slots", "host"]:
+    """Where the routed experts of a layer are computed."""
+    if isinstance(layer.mlp, MLP) or isinstance(layer.mlp.experts, ResidentExperts):
+        return "resident"
+    bank = layer.mlp.experts
+    return "slots" if isinstance(bank, SlotBank) and bank.addressable else "host"
 
 
 def _segments(layers: Sequence[DecoderLayer]) -> list[LayerSegment]:
-    """All layers, in the longest segments: a layer whose routed experts are in slots ends one."""
+    """All layers, in the longest segments: a layer whose routed experts are not resident ends one."""
     segments: list[LayerSegment] = []
     for layer in layers:
-        if segments and segments[-1].all_resident:
+        if segments and segments[-1].experts == "resident":
             segments[-1].count += 1
-            segments[-1].all_resident = _all_resident(layer)
+            segments[-1].experts = _experts(layer)
         else:
-            segments.append(LayerSegment(layer.index, 1, _all_resident(layer)))
+            sums_before = bool(segments) and segments[-1].experts == "slots"
+            segments.append(LayerSegment(layer.index, 1, _experts(layer), sums_before))
+    if segments[-1].experts == "slots":
+        segments.append(LayerSegment(len(layers), 0, "resident", sums_before=True))
     return segments

@@ -6,10 +6,12 @@ step is four numbers a token on the device, among them the address of the cache.
 larger buffer is another address and never another recording, and no recording keeps a cache alive. A batch between two
 recorded sizes is filled up with copies of its first token, which write and read what that token does.
 
-Where routed experts are in slots, their ids must come to the host before it can fetch or compute them. Then a segment
-ends behind attention, the host computes the layer's MoE with torch, and the next segment begins with the next layer's
-attention: one recording for each such layer. One recording with a table of slots on the device would have to
-stop at a miss, which a third of all layers of all tokens have.
+Where routed experts are in slots, the device has a table of their addresses, zero for an expert without a slot. A
+segment ends behind the router, whose ids go to the host. Another recording computes the experts of the table and the
+shared ones; meanwhile the host computes or fetches the others. The next segment begins with the sum of both.
+
+Where experts lie in slots as no kernel reads them, as quantized ones do, torch computes the layer's MoE between two
+segments.
 
 Where recording or launching fails, run() returns None and torch's layers compute the step and all further ones.
 """
@@ -19,7 +21,7 @@ Where recording or launching fails, run() returns None and torch's layers comput
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -27,8 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dslite.model.attention import Form, Span, rms_norm
-from dslite.model.decode_buffers import DecodeBuffers, Launch, LayerSegment
+from dslite.model.decode_buffers import DecodeBuffers, Launch, LayerSegment, Replays
+from dslite.model.errors import DsliteError
+from dslite.model.expert_slots import SlotBank
 from dslite.model.kernels import gpu
+from dslite.model.moe import MoE
 from dslite.model.network import Network
 from dslite.model.quantized import QuantizedMatrix
 
@@ -135,19 +140,42 @@ class CudaDecode:
             buffers = self._buffers = self._buffers or DecodeBuffers(self._network, BATCH_SIZES[-1])
             self._begin(buffers, size, token_ids[:count], addresses)
         for segment in buffers.segments:
-            self._launch(buffers, segment, size)
-            if not segment.all_resident:
-                self._combine(buffers, segment.first + segment.count - 1, count)
-            on_layer(segment.first + segment.count)
+            self._launch(segment.replays, size, partial(buffers.launch, segment, size))
+            if segment.experts == "slots":
+                self._use_slots(buffers, segment, size, count)
+            elif segment.experts == "host":
+                self._combine(buffers, segment.last, count)
+            if segment.count:
+                on_layer(segment.first + segment.count)
         return buffers.hidden[:count].clone()
 
-    def _launch(self, buffers: DecodeBuffers, segment: LayerSegment, size: int) -> None:
-        replay = segment.replays.get(size)
+    def _launch(self, replays: Replays, size: int, launch: Launch) -> None:
+        """Launch again what was recorded for a batch size; the first time, record it."""
+        replay = replays.get(size)
         with _launching("recording a step" if replay is None else "launching a recorded step"):
             if replay is None:
-                segment.replays[size] = self._recorder.record(lambda: buffers.launch(segment, size))
+                replays[size] = self._recorder.record(launch)
             else:
                 replay()
+
+    def _use_slots(self, buffers: DecodeBuffers, segment: LayerSegment, size: int, count: int) -> None:
+        """The experts of a segment's last layer: on the device those of its table, by the host the others.
+
+        The launch of the former is over before the host waits for the ids: it delays neither them nor the host.
+        """
+        mlp = self._network.layers[segment.last].mlp
+        assert isinstance(mlp, MoE)
+        assert isinstance(mlp.experts, SlotBank)
+
+        def compute(replays: Replays, *, fetched: bool) -> None:
+            launch = partial(buffers.launch_slots, segment.last, size, fetched=fetched)
+            self._launch(replays, size, launch)
+
+        tokens = buffers.routed_tokens(segment.last, size, count, lambda: compute(segment.fetched, fetched=True))
+        with _launching("a step with experts in slots"):
+            mlp.experts.begin_step(tokens)
+            compute(segment.hits, fetched=False)
+            mlp.experts.finish_step(tokens)
 
     def _begin(self, buffers: DecodeBuffers, size: int, token_ids: Tensor, places: Sequence[tuple[int, ...]]) -> None:
         """Write what changes from step to step; `places` are each token's position and its cache's addresses."""
@@ -167,7 +195,7 @@ class CudaDecode:
                 buffers.state[count:size, 0].copy_(token_ids[:1].expand(size - count))
 
     def _combine(self, buffers: DecodeBuffers, index: int, count: int) -> None:
-        """The MoE of a layer whose experts are in slots."""
+        """The MoE of a layer whose experts no kernel reads."""
         layer = self._network.layers[index]
         hidden = buffers.attention_out[:count]
         buffers.hidden[:count].copy_(hidden + layer.mlp(rms_norm(hidden, layer.post_attention_layernorm, layer.eps)))
@@ -180,8 +208,13 @@ def address(tensor: Tensor) -> int:
 
 @contextmanager
 def _launching(what: str) -> Iterator[None]:
-    """Any failure inside is a LaunchError: Triton, its compilers, the driver and torch raise errors of their own."""
+    """Any failure inside is a LaunchError: Triton, its compilers, the driver and torch raise errors of their own.
+
+    Not that of a checkpoint, which torch's layers would meet too.
+    """
     try:
         yield
+    except (LaunchError, DsliteError):
+        raise
     except Exception as error:
         raise LaunchError(f"{what} failed") from error

@@ -21,6 +21,7 @@ from dslite.runtime.system.memory import anonymous_map
 
 Event = Any  # what a device gives out and takes back; None where everything is in order anyway
 Launch = Callable[[], None]
+Brought = Callable[[], tuple[NDArray[np.int64], list[Tensor]]]
 Copies = Sequence[tuple[Tensor, Tensor]]  # (target, source)
 
 
@@ -35,6 +36,10 @@ class ComputeDevice(Protocol):
 
     def to_host(self, ids: Tensor, others: Sequence[Tensor] = ()) -> tuple[NDArray[np.int64], list[Tensor]]:
         """Whole numbers that the host must know, and what goes with them: waits for all at once."""
+        ...
+
+    def bring(self, ids: Tensor, others: Sequence[Tensor] = ()) -> Brought:
+        """Begin to bring the same to the host behind what is launched so far; what is returned waits for it."""
         ...
 
     def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
@@ -103,6 +108,10 @@ class PlainDevice:
     def to_host(self, ids: Tensor, others: Sequence[Tensor] = ()) -> tuple[NDArray[np.int64], list[Tensor]]:
         return ids.to("cpu").numpy(), [other.to("cpu") for other in others]
 
+    def bring(self, ids: Tensor, others: Sequence[Tensor] = ()) -> Brought:
+        brought = self.to_host(ids.clone(), [other.clone() for other in others])
+        return lambda: brought
+
     def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
         return torch.as_tensor(values).to(self.device)
 
@@ -156,12 +165,20 @@ class CudaDevice:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def to_host(self, ids: Tensor, others: Sequence[Tensor] = ()) -> tuple[NDArray[np.int64], list[Tensor]]:
+        return self.bring(ids, others)()
+
+    def bring(self, ids: Tensor, others: Sequence[Tensor] = ()) -> Brought:
         sources = [ids, *others]
         targets = [self._pinned(source.shape, source.dtype) for source in sources]
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source, non_blocking=True)
-        self.mark().synchronize()
-        return targets[0].numpy(), targets[1:]
+        event = self.mark()
+
+        def brought() -> tuple[NDArray[np.int64], list[Tensor]]:
+            event.synchronize()
+            return targets[0].numpy(), targets[1:]
+
+        return brought
 
     def to_device(self, values: Tensor | NDArray[Any]) -> Tensor:
         # Pinned memory comes from torch's cache, which keeps a block until its copy has run.

@@ -113,6 +113,10 @@ class ExpertCache:
         """The experts in a layer's slots."""
         return self._resident[layer]
 
+    def loading(self, layer: int) -> list[int]:
+        """The experts of a layer that are being fetched."""
+        return [expert for where, expert in self._loading if where == layer]
+
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Queue experts of a layer behind those already queued; fetches begin as far as buffers are free."""
         for expert in experts:
@@ -245,6 +249,10 @@ class ExpertCache:
                 resident[expert], fetched = fetched, resident.pop(oldest)
             self._free_when_read(fetched.buffer)
         self._start_loads()
+
+    def discard(self, fetched: ResidentExpert) -> None:
+        """Free the buffer of a loaded expert that is not to have a slot."""
+        self._free_when_read(fetched.buffer)
 
     def _free_when_read(self, buffer: int) -> None:
         """Free a buffer, to be written behind the kernels that are launched so far."""

@@ -135,6 +135,11 @@ class HostSource:
         self._form = ExpertForm(config, dtype, format)
         self.nbytes_moved = self._form.nbytes
 
+    @property
+    def plain(self) -> bool:
+        """Whether a fetched expert lies in its buffer as it was published, gate, up and down from the beginning on."""
+        return self._form.format is None
+
     def fetch(self, layer: int, expert: int, buffer: Tensor, after: Event) -> Fetch:
         target, source = self._form.views(buffer), self._take(layer, expert)
         copies = list(zip(self._form.bytes_of(target), self._form.bytes_of(source), strict=True))

@@ -5,7 +5,6 @@ import os
 import subprocess
 import weakref
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,46 +14,23 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton is not here")
-from support.checkpoints import load_model, random_tensors, tiny_config, write_checkpoint
+from support.checkpoints import random_tensors, tiny_config
 from support.forward import new_cache, random_ids, read, read_batch
-from support.machines import machine
+from support.interpreted import GraphRecorder, interpret
 from triton import language as tl
 from triton.runtime import errors as triton_errors
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
 from dslite.model.attention import Span
 from dslite.model.config import ModelConfig
-from dslite.model.kernels import gpu, gpu_limits, triton_attention, triton_experts, triton_products
-from dslite.model.moe import ResidentExperts
+from dslite.model.kernels import gpu
 from dslite.model.transformer import Transformer
 from dslite.runtime.device import Launch, PlainDevice
-from dslite.runtime.planning.device_plan import PlanRequest
-from dslite.runtime.planning.placement import plan
-from dslite.runtime.weights.checkpoint import Checkpoint
-from dslite.runtime.weights.loader import load
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles here")
 
 CPU = torch.device("cpu")
 TOLERANCE = 2e-5  # of log-probabilities in float32, through the whole network
-
-
-class GraphRecorder(PlainDevice):
-    """CountsExpertUse what is recorded, and what is replayed."""
-
-    def __init__(self) -> None:
-        super().__init__(CPU)
-        self.recorded = self.replayed = 0
-
-    def record(self, launch: Launch) -> Launch:
-        self.recorded += 1
-        launch()
-
-        def replay() -> None:
-            self.replayed += 1
-            launch()
-
-        return replay
 
 
 class Operations(TorchDispatchMode):
@@ -69,19 +45,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels as on a GPU, in few programs, as an interpreter's time goes by them.
-
-    A sequence is shared by three: some get nothing, some two tiles of keys.
-    """
-    monkeypatch.setattr(gpu, "usable", lambda device: True)
-    monkeypatch.setattr(gpu_limits, "multiprocessors", lambda device: 12)
-    monkeypatch.setattr(triton_attention, "MOST_SPLITS", 3)
-    monkeypatch.setattr(triton_products, "TILES", ((2**31, 64, 64),))
-    monkeypatch.setattr(triton_products, "TOKEN_TILES", ((2**31, 64, 256),))
-    monkeypatch.setattr(triton_experts, "TILE_IN", (32, 64, 4))
-    monkeypatch.setattr(triton_experts, "TOKEN_TILE_IN", (32, 256, 4))
-    monkeypatch.setattr(triton_experts, "TILE_OUT", (64, 64, 4))
-    monkeypatch.setattr(triton_experts, "TOKEN_TILE_OUT", (64, 64, 4))
+    interpret(monkeypatch)
 
 
 def pair(**config: Any) -> tuple[Transformer, Transformer, GraphRecorder]:
@@ -216,27 +180,6 @@ def test_a_hidden_state_outlives_the_next_token() -> None:
         kept = first.clone()
         model.forward(torch.tensor([4]), [Span(cache, 1)])
     assert torch.equal(first, kept)
-
-
-@pytest.mark.parametrize("miss", ["fetch", "compute"])
-def test_slots_are_asked_between_recordings(tmp_path: Path, miss: Any) -> None:
-    """Attention and router of each layer are recorded, its experts come from slots: one recording a layer."""
-    folder = write_checkpoint(tmp_path, tiny_config(vocab_size=160), tokenizer=False)
-    checkpoint = Checkpoint.open(folder)
-    request = PlanRequest("float32", context=64, expert_slots=4, miss=miss)
-    made = replace(plan(machine(1), checkpoint.config, request), embedding_on_device=False)
-    recorder = GraphRecorder()
-    model = load(checkpoint, device=CPU, dtype=torch.float32, plan=made, backend=recorder)
-    plain = load_model(folder)
-    assert not any(isinstance(getattr(layer.mlp, "experts", None), ResidentExperts) for layer in model.layers)
-    cache, expected_cache = new_cache(model, 64), new_cache(plain, 64)
-    for each in (cache, expected_cache):
-        torch_read(plain, each, random_ids(30, 160))
-    for token in (4, 5, 6):
-        expected = torch_read(plain, expected_cache, [token])
-        torch.testing.assert_close(read(model, cache, [token]), expected, rtol=0, atol=TOLERANCE)
-    # The dense layer and the first router, the second router, and nothing behind the last experts.
-    assert (recorder.recorded, recorder.replayed) == (2, 4)
 
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -24,6 +24,7 @@ from dslite.model.kernels import (
     triton_grouped,
     triton_products,
     triton_sampling,
+    triton_slots,
 )
 
 HIDDEN, HEADS, NOPE, ROPE, LATENT, VALUE, WIDTH, DENSE, VOCABULARY = 2048, 16, 128, 64, 512, 128, 1408, 10944, 102_400
@@ -130,6 +131,44 @@ def _combine_entries(dtype: str) -> Kernel:
     sizes = {"hidden": HIDDEN, "entries": ENTRIES, "entry_tile": ENTRIES, "step": triton_experts.COMBINE_STEP}
     types = {"parts": "*fp32", "weights": "*fp32", "residual": "*T", "out": "*T"}
     return triton_experts.combine_entries, types, sizes, {"num_warps": 4}
+
+
+def _route_tokens(dtype: str) -> Kernel:
+    types = {"x": "*T", "norm": "*T", "scores": "*fp32", "ids": "*i64", "weights": "*fp32", "normed": "*T"}
+    sizes = {"hidden": HIDDEN, "routed": EXPERTS, "chosen": CHOSEN, "entries": ENTRIES, "expert_tile": EXPERTS}
+    return (
+        triton_slots.route_tokens,
+        types | {"eps": "fp32", "scaling": "fp32"},
+        sizes | {"step": triton_slots.ROUTE_STEP},
+        {"num_warps": 4},
+    )
+
+
+def _gate_up_slots(dtype: str) -> Kernel:
+    rows, step, warps = triton_slots.TILE_IN
+    types = {"x": "*T", "norm": "*T", "table": "*i64", "ids": "*i64", "products": "*fp32", "eps": "fp32"}
+    sizes = {"hidden": HIDDEN, "width": WIDTH, "entries": ENTRIES, "rows_tile": rows, "step": step, "aligned": True}
+    return triton_slots.gate_up_slots, types, sizes, {"num_warps": warps}
+
+
+def _down_slots(first: bool, tokens: int) -> MakeKernel:
+    rows, step, warps = triton_slots.TILE_OUT
+    types = {"products": "*fp32", "table": "*i64", "ids": "*i64", "parts": "*fp32", "missing": "*i64"}
+    sizes = {"hidden": HIDDEN, "width": WIDTH, "place_tile": tokens * ENTRIES, "first": first, "rows_tile": rows}
+    return lambda dtype: (
+        triton_slots.down_slots,
+        types,
+        sizes
+        | {"like": triton.language.float32 if dtype == "fp32" else triton.language.bfloat16}
+        | {"step": step, "aligned": True},
+        {"num_warps": warps},
+    )
+
+
+def _combine_slots(dtype: str) -> Kernel:
+    types = {"parts": "*fp32", "arrived": "*fp32", "missing": "*i64", "weights": "*fp32", "residual": "*T", "out": "*T"}
+    sizes = {"hidden": HIDDEN, "entries": ENTRIES, "entry_tile": ENTRIES, "step": triton_slots.COMBINE_STEP}
+    return triton_slots.combine_slots, types, sizes, {"num_warps": 4}
 
 
 def _absorb(dtype: str) -> Kernel:
@@ -286,6 +325,12 @@ KERNELS: dict[str, MakeKernel] = {
     **_for_tokens(2, ", several tokens"),
     "down_tokens": _down_tokens,
     "combine_entries": _combine_entries,
+    "route_tokens": _route_tokens,
+    "gate_up_slots": _gate_up_slots,
+    "down_slots": _down_slots(True, 1),
+    "down_slots, sixteen tokens": _down_slots(True, 16),
+    "down_slots, fetched": _down_slots(False, 1),
+    "combine_slots": _combine_slots,
     "race": _race,
     "finish": _finish,
     "sort_choices": _sort_choices,

@@ -96,6 +96,17 @@ class FakeGpu:
         self._merge("host", self._tick("compute"))
         return self._route(*ids.shape), [torch.empty(other.shape, dtype=other.dtype) for other in others]
 
+    def bring(self, ids: Tensor, others: Sequence[Tensor] = ()) -> Callable[[], Any]:
+        self.log.append("bring")
+        behind = self._tick("compute")
+
+        def brought() -> Any:
+            self.log.append("brought")
+            self._merge("host", behind)
+            return self._route(*ids.shape), [torch.empty(other.shape, dtype=other.dtype) for other in others]
+
+        return brought
+
     def to_device(self, values: Any) -> Tensor:
         kind = values.dtype if isinstance(values, Tensor) else torch.int64
         return torch.empty(tuple(values.shape), dtype=kind, device=CUDA)
