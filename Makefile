@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-long lint format gpu-check clean
+.PHONY: help demo test test-long lint format gpu-check weights-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.tests) build/typing
 .venv/.dev: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch .venv/.installed .venv/.tests $@
+
+M ?= chat
+weights-check: .venv/.installed ## check the weights of M (default: chat) and write a report
+	$(BIN)/python tests/weights/check.py $(M) $(WEIGHTS_FLAGS)
 
 # The type checker finds a package by its folder's name: app/ as dslite/app, and so on.
 build/typing/dslite:
