@@ -6,6 +6,7 @@ passed, 1 where something failed, 3 where the model is not here.
 """
 
 import argparse
+import itertools
 import platform
 import random
 import sys
@@ -149,7 +150,8 @@ def published(engine: Engine, ref: ModelRef) -> Iterator[Outcome]:
         )
         if result.wrong:
             first = result.wrong[0]
-            said += f"; at {first.place} {first.published!r} was published, {first.ours!r} is likelier by {first.gap:.2f} nats"
+            gap = f"{first.ours!r} is likelier than {first.published!r} by {first.gap:.2f} nats"
+            said += f"; at {first.place} {gap}"
         ids = "" if result.same_prompt_ids else "; its token ids differ"
         yield Outcome(result.passed, f"{result.prompt[:40]!r}: {said}{ids}")
 
@@ -166,12 +168,9 @@ def one_way(engine: Engine) -> Iterator[Outcome]:
     engine.runner.prefill_chunk = chunk
     for name, other in (("behind a cached prefix", cached), ("with the prompt in pieces of 64 tokens", pieces)):
         ours, theirs = ([token.id for token in one.tokens] for one in (alone, other))
-        same = next(
-            (place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours)
-        )
-        yield Outcome(
-            ours[:1] == theirs[:1], f"one way: the first {same} of {len(ours)} greedy tokens {name} are the same"
-        )
+        same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False))))
+        said = f"one way: the first {same} of {len(ours)} greedy tokens {name} are the same"
+        yield Outcome(ours[:1] == theirs[:1], said)
 
 
 def needles(engine: Engine, lengths: Sequence[int]) -> Iterator[Outcome]:

@@ -1,4 +1,4 @@
-"""`make weights-check`: its report on the demo, on a model of a fake Hub, and what it says of right and wrong answers."""
+"""`make weights-check`: its report on the demo and on a model of a fake Hub, on right and on wrong answers."""
 
 import importlib.util
 import subprocess
