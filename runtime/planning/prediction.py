@@ -23,8 +23,9 @@ UNPINNED_SHARE = 0.5  # of PCIe, when memory is not pinned and the driver copies
 # A launch beyond its bytes: the way to the next kernel, and until all of the GPU is reading. An H100 took 2.2e-6.
 LAUNCH_S = 3e-6
 STEP_S = 1e-4  # per token: sampling, the token's way to the host and back
-TURN_S = 6e-5  # per layer with experts elsewhere: the router's choice to the host, results back
-_EXPERT_LAUNCHES = 2  # of a layer's, where its routed experts are resident
+# Per layer with experts elsewhere, beside its launches: the host waits for the ids, finds the misses and launches two
+# recordings. Its own work took 16e-6 (the least, on a CPU); the wait and the launches are a guess.
+TURN_S = 6e-5
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,12 @@ def _seconds(count: float, bandwidth: float) -> float:
 
 
 def _launches(machine: MachineSpec, size: Footprint, traffic: Traffic) -> int:
-    """Kernels of a token on a GPU that are launched whatever the experts do."""
+    """Launches of a token on a GPU; with experts in slots also small copies, and misses in every layer."""
     if machine.device != "cuda":
         return size.config.num_hidden_layers * launch_count.EAGER_LAYER
-    return launch_count.per_token(size.config) - (0 if traffic.resident else size.moe_layers * _EXPERT_LAUNCHES)
+    if traffic.resident:
+        return launch_count.per_token(size.config)
+    return launch_count.per_token(size.config, slots=True, computed=traffic.computed, fetched=not traffic.computed)
 
 
 def _cpu_seconds(machine: MachineSpec, size: Footprint, traffic: Traffic) -> dict[Bound, float]:
