@@ -53,7 +53,13 @@ User: Result of weather: {"celsius":21}
 ```
 
 A result that is not JSON is written as a JSON string. Whatever stands in one, it begins no line and forms no special
-token. With `tool_choice: "none"` the definitions in `tools` are not part of the prompt.
+token.
+
+With `tool_choice` that names one function of `tools`, or is `"required"` where there is one, the answer is a call: the
+system message defines the function, the answer begins as `Call of NAME:`, and its arguments are forced into the schema
+of `parameters`. Cut by its limit of tokens it ends as `length`, and is not whole JSON. With `"none"` the definitions
+are not part of the prompt. `"auto"`, which is also what a request with `tools` alone means, is refused: the model was
+not trained to decide when to call a function.
 
 ## The same seed
 The same body with a `seed` gives the same text alone, beside other requests and with a cached prefix, where the model

@@ -26,6 +26,7 @@ from dslite.app.server.json_fields import (
 from dslite.app.server.limits import Limits
 from dslite.app.server.messages import MESSAGE, TEXT_ONLY
 from dslite.app.server.structured_output import CONSTRAINT_FIELDS
+from dslite.app.server.tools import tool_fields
 
 MOST_LOGPROBS = 20
 COMPLETION_TOKENS = 16  # the default of OpenAI's completions
@@ -46,7 +47,6 @@ _ALL_ZERO = NoOp(
     "an object whose values are 0",
     lambda value: isinstance(value, dict) and all(type(item) in (int, float) and item == 0 for item in value.values()),
 )
-NO_TOOLS = "the model calls no functions yet"
 
 
 def answer_fields(limits: Limits) -> list[RequestField]:
@@ -139,7 +139,7 @@ REFUSED = [
 
 def chat_fields(limits: Limits) -> Table:
     """The body of /v1/chat/completions."""
-    choice = OneOf(("none", "auto"), f'"none" or "auto": {NO_TOOLS}')
+    choice = OneOf(("none", "auto"), '"none" or "auto": use tools and tool_choice')
     return Table.of(
         [
             honoured(
@@ -167,13 +167,11 @@ def chat_fields(limits: Limits) -> Table:
                 "the template's opening of an answer behind the last message",
                 default="true",
             ),
-            honoured("tools", Anything(), f'only with tool_choice "none": {NO_TOOLS}', no_op=([],)),
-            honoured("functions", Anything(), "the older name of tools", no_op=([],), stands_for="tools"),
-            honoured("tool_choice", choice, '"none": tools are not used', default='"auto"'),
-            honoured("function_call", choice, "the older name of tool_choice", stands_for="tool_choice"),
+            honoured("functions", Anything(), 'the older name of tools; only with function_call "none"', no_op=([],)),
+            honoured("function_call", choice, "the older name of tool_choice", default='"auto"'),
         ],
+        tool_fields(chat=True),
         CHANGES_NOTHING,
-        harmless("there are no calls to be made at once", "parallel_tool_calls"),
         REFUSED,
         refused(TEXT_ONLY, "modalities", ["text"]),
         refused(TEXT_ONLY, "audio mm_processor_kwargs media_io_kwargs", {}),

@@ -15,6 +15,7 @@ from dslite.app.server.limits import Limits
 from dslite.app.server.messages import parse_messages
 from dslite.app.server.request_fields import COMPLETION_TOKENS, chat_fields, completion_fields
 from dslite.app.server.structured_output import read_constraint
+from dslite.app.server.tools import ForcedCall, forced_call
 from dslite.runtime.constraints.constraint import with_instruction
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.request import Request
@@ -69,6 +70,7 @@ class ParsedRequest:
     include_usage: bool
     spaces: int  # at the beginning of an answer that are no part of it
     repeated: Mapping[str, Any] = field(default_factory=dict)  # what the answer says of its request (/v1/responses)
+    call: ForcedCall | None = None  # what the answer is, where it is no text
 
 
 def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:
@@ -80,19 +82,48 @@ def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> Pars
     model = served_name(values, served)
     if served.template is None:
         raise invalid(f"{model} has no chat template; use /v1/completions", "model")
-    if values.get("tools") and values.get("tool_choice") != "none":
-        raise invalid('tools is not supported yet: leave it out, or send tool_choice "none"', "tools")
+    if values.get("functions") and values.get("function_call") != "none":
+        raise invalid("functions and function_call are older names: use tools and tool_choice", "functions")
+    call = forced_call(values)
     if values.get("top_logprobs") and not values.get("logprobs"):
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     logprobs = values.get("top_logprobs", 0) if values.get("logprobs") else None
     params = sampling_params(values, served, values.get("max_completion_tokens", values.get("max_tokens")))
-    messages = with_instruction(parse_messages(values), params.constraint)
+    messages = parse_messages(values)
+    if call is not None:
+        return call_request(values, served, limits, call, messages, Request((), params, logprobs))
+    messages = with_instruction(messages, params.constraint)
     served.check_length([message.content for message in messages])
     ids, spaces = chat_ids(values, messages, served.template, served.engine)
     served.check_room(ids, params.max_tokens)
     begun = messages[-1].content.rstrip(" ") if values.get("continue_final_message") else ""
     request = Request(ids, params, logprobs, spaces=spaces, begun=begun)
     return parsed_request(values, served, limits, [request], spaces=spaces)
+
+
+def call_request(
+    values: Mapping[str, Any],
+    served: ServedModel,
+    limits: Limits,
+    call: ForcedCall,
+    messages: Sequence[Message],
+    request: Request,
+    repeated: Mapping[str, Any] | None = None,
+) -> ParsedRequest:
+    """The request whose answer is a call; `request` has no prompt yet. Raises ApiError, ContextFullError."""
+    assert served.template is not None
+    if values.get("continue_final_message") or not values.get("add_generation_prompt", True):
+        raise invalid(
+            "a call is an answer of its own: leave out continue_final_message and add_generation_prompt", "tool_choice"
+        )
+    engine = served.engine
+    params = call.constrain(request.params, lambda constraint: engine.constraints.check(constraint))
+    told = call.instruct(messages)
+    served.check_length([message.content for message in told])
+    ids = call.prompt_ids(told, served.template, engine.eos_token_ids)
+    served.check_room(ids, params.max_tokens)
+    request = replace(request, prompt_ids=ids, params=params, spaces=1)
+    return replace(parsed_request(values, served, limits, [request], spaces=1, repeated=repeated), call=call)
 
 
 def parse_completion(raw: dict[str, Any], served: ServedModel, limits: Limits) -> ParsedRequest:

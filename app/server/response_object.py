@@ -7,13 +7,13 @@ from typing import Any
 
 from dslite.app.server.errors import ApiError
 from dslite.app.server.requests import ParsedRequest
-from dslite.app.server.responses import ResponseFormatter
+from dslite.app.server.responses import ResponseFormatter, new_call_id
 from dslite.runtime.events import Candidate, Event, Prefilling, Token
 from dslite.runtime.text.tokenizer import Tokenizer
 
 
 class ResponseObject(ResponseFormatter):
-    """/v1/responses: one message as the only item of the output."""
+    """/v1/responses: a message, or the call of a function, as the only item of the output."""
 
     id_prefix = "resp_"
     named_events = True
@@ -21,39 +21,50 @@ class ResponseObject(ResponseFormatter):
     def __init__(self, parsed: ParsedRequest, tokenizer: Tokenizer) -> None:
         super().__init__(parsed, tokenizer)
         (self._choice,) = self.choices
-        self._item_id = f"msg_{uuid.uuid4().hex}"
+        self._item_id = f"{'msg' if parsed.call is None else 'fc'}_{uuid.uuid4().hex}"
+        self._call_id = new_call_id()
         self._events = 0
 
     def opening(self) -> list[dict[str, Any]]:
         begun = self._response("in_progress", [])
-        return [
+        events = [
             self._event("response.created", response=begun),
             self._event("response.in_progress", response=begun),
-            self._event("response.output_item.added", output_index=0, item=self._item("in_progress", [])),
-            self._of_part("response.content_part.added", part=_text_part("", [])),
+            self._event("response.output_item.added", output_index=0, item=self._item("in_progress")),
         ]
+        if self.parsed.call is None:
+            events.append(self._of_part("response.content_part.added", part=_text_part("", [])))
+        return events
 
     def take(self, number: int, event: Event) -> list[dict[str, Any]]:
         if isinstance(event, Prefilling):
             return []
         delta, tokens = self.add(self._choice, event)
+        if self.parsed.call is not None:
+            return [self._of_item("response.function_call_arguments.delta", delta=delta)] if delta else []
         if not delta and not tokens:
             return []
         return [self._of_part("response.output_text.delta", delta=delta, logprobs=self._scored(tokens))]
 
     def closing(self) -> list[dict[str, Any]]:
-        text, scored, status = self._choice.text, self._scored(self._choice.tokens), self._status
-        part = _text_part(text, scored)
+        return [
+            *self._ends_of_item(),
+            self._event("response.output_item.done", output_index=0, item=self._item(self._status)),
+            self._event(f"response.{self._status}", response=self.answer()),
+        ]
+
+    def _ends_of_item(self) -> list[dict[str, Any]]:
+        text = self._choice.text
+        if self.parsed.call is not None:
+            return [self._of_item("response.function_call_arguments.done", arguments=text)]
+        scored = self._scored(self._choice.tokens)
         return [
             self._of_part("response.output_text.done", text=text, logprobs=scored),
-            self._of_part("response.content_part.done", part=part),
-            self._event("response.output_item.done", output_index=0, item=self._item(status, [part])),
-            self._event(f"response.{status}", response=self.answer()),
+            self._of_part("response.content_part.done", part=_text_part(text, scored)),
         ]
 
     def answer(self) -> dict[str, Any]:
-        part = _text_part(self._choice.text, self._scored(self._choice.tokens))
-        return self._response(self._status, [self._item(self._status, [part])])
+        return self._response(self._status, [self._item(self._status)])
 
     def failure(self, error: ApiError) -> dict[str, Any]:
         """The event of an error: its fields stand in the event for some clients, and in an object for others."""
@@ -82,10 +93,20 @@ class ResponseObject(ResponseFormatter):
 
     def _of_part(self, kind: str, **fields: Any) -> dict[str, Any]:
         """An event of the text, which is the only part of the only item."""
-        return self._event(kind, item_id=self._item_id, output_index=0, content_index=0, **fields)
+        return self._of_item(kind, content_index=0, **fields)
 
-    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self._item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+    def _of_item(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return self._event(kind, item_id=self._item_id, output_index=0, **fields)
+
+    def _item(self, status: str) -> dict[str, Any]:
+        """The only item: without its content while it is in progress."""
+        begun = status == "in_progress"
+        text = "" if begun else self._choice.text
+        item = {"id": self._item_id, "status": status}
+        if (call := self.parsed.call) is not None:
+            return {**item, "type": "function_call", "call_id": self._call_id, "name": call.name, "arguments": text}
+        content = [] if begun else [_text_part(text, self._scored(self._choice.tokens))]
+        return {**item, "type": "message", "role": "assistant", "content": content}
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         cut = status == "incomplete"

@@ -24,6 +24,11 @@ def token_string(tokenizer: Tokenizer, token_id: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
+def new_call_id() -> str:
+    """An id by which the result of a call names it."""
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
 @dataclass
 class ChoiceState:
     """One choice while its events come. `offset`: characters of the text in front of the next token."""
@@ -70,7 +75,7 @@ class ResponseFormatter:
         logprobs = self.logprobs(choice, tokens) if tokens else None
         chunks = [self._chunk(number, self.chunk_choice(delta, logprobs))] if delta or logprobs else []
         if choice.done is not None:
-            chunks.append(self._chunk(number, {**self.chunk_choice("", None), "finish_reason": choice.finish_reason}))
+            chunks.append(self._chunk(number, {**self.chunk_choice("", None), "finish_reason": self.ending(choice)}))
         return chunks
 
     def add(self, choice: ChoiceState, event: Token | Done) -> tuple[str, list[Token]]:
@@ -98,10 +103,14 @@ class ResponseFormatter:
     def answer(self) -> dict[str, Any]:
         """The whole response."""
         choices = [
-            {"index": number, "finish_reason": choice.finish_reason, **self.whole_choice(choice)}
+            {"index": number, "finish_reason": self.ending(choice), **self.whole_choice(choice)}
             for number, choice in enumerate(self.choices)
         ]
         return {**self._head, "object": self.whole_object, "choices": choices, "usage": self.usage()}
+
+    def ending(self, choice: ChoiceState) -> str | None:
+        """The finish_reason of a choice."""
+        return choice.finish_reason
 
     def usage(self) -> dict[str, Any]:
         """Tokens of all choices; a prompt counts once, however many choices it has."""
@@ -156,19 +165,41 @@ class ChatResponse(ResponseFormatter):
 
     def opening(self) -> list[dict[str, Any]]:
         return [
-            self._chunk(number, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
+            self._chunk(number, {"delta": {"role": "assistant", **self._begun()}, "logprobs": None})
             for number in range(len(self.choices))
         ]
 
+    def _begun(self) -> dict[str, Any]:
+        if self.parsed.call is None:
+            return {"content": ""}
+        return {"content": None, "tool_calls": [{"index": 0, **self._call("")}]}
+
+    def _call(self, arguments: str) -> dict[str, Any]:
+        assert self.parsed.call is not None
+        function = {"name": self.parsed.call.name, "arguments": arguments}
+        return {"id": new_call_id(), "type": "function", "function": function}
+
+    def ending(self, choice: ChoiceState) -> str | None:
+        """As OpenAI: a call that tool_choice named ends with stop, one that is required with tool_calls."""
+        call = self.parsed.call
+        required = call is not None and not call.named
+        return "tool_calls" if required and choice.finish_reason == "stop" else choice.finish_reason
+
     def whole_choice(self, choice: ChoiceState) -> dict[str, Any]:
         asked = self.parsed.requests[0].logprobs is not None
+        said: dict[str, Any] = {"content": choice.text}
+        if self.parsed.call is not None:
+            said = {"content": None, "tool_calls": [self._call(choice.text)]}
         return {
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": {"role": "assistant", **said, "refusal": None},
             "logprobs": self.logprobs(choice, choice.tokens) if asked else None,
         }
 
     def chunk_choice(self, delta: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-        return {"delta": {"content": delta} if delta or logprobs else {}, "logprobs": logprobs}
+        said: dict[str, Any] = {"content": delta} if delta or logprobs else {}
+        if said and self.parsed.call is not None:
+            said = {"tool_calls": [{"index": 0, "function": {"arguments": delta}}]}
+        return {"delta": said, "logprobs": logprobs}
 
     def logprobs(self, choice: ChoiceState, tokens: Sequence[Token]) -> dict[str, Any]:
         return {"content": [self._entry(token) for token in tokens], "refusal": None}

@@ -15,7 +15,6 @@ from dslite.app.server.json_fields import (
     Integer,
     NoOp,
     Object,
-    OneOf,
     Table,
     harmless,
     honoured,
@@ -28,12 +27,19 @@ from dslite.app.server.messages import TurnBuilder, parse_content, parse_message
 from dslite.app.server.request_fields import (
     CHANGES_NOTHING,
     MOST_LOGPROBS,
-    NO_TOOLS,
     REFUSED,
     answer_fields,
 )
-from dslite.app.server.requests import ParsedRequest, ServedModel, parsed_request, sampling_params, served_name
+from dslite.app.server.requests import (
+    ParsedRequest,
+    ServedModel,
+    call_request,
+    parsed_request,
+    sampling_params,
+    served_name,
+)
 from dslite.app.server.structured_output import TEXT_FORMAT
+from dslite.app.server.tools import forced_call, tool_fields
 from dslite.runtime.constraints.constraint import with_instruction
 from dslite.runtime.engine.request import Request
 from dslite.runtime.text.message import Message
@@ -92,7 +98,6 @@ INPUT_MESSAGE = Table.of(
 
 def response_fields(limits: Limits) -> Table:
     """The body of /v1/responses."""
-    choice = OneOf(("none", "auto"), f'"none" or "auto": {NO_TOOLS}')
     return Table.of(
         [
             honoured("input", Anything(), "a text, or a list of messages"),
@@ -105,11 +110,9 @@ def response_fields(limits: Limits) -> Table:
             honoured("top_logprobs", Integer(0, MOST_LOGPROBS), "the best tokens at each place", default="0"),
             honoured("include", Anything(), f"a list; {_LOGPROBS} adds log-probabilities"),
             honoured("text", Object(_TEXT), "of the text"),
-            honoured("tools", Anything(), f'only with tool_choice "none": {NO_TOOLS}', no_op=([],)),
-            honoured("tool_choice", choice, '"none": tools are not used', default='"auto"'),
         ],
+        tool_fields(chat=False),
         CHANGES_NOTHING,
-        harmless("there are no calls to be made at once", "parallel_tool_calls", "max_tool_calls"),
         harmless("events are never padded, and the usage always comes", "stream_options"),
         harmless("of an answer in the background", "background_options"),
         REFUSED,
@@ -139,18 +142,21 @@ def parse_response(raw: dict[str, Any], served: ServedModel, limits: Limits) -> 
     model = served_name(values, served)
     if served.template is None:
         raise invalid(f"{model} has no chat template; use /v1/completions", "model")
-    if values.get("tools") and values.get("tool_choice") != "none":
-        raise invalid('tools is not supported yet: leave it out, or send tool_choice "none"', "tools")
+    call = forced_call(values)
     form = values.get("text", {}).get("format")
     if form is not None:
         values["response_format"] = {"type": form.get("type", "text"), "json_schema": form}
     params = sampling_params(values, served, values.get("max_output_tokens"), "text.format")
-    messages = with_instruction(_messages(values), params.constraint)
+    messages = _messages(values)
+    if call is not None:
+        request = Request((), params, _logprobs(values))
+        return call_request(values, served, limits, call, messages, request, _repeated(raw, values, request))
+    messages = with_instruction(messages, params.constraint)
     served.check_length([message.content for message in messages])
     ids = served.template.encode(messages)
     served.check_room(ids, params.max_tokens)
     request = Request(ids, params, _logprobs(values), spaces=1)
-    return parsed_request(values, served, limits, [request], spaces=1, repeated=_repeated(values, request))
+    return parsed_request(values, served, limits, [request], spaces=1, repeated=_repeated(raw, values, request))
 
 
 def _messages(values: Mapping[str, Any]) -> list[Message]:
@@ -214,7 +220,7 @@ def _logprobs(values: Mapping[str, Any]) -> int | None:
     return best or 0 if best or _LOGPROBS in included else None
 
 
-def _repeated(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
+def _repeated(raw: Mapping[str, Any], values: Mapping[str, Any], request: Request) -> dict[str, Any]:
     """The settings that a response tells of its request."""
     params = request.params
     return {
@@ -223,7 +229,7 @@ def _repeated(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
         "temperature": params.temperature,
         "top_p": params.top_p,
         "top_logprobs": request.logprobs or 0,
-        "tool_choice": values.get("tool_choice", "auto"),
-        "tools": values.get("tools", []),
+        "tool_choice": raw.get("tool_choice") or "auto",
+        "tools": raw.get("tools") or [],
         "text": {"format": values.get("text", {}).get("format", {"type": "text"}), "verbosity": "medium"},
     }

@@ -30,6 +30,10 @@ GOOD: dict[str, dict[str, Any]] = {
         "max_tokens": 2,
         "stop": ["a", "b"],
         "stream_options": {"include_usage": True},
+        "tools": [
+            {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "null"}}}}}
+        ],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
         "logprobs": True,
         "top_logprobs": 2,
         "seed": 5,
@@ -46,6 +50,8 @@ GOOD: dict[str, dict[str, Any]] = {
             {"type": "function_call_output", "call_id": "1", "output": "z"},
         ],
         "max_output_tokens": 2,
+        "tools": [{"type": "function", "name": "f", "description": "x", "parameters": {"type": "object"}}],
+        "tool_choice": "required",
         "include": ["message.output_text.logprobs"],
         "reasoning": {"effort": None},
         "text": {"format": {"type": "text"}},
@@ -126,7 +132,7 @@ hostile = st.one_of(
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return load_engine(write_checkpoint(tmp_path_factory.mktemp("fuzz"), tiny_config()), context=250)
+    return load_engine(write_checkpoint(tmp_path_factory.mktemp("fuzz"), tiny_config()), context=600)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +168,12 @@ def fuzz(server: Server, caplog: pytest.LogCaptureFixture, examples: int) -> Non
 
     run()
     assert server.request("POST", TEXT, GOOD[TEXT])[0] == 200
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_the_bodies_that_are_changed_are_answered_as_they_are(server: Server, path: str) -> None:
+    status, answer, _ = server.request("POST", path, GOOD[path])
+    assert status == 200, answer
 
 
 def test_any_body_gets_an_answer_or_an_error_of_the_clients(server: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -266,7 +266,7 @@ def test_what_the_ai_sdk_sends_is_answered(server: Server, engine: Engine, numbe
         ({"text": {"format": {"type": "xml"}}}, "text.format.type", "must be text, json_object or json_schema"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format", "no schema"),
         ({"text": {"verbosity": "high"}}, "text.verbosity", "in the prompt"),
-        ({"tools": [{"type": "function", "name": "f"}]}, "tools", "tool_choice"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tool_choice", "not trained to decide"),
         ({"max_tokens": 5}, "max_tokens", "use max_output_tokens"),
         ({"messages": [{"role": "user", "content": "hi"}]}, "messages", "use input"),
         ({"n": 2}, "n", "one answer"),
