@@ -11,6 +11,7 @@ import typer
 from dslite.app.commands.command import Excludes, flag, handles_signals, rules
 from dslite.app.commands.flags import (
     AnswerFlags,
+    BatchFlags,
     ConversationFlags,
     EndpointFlags,
     EngineFlags,
@@ -20,12 +21,11 @@ from dslite.app.commands.flags import (
 )
 from dslite.app.commands.model_prompt import ensure_model
 from dslite.app.commands.packing import ensure_packed
-from dslite.app.commands.prompt_input import ANY_MODEL, prompt_limit, read_batch, read_prompt
+from dslite.app.commands.prompt_input import ANY_MODEL, prompt_limit, read_prompt
 from dslite.app.settings.endpoint import RemoteModelRef, find_served
 from dslite.app.terminal.signals import Interruption
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.engine_options import EngineOptions, check_whole
-from dslite.runtime.errors import UsageError
 from dslite.runtime.text.prompt_limit import ByteLimit
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def complete(
     no_schema_prompt: Annotated[
         bool, flag("--no-schema-prompt", help="Do not tell the model the answer's schema or grammar.")
     ] = False,
-    batch: Annotated[str | None, flag("--batch", help="JSON lines in, JSON lines out; - is stdin.")] = None,
+    batch: BatchFlags,
     engine: EngineFlags,
     server: EndpointFlags,
     answer: AnswerFlags,
@@ -70,9 +70,7 @@ def complete(
         given = answer.settings(engine.model, engine.weights_given)
         options, target = engine.options(), output.target()
         saves_profile = save_flags(conversation.save_profile, given, conversation.profile)
-        if batch == "-" and source.no_stdin:
-            raise UsageError("--batch - reads stdin, and --no-stdin forbids it", "leave one of them out")
-        lines = None if batch is None else read_batch(batch)
+        lines = batch.lines(stdin=not source.no_stdin)
         text = ""
         if lines is None:
             text = read_prompt(
@@ -87,7 +85,7 @@ def complete(
                 return
         saves = lines is None and not source.raw and not conversation.no_save
         store, earlier = _open_conversation(conversation, saves=saves)
-        with store or nullcontext():
+        with store or nullcontext(), batch.opened(target.file) as batch_options:
             settings = settle(given, conversation.profile, earlier, raw=source.raw)
             served = find_served(server.endpoint, server.endpoint_key_env, engine.model, settings.model)
             named = model_ref(settings.model or source.default_model, engine.revision)
@@ -113,7 +111,7 @@ def complete(
             )
             backend = _backend(ref, prompts, options, served)
             if lines is not None:
-                raise typer.Exit(complete_batch(backend, lines, target, interruption))
+                raise typer.Exit(complete_batch(backend, lines, target, interruption, batch_options))
             saver = ConversationSaver(store, earlier, saves=saves, model=ref.key, settings=settings)
             raise typer.Exit(complete_one(backend, text, target, saver, interruption))
 

@@ -1,5 +1,7 @@
 """The groups of flags that commands share, and what they become. `command` expands them into a command's signature."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
@@ -23,9 +25,11 @@ from dslite.runtime.errors import UsageError
 from dslite.runtime.units import parse_size
 
 if TYPE_CHECKING:
+    from dslite.app.completion.batch import BatchOptions
     from dslite.app.completion.output import OutputOptions
     from dslite.app.sessions.store import Conversation, SessionStore
     from dslite.app.settings.precedence import AnswerSettings
+    from dslite.app.terminal.line_reader import LineReader
 
 Model = Annotated[
     str | None,
@@ -261,6 +265,44 @@ class ConversationFlags:
         if self.session is not None:
             return store.find(self.session)
         return store.latest() if self.continue_ else None
+
+
+@dataclass(frozen=True)
+class BatchFlags:
+    """Many prompts in one call."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Needs("unordered", "batch"),
+        Needs("strict", "batch"),
+        Needs("resume", "batch"),
+    )
+
+    batch: Annotated[str | None, flag("--batch", help="JSON lines in, JSON lines out; - is stdin.")] = None
+    unordered: Annotated[bool, flag("--unordered", help="Results of a batch as they come.")] = False
+    strict: Annotated[bool, flag("--strict", help="Exit 1 if a line of the batch failed.")] = False
+    resume: Annotated[
+        Path | None, flag("--resume", metavar="FILE", help="An earlier output of the batch: answer the rest.")
+    ] = None
+
+    def lines(self, *, stdin: bool) -> "LineReader | None":
+        """The lines of the batch; None without one. Raises UsageError."""
+        from dslite.app.terminal.line_reader import LineReader
+
+        if self.batch == "-" and not stdin:
+            raise UsageError("--batch - reads stdin, and --no-stdin forbids it", "leave one of them out")
+        return None if self.batch is None else LineReader.open(self.batch, "the batch file")
+
+    @contextmanager
+    def opened(self, output: Path | None) -> "Iterator[BatchOptions | None]":
+        """How the batch runs; an earlier output is locked meanwhile where it is the output too."""
+        if self.batch is None:
+            yield None
+            return
+        from dslite.app.completion.batch import BatchOptions
+        from dslite.app.completion.batch_resume import resuming
+
+        with resuming(self.resume, output) as earlier:
+            yield BatchOptions(ordered=not self.unordered, strict=self.strict, earlier=earlier)
 
 
 _JSON = Excludes("as_json", ("output",), alias=True)

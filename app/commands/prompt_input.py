@@ -76,9 +76,3 @@ def prompt_limit(ref: ModelRef, ctx_size: int | None) -> ByteLimit:
 def read_stdin(*, optional: bool = False) -> str:
     """All of stdin as text. Raises UsageError."""
     return streams.decode(streams.read_stdin(optional=optional), "stdin")
-
-
-def read_batch(source: str) -> list[bytes]:
-    """The lines of a batch file, `-` for stdin; blank ones are left out. Raises UsageError."""
-    data = streams.read_stdin() if source == "-" else streams.read_file(source, "the batch file")
-    return [line for line in streams.without_mark(data, "the batch").split(b"\n") if line.strip()]

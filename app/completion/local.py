@@ -12,6 +12,7 @@ from dslite.app.completion.protocol import (
     Answer,
     CompletionOptions,
     Prompt,
+    RequestSource,
     TokenPrompt,
     messages_of,
     unexpected,
@@ -24,16 +25,35 @@ from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.downloads.packed import locate_weights
 from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.engine.scheduler import Scheduler
+from dslite.runtime.engine.scheduler import DEFAULT_SEQUENCES, Scheduler
 from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import UsageError
-from dslite.runtime.events import Done, Prefilling, Token
+from dslite.runtime.events import Done, Event, Prefilling, Token
 from dslite.runtime.text.chat_template import ChatTemplate
 from dslite.runtime.text.message import AnswerSpacing
 from dslite.runtime.text.prompt_limit import PromptLimit
 
+_MOST_TAKEN = 2 * DEFAULT_SEQUENCES  # those that run, and as many that wait to take their places
+
 _log = logging.getLogger(__name__)
+
+
+class _Running:
+    """A request of a batch, and its answer so far."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._answer = Answer()
+        self._spacing = AnswerSpacing(request.spaces)
+
+    def take(self, event: Event | DsliteError) -> Answer | DsliteError | None:
+        """What an event makes of it: its result, once it is over."""
+        if isinstance(event, DsliteError):
+            return event
+        if not isinstance(event, Prefilling):
+            self._answer.add(self._spacing.strip(event))
+        return self._answer if isinstance(event, Done) else None
 
 
 class LocalCompletion:
@@ -58,7 +78,6 @@ class LocalCompletion:
         self._model_defaults = model_defaults(folder)
         self._template = None if options.raw else ChatTemplate(engine.tokenizer)
         self._limit = PromptLimit(engine.context, engine.tokenizer)
-        self._submitted: dict[int, Request] = {}
 
     @classmethod
     def open(cls, ref: ModelRef, options: CompletionOptions, engine_options: EngineOptions) -> "LocalCompletion":
@@ -136,40 +155,41 @@ class LocalCompletion:
         finally:
             status.clear()
 
-    def submit(self, key: int, request: Request) -> None:
-        """Add a request to the batch. Raises ContextFullError."""
-        self._engine.check_fits(request)
-        self._submitted[key] = request
+    def run_batch(
+        self, requests: RequestSource[Request], cancel: threading.Event
+    ) -> Iterator[tuple[int, Answer | DsliteError]]:
+        """Answer requests together.
 
-    def run_batch(self, cancel: threading.Event) -> Iterator[tuple[int, Answer | DsliteError]]:
-        """Answer the submitted requests together.
-
-        A step that fails as a whole says nothing about which request is at fault: the rest are answered one by one.
+        A step that fails as a whole says nothing about which request is at fault: those that run are answered one by
+        one.
         """
-        pending, self._submitted = self._submitted, {}
-        answers = {key: Answer() for key in pending}
-        spacings = {key: AnswerSpacing(request.spaces) for key, request in pending.items()}
-        scheduler = Scheduler(self._engine)
-        for number, request in pending.items():
-            scheduler.add(number, request, cancel)
-        while len(scheduler):
+        scheduler, running = Scheduler(self._engine), dict[int, _Running]()
+        while True:
+            while len(running) < _MOST_TAKEN and (taken := requests.take(wait=not running)) is not None:
+                key, request = taken
+                try:
+                    scheduler.add(key, request, cancel)
+                    running[key] = _Running(request)
+                except DsliteError as error:
+                    yield key, error
+            if not running:
+                return
+            stopped = cancel.is_set()
             try:
-                events = scheduler.interrupt() if cancel.is_set() else scheduler.step()
+                events = scheduler.interrupt() if stopped else scheduler.step()
             except Exception:
                 _log.exception("a step of the batch failed")
-                del scheduler  # its caches
-                yield from self._run_one_by_one(pending, cancel)
+                scheduler = Scheduler(self._engine)  # without its caches
+                yield from self._run_one_by_one({key: each.request for key, each in running.items()}, cancel)
+                running.clear()
+                continue
+            for name, event in events:
+                assert isinstance(name, int)  # as they were added
+                if (result := running[name].take(event)) is not None:
+                    del running[name]
+                    yield name, result
+            if stopped:
                 return
-            for key, event in events:
-                assert isinstance(key, int)  # as they were submitted
-                if isinstance(event, DsliteError):
-                    del pending[key]
-                    yield key, event
-                elif not isinstance(event, Prefilling):
-                    answers[key].add(spacings[key].strip(event))
-                    if isinstance(event, Done):
-                        del pending[key]
-                        yield key, answers.pop(key)
 
     def _run_one_by_one(
         self, requests: Mapping[int, Request], cancel: threading.Event

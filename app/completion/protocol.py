@@ -73,7 +73,16 @@ class CompletionRequest(Protocol):
 
 
 RequestT = TypeVar("RequestT", bound=CompletionRequest)
+RequestT_co = TypeVar("RequestT_co", bound=CompletionRequest, covariant=True)
 Prompt = str | Sequence[Message] | TokenPrompt
+
+
+class RequestSource(Protocol[RequestT_co]):
+    """The requests of a batch, each with its key. No more of them are taken than can be worked on."""
+
+    def take(self, *, wait: bool) -> tuple[int, RequestT_co] | None:
+        """The next one; None where there is none now or, with `wait`, where no more will come."""
+        ...
 
 
 class CompletionBackend(Protocol[RequestT]):
@@ -100,12 +109,10 @@ class CompletionBackend(Protocol[RequestT]):
         """The tokens of an answer and its end; prefill shows on the status line. Raises DsliteError."""
         ...
 
-    def submit(self, key: int, request: RequestT) -> None:
-        """Add a request to the batch. Raises ContextFullError."""
-        ...
-
-    def run_batch(self, cancel: threading.Event) -> Iterator[tuple[int, Answer | DsliteError]]:
-        """Answer the requests of the batch together: each one's answer or error by its key, as they end.
+    def run_batch(
+        self, requests: RequestSource[RequestT], cancel: threading.Event
+    ) -> Iterator[tuple[int, Answer | DsliteError]]:
+        """Answer requests together as they come: each one's answer or error by its key, as they end.
 
         `cancel` ends the answers that have begun; requests that have not begun give nothing.
         """

@@ -12,6 +12,7 @@ from dslite.app.completion.protocol import (
     Answer,
     CompletionOptions,
     Prompt,
+    RequestSource,
     TokenPrompt,
     messages_of,
     unexpected,
@@ -47,7 +48,6 @@ class RemoteCompletion:
         self.name = self.key = served.ref.name
         self._model = RemoteModel(served.endpoint, served.ref.name, served.context)
         self._options = options
-        self._submitted: list[tuple[int, RemoteRequest]] = []
 
     def serves(self, model: str) -> bool:
         return model == self.name
@@ -120,22 +120,17 @@ class RemoteCompletion:
         if constraint is not None and isinstance(event, Done) and event.finish_reason == "stop":
             check_answer(event.text, constraint, self._model.endpoint.host)
 
-    def submit(self, key: int, request: RemoteRequest) -> None:
-        """Add a request to the batch."""
-        self._submitted.append((key, request))
-
-    def run_batch(self, cancel: threading.Event) -> Iterator[_Result]:
-        """Answer the submitted requests, several at a time, each in a thread."""
-        waiting: queue.SimpleQueue[tuple[int, RemoteRequest]] = queue.SimpleQueue()
-        for submitted in self._submitted:
-            waiting.put(submitted)
-        results: queue.SimpleQueue[_Result | None] = queue.SimpleQueue()
-        running = min(_MOST_AT_ONCE, len(self._submitted))
-        self._submitted = []
-        for _ in range(running):
-            threading.Thread(target=self._work, args=(waiting, results, cancel), daemon=True).start()
+    def run_batch(self, requests: RequestSource[RemoteRequest], cancel: threading.Event) -> Iterator[_Result]:
+        """Answer requests, several at a time, each in a thread."""
+        results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
+        running = 0
         end: float | None = None
-        while running:
+        while True:
+            while running < _MOST_AT_ONCE and (taken := requests.take(wait=not running)) is not None:
+                threading.Thread(target=self._work, args=(*taken, results, cancel), daemon=True).start()
+                running += 1
+            if not running:
+                return
             try:
                 result = results.get(timeout=_LOOK_S)
             except queue.Empty:
@@ -145,26 +140,13 @@ class RemoteCompletion:
                     if time.monotonic() > end:
                         return
                 continue
-            if result is None:
-                running -= 1
-            else:
-                yield result
+            running -= 1
+            yield result
 
     def _work(
-        self,
-        waiting: "queue.SimpleQueue[tuple[int, RemoteRequest]]",
-        results: "queue.SimpleQueue[_Result | None]",
-        cancel: threading.Event,
+        self, key: int, request: RemoteRequest, results: "queue.SimpleQueue[_Result]", cancel: threading.Event
     ) -> None:
-        try:
-            while not cancel.is_set():
-                try:
-                    key, request = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                results.put((key, self._answer(key, request, cancel)))
-        finally:
-            results.put(None)
+        results.put((key, self._answer(key, request, cancel)))
 
     def _answer(self, key: int, request: RemoteRequest, cancel: threading.Event) -> Answer | DsliteError:
         """The answer, or the error of what went wrong: the thread must not end without a result."""

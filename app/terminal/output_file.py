@@ -95,6 +95,31 @@ def open_output(file: Path | None, interruption: Interruption | None = None) -> 
     special = number is not None or _is_special(file)
     with _special(file, number, interruption or Interruption()) if special else _replaced(file.resolve()) as stream:
         yield cast(TextIO, stream)
+    _raise_failure(file, stream)
+
+
+@contextmanager
+def append_output(file: Path) -> Iterator[TextIO]:
+    """A stream at the end of a file, which has at once what is written: a kill leaves it there.
+
+    Raises UsageError where the file cannot be opened, DsliteError at the end where it did not take all.
+    """
+    try:
+        opened = file.open("ab", buffering=0)
+    except OSError as error:
+        raise _cannot(file, error) from None
+    with opened:
+        stream = _OutputStream(opened.fileno(), readable=False)
+        yield cast(TextIO, stream)
+        if stream.error is None:
+            try:
+                os.fsync(opened.fileno())
+            except OSError as error:
+                stream.error = error
+    _raise_failure(file, stream)
+
+
+def _raise_failure(file: Path, stream: _OutputStream) -> None:
     if stream.error is not None:
         raise DsliteError(
             f"{file} cannot be written: {stream.error.strerror}",

@@ -24,6 +24,7 @@ _WAIT_S = 2.0  # without a byte on stdin, before stderr says that the command wa
 _CHUNK = 1 << 16
 _FREE_BYTES = 4 << 20  # read before a limit is asked for
 _READ_AHEAD = 16  # chunks
+_PIPE_IN = "give the prompt as words, or pipe a text in"
 
 
 class _FilteredStream:
@@ -142,22 +143,17 @@ def read_stdin(*, optional: bool = False, most: Callable[[], int] | None = None)
     except OSError as error:
         if not optional:
             reason = error.strerror or str(error)
-            raise UsageError(f"stdin cannot be read: {reason}", "give the prompt as words, or pipe a text in") from None
+            raise UsageError(f"stdin cannot be read: {reason}", _PIPE_IN) from None
     return bytes(data)
 
 
 def _chunks(stream: TextIO, *, notice: bool) -> Iterator[bytes]:
     """The bytes of a stream as they come. Raises OSError."""
-    if isinstance(stream, _ClosedStdin):
-        raise OSError(None, "it is closed")
-    try:
-        descriptor = stream.fileno()
-    except io.UnsupportedOperation:
+    descriptor = _descriptor(stream)
+    if descriptor is None:
         yield stream.buffer.read()
         return
-    # A thread reads, so that no system needs to tell whether a read would block, and a wait can be interrupted.
-    chunks: queue.Queue[bytes | BaseException] = queue.Queue(_READ_AHEAD)
-    threading.Thread(target=_read_into, args=(descriptor, chunks), daemon=True, name="dslite-stdin").start()
+    chunks = start_reading(descriptor)
     first = True
     while True:
         try:
@@ -172,6 +168,37 @@ def _chunks(stream: TextIO, *, notice: bool) -> Iterator[bytes]:
         if not chunk:
             return
         yield chunk
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    """The descriptor of stdin; None where it has none. Raises OSError where it is closed."""
+    if isinstance(stream, _ClosedStdin):
+        raise OSError(None, "it is closed")
+    try:
+        return stream.fileno()
+    except io.UnsupportedOperation:
+        return None
+
+
+def stdin_descriptor() -> int:
+    """Raises UsageError where stdin is closed."""
+    try:
+        descriptor = _descriptor(sys.stdin)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"stdin cannot be read: {getattr(error, 'strerror', None) or error}", _PIPE_IN) from None
+    if descriptor is None:
+        raise UsageError("stdin cannot be read: it is no file", _PIPE_IN)
+    return descriptor
+
+
+def start_reading(descriptor: int) -> "queue.Queue[bytes | BaseException]":
+    """The chunks of a descriptor as they come, a few ahead: bytes, empty ones at the end, or what went wrong.
+
+    A thread reads, so that no system needs to tell whether a read would block, and a wait can be interrupted.
+    """
+    chunks: queue.Queue[bytes | BaseException] = queue.Queue(_READ_AHEAD)
+    threading.Thread(target=_read_into, args=(descriptor, chunks), daemon=True, name="dslite-reader").start()
+    return chunks
 
 
 def _read_into(descriptor: int, chunks: "queue.Queue[bytes | BaseException]") -> None:

@@ -14,7 +14,8 @@ from support.scripted_server import HANG, ScriptedServer, delta, events
 
 from dslite.app.completion.batch import complete_batch
 from dslite.app.completion.output import OutputOptions
-from dslite.app.completion.protocol import Answer
+from dslite.app.completion.protocol import Answer, RequestSource
+from dslite.app.terminal.line_reader import LineReader
 from dslite.app.terminal.signals import Interruption
 from dslite.model.errors import DsliteError
 from dslite.runtime.engine.sampling_params import SamplingParams
@@ -112,9 +113,6 @@ class Backend:
         "usage": DsliteError("known"),
     }
 
-    def __init__(self) -> None:
-        self.submitted: dict[int, str] = {}
-
     def serves(self, model: str) -> bool:
         return True
 
@@ -124,11 +122,11 @@ class Backend:
             raise self.ENDS[prompt]
         return prompt
 
-    def submit(self, key: int, request: str) -> None:
-        self.submitted[key] = request
-
-    def run_batch(self, cancel: threading.Event) -> Iterator[tuple[int, Answer | DsliteError]]:
-        for key, text in self.submitted.items():
+    def run_batch(
+        self, requests: RequestSource[Any], cancel: threading.Event
+    ) -> Iterator[tuple[int, Answer | DsliteError]]:
+        while (taken := requests.take(wait=True)) is not None:
+            key, text = taken
             if text == "lost":
                 continue
             answer = Answer()
@@ -155,10 +153,13 @@ class Backend:
         return SamplingParams()
 
 
-def test_every_line_has_a_result_whatever_a_backend_raises_or_loses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_line_has_a_result_whatever_a_backend_raises_or_loses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts = ["one", "type", "two", "memory", "usage", "lost", "three"]
-    lines = [json.dumps({"prompt": prompt}).encode() for prompt in prompts]
-    code = complete_batch(Backend(), lines, OutputOptions("text"), Interruption())
+    file = tmp_path / "in.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))
+    code = complete_batch(Backend(), LineReader.open(str(file), "the batch"), OutputOptions("text"), Interruption())
     shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert code == 0
     assert [line["id"] for line in shown] == [1, 2, 3, 4, 5, 6, 7]
@@ -218,21 +219,23 @@ def test_a_signal_ends_a_batch_over_a_silent_server_with_what_came(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_ends_a_local_batch_with_a_result_for_every_line(
+def test_a_signal_ends_a_local_batch_with_a_result_for_every_line_that_was_taken(
     dslite: Dslite, babbler: Path, number: signal.Signals, code: int
 ) -> None:
     running = dslite.start("complete", "-m", str(babbler), "--batch", "-")
     short = b'{"prompt": "x", "max_tokens": 2}\n'
-    running.send(short + b'{"prompt": "x"}\n' * 40 + b"not json\n")
-    running.read(10)  # the first line is answered: the others are being decoded, or wait
+    running.send(short + b"not json\n" + b'{"prompt": "x"}\n' * 400)
+    running.read(10)  # the first line is answered: the others are being decoded, wait, or were not taken yet
     running.kill(number)
     result = running.wait()
     assert result.code == code
-    assert [line["id"] for line in result.lines] == list(range(1, 43))
-    first, *others, wrong = result.lines
+    assert [line["id"] for line in result.lines] == list(range(1, len(result.lines) + 1))
+    assert 17 <= len(result.lines) < 100
+    first, wrong, *others = result.lines
     assert first["finish_reason"] == "length"
     assert "not valid JSON" in str(wrong["error"])
     stopped = [line for line in others if line.get("finish_reason") == "interrupted"]
     waiting = [line for line in others if "interrupted before" in str(line.get("error"))]
     assert stopped
-    assert len(stopped) + len(waiting) == 40
+    assert len(stopped) + len(waiting) == len(others)
+    assert f"stopped after {len(result.lines)} lines; --resume answers the rest" in result.err.decode()
