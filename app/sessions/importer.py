@@ -22,6 +22,7 @@ from dslite.app.sessions.ids import clean, new_id, title_of
 from dslite.app.sessions.records import Conversation, pack, to_json
 from dslite.app.sessions.store import SessionStore
 from dslite.runtime.errors import UsageError
+from dslite.runtime.nesting import is_deeper
 
 MAX_BYTES = 2**30  # of the texts of an archive
 MAX_JSON_BYTES = 2**28  # of one text; newer archives hold several of them
@@ -215,15 +216,7 @@ def _parse_ours(raw: dict[str, Any], where: str) -> _ImportedConversation:
 
 def _info(raw: Any, where: str) -> dict[str, Any]:
     """The table `info` of a message; empty for what is none. Raises UsageError for one that is nested too deeply."""
-    level = [raw]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            inner
-            for value in level
-            if isinstance(value, dict | list)
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-    if level:
+    if is_deeper(raw, _MAX_DEPTH):
         raise UsageError(f"{where}: info is nested more than {_MAX_DEPTH} levels deep")
     return raw if isinstance(raw, dict) else {}
 

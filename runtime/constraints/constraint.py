@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dslite.runtime.errors import UsageError
+from dslite.runtime.nesting import is_deeper
 from dslite.runtime.text.message import Message
 
 Kind = Literal["json_schema", "regex", "grammar"]
@@ -92,14 +93,7 @@ def _cut(value: object) -> str:
 
 def _check_depth(value: Any) -> None:
     """Raise UsageError where objects and lists lie too deep in each other."""
-    level = [value]
-    for _ in range(MOST_DEPTH):
-        level = [
-            inner
-            for item in level
-            if isinstance(item, dict | list)
-            for inner in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return
-    raise UsageError(f"json_schema is nested more than {MOST_DEPTH} deep", "use $defs and $ref, or a flatter schema")
+    if is_deeper(value, MOST_DEPTH):
+        raise UsageError(
+            f"json_schema is nested more than {MOST_DEPTH} deep", "use $defs and $ref, or a flatter schema"
+        )
