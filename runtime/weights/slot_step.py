@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dslite.model import decode_cuda
 from dslite.model.expert_slots import RoutedTokens
 from dslite.model.moe import MLP
 from dslite.runtime.device import Brought
@@ -117,11 +118,6 @@ def addresses(experts: Mapping[int, MLP], count: int) -> Tensor:
     """A table (count, 4) int64 of experts on the device, zero for the others: triton_experts says what is in it."""
     lines = torch.zeros(count, 4, dtype=torch.int64)
     for expert, mlp in experts.items():
-        gate, up, down = mlp.tensors
-        lines[expert] = torch.tensor([address(gate), address(up), address(down), down.stride(0)])
+        down = mlp.tensors[2]
+        lines[expert] = torch.tensor([*map(decode_cuda.address, mlp.tensors), down.stride(0)])
     return lines
-
-
-def address(tensor: Tensor) -> int:
-    """The address of a tensor on its device."""
-    return tensor.data_ptr()

@@ -18,7 +18,7 @@ from dslite.model import decode_cuda
 from dslite.model.kernels import gpu, gpu_limits, triton_experts
 from dslite.model.moe import MLP
 from dslite.runtime.planning import launch_count
-from dslite.runtime.weights import expert_outputs, slot_step
+from dslite.runtime.weights import expert_outputs
 from dslite.runtime.weights.experts import ExpertCache
 from dslite.runtime.weights.slot_bank import SlotExperts
 from dslite.runtime.weights.sources import HostSource, matrix_shapes
@@ -41,7 +41,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(gpu_limits, "multiprocessors", lambda device: 108)
     monkeypatch.setattr(triton_experts, "address_table", table)
     monkeypatch.setattr(decode_cuda, "address", lambda tensor: 4096)
-    monkeypatch.setattr(slot_step, "address", lambda tensor: 4096)
     monkeypatch.setattr(expert_outputs, "suits_rows", lambda rows: False)  # the compiled kernel reads no fake memory
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         yield
