@@ -180,7 +180,7 @@ class LocalCompletion:
             except Exception:
                 _log.exception("a step of the batch failed")
                 scheduler = Scheduler(self._engine)  # without its caches
-                yield from self._run_one_by_one({key: each.request for key, each in running.items()}, cancel)
+                yield from self._run_one_by_one({key: _Running(each.request) for key, each in running.items()}, cancel)
                 running.clear()
                 continue
             for name, event in events:
@@ -192,20 +192,17 @@ class LocalCompletion:
                 return
 
     def _run_one_by_one(
-        self, requests: Mapping[int, Request], cancel: threading.Event
+        self, running: Mapping[int, _Running], cancel: threading.Event
     ) -> Iterator[tuple[int, Answer | DsliteError]]:
-        for key, request in requests.items():
+        for key, each in running.items():
             if cancel.is_set():
                 return
-            answer, spacing = Answer(), AnswerSpacing(request.spaces)
             try:
-                for event in self._engine.generate(request, cancel):
-                    if not isinstance(event, Prefilling):
-                        answer.add(spacing.strip(event))
+                results = [each.take(event) for event in self._engine.generate(each.request, cancel)]
             except DsliteError as error:
                 yield key, error
             except Exception as error:
                 _log.exception("a request of the batch failed")
                 yield key, unexpected(error)
             else:
-                yield key, answer
+                yield from ((key, result) for result in results if result is not None)
