@@ -21,7 +21,7 @@ from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.text.chat_template import ChatTemplate
-from dslite.runtime.text.message import Message
+from dslite.runtime.text.message import Message, begun_answer
 from dslite.runtime.text.prompt_limit import PromptLimit
 
 _SEEDS = MOST_INTEGER + 1
@@ -79,9 +79,7 @@ def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> Pars
     if isinstance(turns, list) and len(turns) > served.engine.context:  # a turn has at least a token
         raise context_exceeded(served.engine.context, f"at least {len(turns)}")
     values = read_fields(chat_fields(limits), raw)
-    model = served_name(values, served)
-    if served.template is None:
-        raise invalid(f"{model} has no chat template; use /v1/completions", "model")
+    template = chat_template(values, served)
     if values.get("functions") and values.get("function_call") != "none":
         raise invalid("functions and function_call are older names: use tools and tool_choice", "functions")
     call = forced_call(values)
@@ -94,9 +92,9 @@ def parse_chat(raw: dict[str, Any], served: ServedModel, limits: Limits) -> Pars
         return call_request(values, served, limits, call, messages, Request((), params, logprobs))
     messages = with_instruction(messages, params.constraint)
     served.check_length([message.content for message in messages])
-    ids, spaces = chat_ids(values, messages, served.template, served.engine)
+    ids, spaces = chat_ids(values, messages, template, served.engine)
     served.check_room(ids, params.max_tokens)
-    begun = messages[-1].content.rstrip(" ") if values.get("continue_final_message") else ""
+    begun = begun_answer(messages) if values.get("continue_final_message") else ""
     request = Request(ids, params, logprobs, spaces=spaces, begun=begun)
     return parsed_request(values, served, limits, [request], spaces=spaces)
 
@@ -181,6 +179,14 @@ def _choice(request: Request, number: int) -> Request:
     if seed is None or not number:
         return request
     return replace(request, params=replace(request.params, seed=(seed + number) % _SEEDS))
+
+
+def chat_template(values: Mapping[str, Any], served: ServedModel) -> ChatTemplate:
+    """The template of the model that a request names. Raises ApiError where it has no such name, or no template."""
+    name = served_name(values, served)
+    if served.template is None:
+        raise invalid(f"{name} has no chat template; use /v1/completions", "model")
+    return served.template
 
 
 def served_name(values: Mapping[str, Any], served: ServedModel) -> str:

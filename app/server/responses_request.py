@@ -34,9 +34,9 @@ from dslite.app.server.requests import (
     ParsedRequest,
     ServedModel,
     call_request,
+    chat_template,
     parsed_request,
     sampling_params,
-    served_name,
 )
 from dslite.app.server.structured_output import TEXT_FORMAT
 from dslite.app.server.tools import forced_call, tool_fields
@@ -139,9 +139,7 @@ def parse_response(raw: dict[str, Any], served: ServedModel, limits: Limits) -> 
     if isinstance(items, list) and len(items) > served.engine.context:  # an item has at least a token
         raise context_exceeded(served.engine.context, f"at least {len(items)}")
     values = read_fields(response_fields(limits), raw)
-    model = served_name(values, served)
-    if served.template is None:
-        raise invalid(f"{model} has no chat template; use /v1/completions", "model")
+    template = chat_template(values, served)
     call = forced_call(values)
     form = values.get("text", {}).get("format")
     if form is not None:
@@ -153,7 +151,7 @@ def parse_response(raw: dict[str, Any], served: ServedModel, limits: Limits) -> 
         return call_request(values, served, limits, call, messages, request, _repeated(raw, values, request))
     messages = with_instruction(messages, params.constraint)
     served.check_length([message.content for message in messages])
-    ids = served.template.encode(messages)
+    ids = template.encode(messages)
     served.check_room(ids, params.max_tokens)
     request = Request(ids, params, _logprobs(values), spaces=1)
     return parsed_request(values, served, limits, [request], spaces=1, repeated=_repeated(raw, values, request))

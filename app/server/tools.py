@@ -27,7 +27,7 @@ from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import UsageError
 from dslite.runtime.text.chat_template import ChatTemplate
 from dslite.runtime.text.function_calls import FUNCTION_NAME, call_opening, request_text
-from dslite.runtime.text.message import Message
+from dslite.runtime.text.message import Message, with_system_text
 
 _WHY_NOT_AUTO = (
     'the model was not trained to decide when to call a function. Name one in tool_choice, send "required" with one '
@@ -133,10 +133,7 @@ class ForcedCall:
 
     def instruct(self, messages: Sequence[Message]) -> list[Message]:
         """A conversation whose system message defines the function and asks for the call."""
-        line = request_text(self.name, self.description, dict(self.parameters))
-        if messages and messages[0].role == "system":
-            return [replace(messages[0], content=f"{messages[0].content}\n\n{line}"), *messages[1:]]
-        return [Message("system", line), *messages]
+        return with_system_text(messages, request_text(self.name, self.description, dict(self.parameters)))
 
     def prompt_ids(self, messages: Sequence[Message], template: ChatTemplate, end_tokens: Set[int]) -> list[int]:
         """Token ids up to where the arguments begin."""

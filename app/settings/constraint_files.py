@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dslite.app.terminal.streams import decode, read_file
-from dslite.runtime.constraints.constraint import MOST_BYTES, Constraint, schema_text
+from dslite.runtime.constraints.constraint import MOST_BYTES, schema_text
 from dslite.runtime.errors import UsageError
 from dslite.runtime.system.folders import expand_home
 
@@ -17,17 +17,14 @@ def read_constraint(kind: str, given: str) -> str:
     """
     if kind == "json_schema":
         is_text = given.lstrip()[:1] in ("{", "[") or given.strip() in ("true", "false")
-        text = schema_text(given if is_text else _file_text(kind, expand_home(given)))
-        return Constraint("json_schema", text).text
-    if kind == "grammar":
-        return Constraint("grammar", _file_text(kind, expand_home(given))).text
-    return Constraint("regex", given).text
+        return schema_text(given if is_text else _file_text(kind, expand_home(given)))
+    return given if kind == "regex" else _file_text(kind, expand_home(given))
 
 
 def _file_text(kind: str, file: Path) -> str:
     data = read_file(file, f"{_WHAT[kind]}'s file", most=lambda: MOST_BYTES)
     if len(data) > MOST_BYTES:
         raise UsageError(
-            f"{file} is no {kind} of a usable size; the most is {MOST_BYTES:,} bytes", "give a smaller one"
+            f"{file} is too large for {_WHAT[kind]}; the most is {MOST_BYTES:,} bytes", "give a smaller one"
         )
     return decode(data, f"{_WHAT[kind]}'s file {file}")

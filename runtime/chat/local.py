@@ -15,7 +15,7 @@ from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import ChatEvent, Prefilling
 from dslite.runtime.text.chat_template import ChatTemplate
-from dslite.runtime.text.message import AnswerSpacing, Message
+from dslite.runtime.text.message import AnswerSpacing, Message, begun_answer
 from dslite.runtime.text.prompt_limit import PromptLimit
 
 
@@ -49,7 +49,7 @@ class LocalChatBackend(ChatBackend):
         on_prefill: Callable[[Prefilling], None] | None = None,
     ) -> Iterator[ChatEvent]:
         """Answer, or continue the last message, without the space that the template leaves before an answer."""
-        begun = messages[-1].content.rstrip(" ") if continue_final_message else ""
+        begun = begun_answer(messages) if continue_final_message else ""
         messages = with_instruction(messages, params.constraint)
         self._limit.check(_texts(messages))
         ids, spaces = self._prompt(messages, continue_final_message)

@@ -82,7 +82,7 @@ class ConstraintCompiler:
 
     def check(self, constraint: Constraint) -> None:
         """Raise UsageError, with the library's text, for a shape that it cannot enforce."""
-        self._template(constraint, space=False)
+        self._template(constraint, space=True)  # as an answer behind a chat template needs it next
 
     def matcher(self, constraint: Constraint, *, space: bool, begun: str = "") -> AnswerMatcher:
         """A matcher at the beginning of an answer, or behind what of it is there already.

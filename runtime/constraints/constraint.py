@@ -6,12 +6,12 @@ and grows with the size of the text.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from dslite.runtime.errors import UsageError
 from dslite.runtime.nesting import is_deeper
-from dslite.runtime.text.message import Message
+from dslite.runtime.text.message import Message, with_system_text
 
 Kind = Literal["json_schema", "regex", "grammar"]
 KINDS: tuple[Kind, ...] = ("json_schema", "regex", "grammar")
@@ -45,7 +45,7 @@ class Constraint:
 
     @property
     def instruction(self) -> str:
-        """What the model is told of the shape."""
+        """The sentence that tells the model of the shape."""
         if self.kind == "json_schema" and json.loads(self.text) == json.loads(ANY_OBJECT):
             return "Answer with a JSON object, and with nothing else."
         return _TOLD[self.kind] + self.text
@@ -53,14 +53,7 @@ class Constraint:
 
 def with_instruction(messages: Sequence[Message], constraint: Constraint | None) -> list[Message]:
     """A conversation whose system message also tells the model what shape its answers have."""
-    told = list(messages)
-    if constraint is None:
-        return told
-    if told and told[0].role == "system":
-        told[0] = replace(told[0], content=f"{told[0].content}\n\n{constraint.instruction}")
-    else:
-        told.insert(0, Message("system", constraint.instruction))
-    return told
+    return list(messages) if constraint is None else with_system_text(messages, constraint.instruction)
 
 
 def schema_text(schema: object) -> str:

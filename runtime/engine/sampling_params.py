@@ -1,6 +1,7 @@
 """How an answer is drawn and where it ends. Imports no torch: a wrong flag is refused without that second."""
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from dslite.runtime.constraints.constraint import KINDS, Constraint
 from dslite.runtime.errors import UsageError
@@ -58,7 +59,7 @@ class SamplingParams:
             raise UsageError(f"{given[0]} and {given[1]} exclude each other", "give one shape")
         _ = self.constraint  # its own checks
 
-    @property
+    @cached_property
     def constraint(self) -> Constraint | None:
         """The shape of the answer. Raises UsageError."""
         for kind in KINDS:

@@ -12,7 +12,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dslite.runtime.errors import CheckpointError, UsageError
-from dslite.runtime.text.message import Message
+from dslite.runtime.text.message import Message, begun_answer
 from dslite.runtime.text.tokenizer import Tokenizer
 
 
@@ -59,14 +59,13 @@ class ChatTemplate:
     def encode_continued(self, messages: Sequence[Message], end_tokens: Collection[int]) -> tuple[list[int], int]:
         """Token ids of a conversation whose last message, an answer, the model is to go on with.
 
-        A prompt that ended in a lone space would be a text that the model never saw: its tokens begin with their space.
-        So spaces at the end are left out, and of an empty answer the one that the template leaves before it. Returns
-        how many of them AnswerSpacing is to remove from what the model writes.
+        Spaces at the end are left out (see begun_answer), and of an empty answer the one that the template leaves
+        before it. Returns how many of them AnswerSpacing is to remove from what the model writes.
         """
         *before, last = messages
         ids = self.encode(before)
         if last.token_ids is None:
-            content = last.content.rstrip(" ")
+            content = begun_answer(messages)
             spaces = len(last.content) - len(content)
             return (ids + self._tokenizer.encode(" " + content), spaces) if content else (ids, 1 + spaces)
         generated = [token for token in last.token_ids if token not in end_tokens]

@@ -2,6 +2,7 @@
 whose model runs in another process needs no more than this.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -29,6 +30,22 @@ class Message:
                 'write it as {"role": "user", "content": "…"}',
             )
         return cls(raw["role"], raw["content"])
+
+
+def with_system_text(messages: Sequence[Message], text: str) -> list[Message]:
+    """A conversation with a further paragraph in its system message, which it may not have yet."""
+    if messages and messages[0].role == "system":
+        return [replace(messages[0], content=f"{messages[0].content}\n\n{text}"), *messages[1:]]
+    return [Message("system", text), *messages]
+
+
+def begun_answer(messages: Sequence[Message]) -> str:
+    """The text of an answer at the end of a conversation that the model is to go on with.
+
+    Without the spaces at its end: a prompt that ended in a lone space would be a text that the model never saw, as its
+    tokens begin with their space.
+    """
+    return messages[-1].content.rstrip(" ")
 
 
 @dataclass
