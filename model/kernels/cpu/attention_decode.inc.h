@@ -93,8 +93,8 @@ struct Scratch {
     bf16* products;  // (tokens · (top_k + 1), widest), unless the weights are quantized
     float* total;  // (tokens, hidden)
     // Of quantized weights: the inputs of their products in int8.
-    Tokens in, latent, heads;  // the normed tokens, compressed queries, values of all heads
-    QuantizedExpertsMemory experts;
+    Tokens latent, heads;  // compressed queries, values of all heads
+    QuantizedExpertsMemory experts;  // its `in` also has the normed tokens before attention
     char* memory;  // of each worker, memory_bytes
     int64_t width, splits, widest, memory_bytes, bytes;
 
@@ -138,7 +138,6 @@ struct Scratch {
         int64_t deepest = layer.hidden > values ? layer.hidden : values;
         deepest = layer.query_rank > deepest ? layer.query_rank : deepest;
         Carver carver{base, bytes};
-        in = carve_tokens(carver, tokens, layer.hidden);
         latent = carve_tokens(carver, tokens, layer.query_rank);
         heads = carve_tokens(carver, tokens, values);
         memory_bytes = worker_scratch(deepest);

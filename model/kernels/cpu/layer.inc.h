@@ -128,13 +128,13 @@ void norm(const Layer& layer, const bf16* x, const bf16* weight, float eps, bf16
 void attend(const Layer& layer, const Step& step, const Scratch& scratch, LayerQueues& queues, const Worker& worker) {
     const int64_t tokens = step.tokens, heads = layer.heads;
     const Matrix none = {nullptr, 0, 0, 0, 0};
-    norm(layer, step.x, layer.input_norm, layer.eps, scratch.normed, layer.hidden, scratch.in, tokens, queues.norm,
-         worker);
+    norm(layer, step.x, layer.input_norm, layer.eps, scratch.normed, layer.hidden, scratch.experts.in, tokens,
+         queues.norm, worker);
     queues.normed.wait(worker.team);
     const bool compressed = layer.query_rank != 0;
     bf16* first = compressed ? scratch.compressed : scratch.raw;
     const Matrix& into = compressed ? layer.q_a : layer.q;
-    project(into, layer.kv_a, {scratch.normed, scratch.in}, scratch, tokens, queues.project, worker,
+    project(into, layer.kv_a, {scratch.normed, scratch.experts.in}, scratch, tokens, queues.project, worker,
             [&](bool second, int64_t t, int64_t r, float value) {
                 (second ? scratch.own + t * scratch.width : first + t * into.rows)[r] = to_bf16(value);
             });
