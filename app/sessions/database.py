@@ -29,19 +29,19 @@ _SEARCH_INDEX: Migration = (
     """CREATE TRIGGER message_added AFTER INSERT ON messages WHEN NOT new.growing BEGIN
         INSERT INTO message_search (rowid, content) VALUES (new.id, new.content || '  ');
     END""",
-    """CREATE TRIGGER message_left AFTER UPDATE OF content, growing ON messages WHEN NOT old.growing BEGIN
+    # One trigger, not two: SQLite does not say which of two would run first.
+    """CREATE TRIGGER message_changed AFTER UPDATE OF content, growing ON messages BEGIN
         INSERT INTO message_search (message_search, rowid, content)
-        VALUES ('delete', old.id, old.content || '  ');
-    END""",
-    """CREATE TRIGGER message_whole AFTER UPDATE OF content, growing ON messages WHEN NOT new.growing BEGIN
-        INSERT INTO message_search (rowid, content) VALUES (new.id, new.content || '  ');
+        SELECT 'delete', old.id, old.content || '  ' WHERE NOT old.growing;
+        INSERT INTO message_search (rowid, content) SELECT new.id, new.content || '  ' WHERE NOT new.growing;
     END""",
     """CREATE TRIGGER message_gone AFTER DELETE ON messages WHEN NOT old.growing BEGIN
         INSERT INTO message_search (message_search, rowid, content)
         VALUES ('delete', old.id, old.content || '  ');
     END""",
 )
-_SEARCH_TRIGGERS = ("message_added", "message_left", "message_whole", "message_gone")
+# Those of 0.1.0 among them: message_left and message_whole, which lost answers that were saved whole at once.
+_SEARCH_TRIGGERS = ("message_added", "message_changed", "message_left", "message_whole", "message_gone")
 
 # A database at version N has run the first N. Never change one that was released; append another.
 MIGRATIONS: tuple[Migration, ...] = (
@@ -212,16 +212,14 @@ def has_trigrams() -> bool:
 
 def _match_index(connection: sqlite3.Connection, trigrams: bool) -> bool:
     """Build the search index where it is missing and possible; stop its upkeep where this SQLite cannot do it."""
-    query = "SELECT name FROM sqlite_master WHERE name IN ('message_added', 'message_search')"
-    names = {row[0] for row in connection.execute(query)}
-    kept_up = "message_added" in names
-    if kept_up == trigrams:
+    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+    if "message_changed" in names if trigrams else names.isdisjoint(_SEARCH_TRIGGERS):
         return trigrams
     try:
         with _transaction(connection):
+            for trigger in _SEARCH_TRIGGERS:
+                connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
             if not trigrams:
-                for trigger in _SEARCH_TRIGGERS:
-                    connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
                 return False
             for statement in _SEARCH_INDEX:
                 if "message_search" not in names or "TRIGGER" in statement:

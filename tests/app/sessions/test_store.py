@@ -452,6 +452,34 @@ def test_the_file_shrinks_when_much_of_it_was_removed(tmp_path: Path) -> None:
         assert len(store.conversations()) == 1
 
 
+def test_an_answer_that_is_saved_whole_at_once_is_found(store: SessionStore) -> None:
+    talk = store.create(model="demo").id
+    answer = store.append(talk, "assistant", "an albatross", parent=None)
+    store.finish_answer(answer.id, "an albatross", None, "stop")
+    assert [hit.message for hit in store.search("albatross")] == [answer.id]
+
+
+def test_answers_that_the_index_of_0_1_0_has_lost_are_found_after_opening(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    with SessionStore.open(path) as store:
+        talk, (_, answer) = talk_with(store, "which bird?", "an albatross")
+        with store.database.writing() as db:
+            db.execute("DROP TRIGGER message_changed")
+            for name, word, when in (("left", "'delete'", "old"), ("whole", "NULL", "new")):
+                db.execute(
+                    f"CREATE TRIGGER message_{name} AFTER UPDATE OF content, growing ON messages WHEN NOT {when}.growing"
+                    " BEGIN INSERT INTO message_search (message_search, rowid, content)"
+                    f" VALUES ({word}, {when}.id, {when}.content || '  '); END"
+                )
+        store.finish_answer(answer.id, "an albatross", None, "stop")
+        assert store.search("albatross") == []
+    with SessionStore.open(path) as store:
+        assert [hit.id for hit in store.search("albatross")] == [talk]
+        store.finish_answer(answer.id, "a gannet", None, "stop")
+        assert store.search("albatross") == []
+        assert [hit.id for hit in store.search("gannet")] == [talk]
+
+
 def test_without_an_index_of_trigrams_texts_are_gone_through_and_later_indexed(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
     with SessionStore(Database.open(path, trigrams=False)) as store:
