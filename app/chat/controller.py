@@ -161,18 +161,31 @@ class ChatController(ChatState):
         self.view.show_conversation()
         self.changed()
 
-    def load(self, identify: Callable[["SessionStore"], str | None]) -> None:
-        """Open the conversation whose id a query returns, with its profile and system message."""
+    def load(
+        self,
+        identify: Callable[["SessionStore"], str | None],
+        *,
+        message: int | None = None,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open the conversation whose id a query returns, with its profile and system message.
+
+        `message` is the id of one in the database: a branch that has it is shown. `then` is called once it is.
+        """
 
         def find(store: "SessionStore") -> MessageTree | None:
             identity = identify(store)
             return MessageTree.load(store.get(identity), store.tree(identity)) if identity else None
 
-        self.saved.lookup(find, self._on_loaded)
+        def loaded(tree: MessageTree | None) -> None:
+            if tree is not None:
+                tree.show(message)
+                self._on_loaded(tree)
+                then()
 
-    def _on_loaded(self, tree: MessageTree | None) -> None:
-        if tree is None:
-            return
+        self.saved.lookup(find, loaded)
+
+    def _on_loaded(self, tree: MessageTree) -> None:
         if tree.profile and tree.profile != self.settings.profile.name:
             try:
                 self.settings.use(get_profile(tree.profile))

@@ -115,6 +115,28 @@ class MessageTree:
         """The message of the active branch with a key."""
         return next((node for node in self.path() if node.key == key), None)
 
+    def key_of(self, stored: int | None) -> int | None:
+        """The key of the message of the active branch that has an id in the database."""
+        return next((node.key for node in self.path() if stored is not None and node.stored == stored), None)
+
+    def show(self, stored: int | None) -> None:
+        """Make a branch that has a message, by its id in the database, the active one."""
+        if stored is None or self.key_of(stored) is not None:
+            return
+        waiting = list(self.roots)
+        while waiting:
+            node = waiting.pop()
+            if node.stored == stored:
+                self._end_in(node)
+                return
+            waiting += node.children
+
+    def _end_in(self, node: Node) -> None:
+        """Make the branch that goes through a message, and on to the newest answers, the active one."""
+        while node.children:
+            node = node.children[-1]
+        self.leaf = node
+
     def add(self, role: "Role", content: str, *, parent: Node | None, growing: bool = False) -> Node:
         """A new message, and the end of the branch."""
         node = Node(role, content, parent, growing=growing)
@@ -133,10 +155,7 @@ class MessageTree:
         place = siblings.index(node) + step
         if not 0 <= place < len(siblings):
             return False
-        node = siblings[place]
-        while node.children:
-            node = node.children[-1]
-        self.leaf = node
+        self._end_in(siblings[place])
         return True
 
     def question_of(self, node: Node) -> Node:

@@ -25,6 +25,7 @@ COMMANDS = (
     Command("branch", ("/branch",), "Show the N-th branch of the last message that has several.", "[N]"),
     Command("copy", ("/copy",), "Copy the answer, or its N-th code block.", "[N]"),
     Command("new", ("/clear", "/new"), "Begin a new chat; the old one stays saved."),
+    Command("find", ("/find",), "Find in this chat.", "[TEXT]"),
     Command("load", ("/load",), "Open a saved chat.", "[ID]"),
     Command("save", ("/save",), "Export this chat as Markdown or JSON.", "FILE", needs_argument=True),
     Command("title", ("/title",), "Rename this chat.", "TEXT", needs_argument=True),

@@ -7,6 +7,7 @@ app/chat/controller.py; this is its view.
 from dslite.app.chat.commands import ChatCommands, Handler
 from dslite.app.chat.controller import ChatController
 from dslite.app.chat.engine_worker import EngineWorker
+from dslite.app.chat.find import excerpt, find_spans
 from dslite.app.chat.launch import ChatLaunch, WhenFull
 from dslite.app.chat.message_tree import Node
 from dslite.app.chat.reply import Reply, finish_note
@@ -25,6 +26,7 @@ from dslite.runtime.errors import UsageError
 _TICK_S = 0.05
 _CLOSE_S = 30.0  # the cache of a long conversation is written meanwhile
 _SHORT_LIST = 20
+_EXCERPT = 60  # characters of a found place
 _OVERFLOW = "Forget the oldest turns (f), go on from a summary in a new chat (s), or stop (Enter)? "
 _OVERFLOW_CHOICES: dict[str, WhenFull] = {"f": "forget", "s": "summary"}
 
@@ -48,6 +50,7 @@ class PlainChat:
             "help": self._help,
             "edit": self._edit,
             "branch": self._branch,
+            "find": self._find,
             "inspect": self._inspect,
             "theme": lambda _: self.notice("line mode has no colours"),
             "mouse": lambda _: self.notice("line mode leaves the mouse to the terminal"),
@@ -267,6 +270,16 @@ class PlainChat:
         self.commands.branch(number)
         if number:
             self._print_messages(self.controller.tree.path()[-2:])
+
+    def _find(self, text: str) -> None:
+        if not text:
+            raise UsageError("/find needs a text here", "write it as /find TEXT")
+        found = [(node, span) for node in self.controller.tree.path() for span in find_spans(text, node.content)]
+        for number, (node, (start, end)) in enumerate(found, 1):
+            head = f"{number} of {len(found)} · {'You' if node.role == 'user' else 'Model'}: "
+            print(head + console.visible(excerpt(node.content, start, end, _EXCERPT)), flush=True)
+        if not found:
+            print(f"{console.visible(text)}: not found", flush=True)
 
     def _inspect(self, _: str) -> None:
         stats = self.controller.status.stats

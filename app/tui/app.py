@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -267,11 +268,15 @@ class ChatApp(App[int]):
 
     @on(messages.ShowSessions)
     def _show_sessions(self) -> None:
-        from dslite.app.tui.screens.sessions import SessionsPanel
+        from dslite.app.tui.screens.sessions import SessionChoice, SessionsPanel
 
-        def opened(identity: str | None) -> None:
-            if identity:
-                self.controller.load(lambda _: identity)
+        def opened(choice: SessionChoice | None) -> None:
+            if choice is not None:
+                self.controller.load(lambda _: choice.id, message=choice.message, then=partial(found, choice))
+
+        def found(choice: SessionChoice) -> None:
+            if choice.words:
+                self.chat.find_hit(choice.words, self.controller.tree.key_of(choice.message))
 
         self.push_screen(SessionsPanel(self.controller), opened)
 

@@ -24,6 +24,7 @@ class ScreenCommands(ChatCommands):
         own: dict[str, Handler] = {
             "help": lambda _: post(messages.ShowHelp()),
             "edit": lambda text: post(messages.EditInEditor(text)),
+            "find": lambda text: post(messages.OpenFind(text)),
             "inspect": lambda _: post(messages.ToggleInspector()),
             "theme": self._theme,
             "mouse": lambda _: post(messages.ToggleMouse()),

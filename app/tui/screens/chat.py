@@ -20,6 +20,7 @@ from dslite.app.tui.textual_fixes.drag import DragWithinScreen
 from dslite.app.tui.transcript.items import short_name
 from dslite.app.tui.transcript.sanitize import one_line
 from dslite.app.tui.transcript.transcript import Transcript
+from dslite.app.tui.widgets.find_bar import FindBar
 from dslite.app.tui.widgets.inspector import Inspector
 from dslite.app.tui.widgets.prompt import Prompt
 from dslite.app.tui.widgets.status import StatusLine, TitleLine
@@ -40,6 +41,7 @@ class ChatScreen(DragWithinScreen):
         self.title_line = TitleLine(id="title")
         self.transcript = self.drag_widget = Transcript(id="transcript")
         self.waiting = WaitingMessages(id="waiting")
+        self.find_bar = FindBar(id="find")
         self.prompt = Prompt(id="prompt")
         self.status_line = StatusLine(id="status")
         self.inspector: Inspector | None = None
@@ -53,6 +55,7 @@ class ChatScreen(DragWithinScreen):
             yield Rule(classes="rule", id="title-rule")
             yield self.transcript
             yield self.waiting
+            yield self.find_bar
             yield Rule(classes="rule")
             with Horizontal(id="ask"):
                 yield Static("› ", classes="mark")
@@ -134,6 +137,42 @@ class ChatScreen(DragWithinScreen):
         if event.text:
             self.prompt.insert(event.text)
 
+    # Finding a text.
+
+    @on(messages.OpenFind)
+    def _open_find(self, event: messages.OpenFind) -> None:
+        self.find_bar.open(event.text)
+        self._find(FindBar.Changed(self.find_bar.text))
+
+    def find_hit(self, words: str, key: int | None) -> None:
+        """Mark what a search has found in a conversation, and show its place in a message."""
+        texts = [words, *words.split()]  # all in one place, or each by itself
+        text = next((text for text in texts if self.transcript.find(text, key)), words)
+        self.find_bar.open(text)
+        self.transcript.find(text, key)
+        self._show_count()
+
+    @on(FindBar.Changed)
+    def _find(self, event: FindBar.Changed) -> None:
+        self.transcript.find(event.text)
+        self._show_count()
+
+    @on(FindBar.Step)
+    def _find_step(self, event: FindBar.Step) -> None:
+        self.transcript.find_step(event.direction)
+        self._show_count()
+
+    @on(FindBar.Closed)
+    def _close_find(self) -> None:
+        self.find_bar.display = False
+        self.transcript.end_find()
+        self.prompt.focus()
+
+    @on(Transcript.FoundChanged)
+    def _show_count(self) -> None:
+        found = self.transcript.found
+        self.find_bar.show(found.count_text if found is not None and found.text.strip() else "")
+
     # Actions of keys.
 
     def chosen_message(self) -> Node | None:
@@ -153,6 +192,8 @@ class ChatScreen(DragWithinScreen):
             self.prompt.put("")
         elif self.get_selected_text():
             self.clear_selection()
+        elif self.find_bar.display:
+            self._close_find()
         elif self.inspector is not None and self.has_class("narrow"):
             self.toggle_inspector()
         self.prompt.focus()
@@ -163,6 +204,8 @@ class ChatScreen(DragWithinScreen):
             self.post_message(messages.Interrupt(selected))
         elif self.controller.stop():
             return
+        elif self.find_bar.has_focus_within:
+            self._close_find()
         elif self.prompt.text:
             self.controller.cancel_edit()
             self.prompt.put("")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
@@ -24,11 +25,22 @@ if TYPE_CHECKING:
     from dslite.app.sessions.store import Conversation, Hit, SessionStore
 
 _PAGE = 50
+
+
+@dataclass(frozen=True)
+class SessionChoice:
+    """The chat to open. Of a search: its words, and the id of the message that has them."""
+
+    id: str
+    words: str = ""
+    message: int | None = None
+
+
 _HINTS = "Enter opens · Ctrl+T renames · Ctrl+D deletes · Ctrl+_ undoes · Esc closes"
 
 
-class SessionsPanel(ModalPanel[str | None]):
-    """Returns the id of the chat to open, or None."""
+class SessionsPanel(ModalPanel[SessionChoice | None]):
+    """Returns the chat to open, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,ctrl+o", "dismiss(None)", "Close", show=False, priority=True),
@@ -46,6 +58,7 @@ class SessionsPanel(ModalPanel[str | None]):
         self._controller = controller
         self._last: Conversation | None = None  # of the pages that are shown
         self._titles: dict[str, str] = {}
+        self._found: dict[str, SessionChoice] = {}  # of the search whose result is shown
         self._query_number = 0  # of the newest query; results of older ones are dropped
         self._shown_number = 0  # of the query whose result is shown
         self._opens_first = False  # Enter was pressed before the result of the search came
@@ -83,6 +96,7 @@ class SessionsPanel(ModalPanel[str | None]):
         def show(found: "Sequence[Conversation] | Sequence[Hit]") -> None:
             if number == self._query_number and self.query(OptionList):
                 self._shown_number = number
+                self._found = {row.id: _choice(row, words) for row in found}
                 self._show(found, searching=bool(words.strip()))
                 if self._opens_first:
                     self._open()
@@ -135,7 +149,7 @@ class SessionsPanel(ModalPanel[str | None]):
     def _open(self) -> None:
         self._opens_first = self._shown_number != self._query_number
         if self._chosen and not self._opens_first:
-            self.dismiss(self._chosen)
+            self.dismiss(self._found.get(self._chosen, SessionChoice(self._chosen)))
 
     def action_move(self, step: int) -> None:
         count = self._list.option_count
@@ -181,6 +195,11 @@ class SessionsPanel(ModalPanel[str | None]):
         if not self.query("#sessions-hints"):
             return
         self.query_one("#sessions-hints", Static).update(Text(text))
+
+
+def _choice(row: "Conversation | Hit", words: str) -> SessionChoice:
+    message = getattr(row, "message", None)
+    return SessionChoice(row.id, words.strip() if message is not None else "", message)
 
 
 def _row(row: "Conversation | Hit", width: int) -> Text:

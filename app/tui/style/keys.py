@@ -27,6 +27,7 @@ KEYS = (
     Key("edit", "ctrl+e", "edit_chosen", "Edit a message: the chosen one, or your last", everywhere=False),
     Key("copy", "ctrl+y", "command('copy')", "Copy the answer"),
     Key("new", "ctrl+n", "command('new')", "New chat; the old one stays saved"),
+    Key("find", "ctrl+f", "command('find')", "Find in this chat"),
     Key("open", "ctrl+o", "command('load')", "Open, search, rename or delete chats"),
     Key("profiles", "f3", "profiles", "Profiles: choose, edit, add"),
     Key("help", "f1", "command('help')", "Help"),

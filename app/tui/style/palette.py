@@ -28,6 +28,8 @@ class Palette:
     string: Style
     number: Style
     name: Style
+    found: Style  # what Ctrl+F looks for,
+    found_here: Style  # and the one that it shows
 
     @classmethod
     def of_theme(cls, variables: Mapping[str, str], base: Style) -> "Palette":
@@ -35,6 +37,15 @@ class Palette:
 
         def colour(name: str, *, bold: bool | None = None, underline: bool | None = None) -> Style:
             return Style(color=_rich_colour(variables.get(name, "")), bold=bold, underline=underline)
+
+        def found(name: str, other: Style) -> Style:
+            """Colours of the theme, which contrast; attributes where it has none."""
+            colours = [_rich_colour(variables.get(f"{name}-{ground}", "")) for ground in ("foreground", "background")]
+            if None in colours:
+                return other
+            return Style(
+                color=colours[0], bgcolor=colours[1], bold=False, dim=False, reverse=False, underline=other.underline
+            )
 
         ansi = variables.get("background", "").startswith("ansi")
         muted = Style(dim=True) if ansi else colour("text-muted-flat")
@@ -54,6 +65,8 @@ class Palette:
             string=colour("code-string"),
             number=colour("code-number"),
             name=colour("code-name"),
+            found=found("found", Style(bold=True, underline=True)),
+            found_here=found("found-here", Style(bold=True, reverse=True)),
         )
 
     @cached_property

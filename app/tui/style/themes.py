@@ -11,7 +11,18 @@ def _selection(foreground: str, background: str) -> dict[str, str]:
     return {f"{place}-selection-{ground}": pairs[ground] for place in ("screen", "input") for ground in pairs}
 
 
+def _found(foreground: str, background: str, here_foreground: str, here_background: str) -> dict[str, str]:
+    """Colours of what Ctrl+F looks for, and of the place that it shows."""
+    return {
+        "found-foreground": foreground,
+        "found-background": background,
+        "found-here-foreground": here_foreground,
+        "found-here-background": here_background,
+    }
+
+
 _DARK_CODE = {
+    **_found("#ffffff", "#5c4a1e", "#14171c", "#e3b36b"),
     **_selection("#ffffff", "#2b5788"),
     "text-muted-flat": "#9099a8",
     "bar": "#3d4657",
@@ -21,6 +32,7 @@ _DARK_CODE = {
     "code-name": "#7ab6ee",
 }
 _LIGHT_CODE = {
+    **_found("#1d2228", "#f6e3b4", "#ffffff", "#8a4b00"),
     **_selection("#101418", "#b5d3f5"),
     "text-muted-flat": "#5c6370",
     "bar": "#b9c0cc",

@@ -23,20 +23,20 @@ def slice_of(span: tuple[int, int], margin: int) -> tuple[int, int]:
 
 def marked(strip: Strip, start: int, end: int, style: Style) -> Strip:
     """A strip with the characters from `start` to `end` (-1: the last) in the colours of a style."""
+    # Without the attributes that change colours in a terminal.
+    colours = Style(color=style.color, bgcolor=style.bgcolor, bold=False, dim=False, reverse=False)
+    return restyled(strip, start, end, colours)
+
+
+def restyled(strip: Strip, start: int, end: int, style: Style) -> Strip:
+    """A strip with a style on top of the characters from `start` to `end` (-1: the last)."""
     text = strip.text
     first = cell_len(text[:start])
     last = cell_len(text if end < 0 else text[:end])
     if last <= first:
         return strip
     before, middle, after = strip.crop(0, first), strip.crop(first, last), strip.crop(last, strip.cell_length)
-    restyled = Strip([segment._replace(style=_selected(segment.style or Style(), style)) for segment in middle])
-    return Strip.join([before, restyled, after])
-
-
-def _selected(style: Style, selection: Style) -> Style:
-    """A style in the two colours of the selection, without the attributes that change colours in a terminal."""
-    colours = Style(color=selection.color, bgcolor=selection.bgcolor, bold=False, dim=False, reverse=False)
-    return style + colours
+    return Strip.join([before, Strip([part._replace(style=(part.style or Style()) + style) for part in middle]), after])
 
 
 def start_offset(renderer: BlockRenderer, block: RenderBlock, line: int, column: int) -> int:

@@ -12,7 +12,8 @@ from textual.message import Message
 from textual.strip import Strip
 
 from dslite.app.terminal.console import visible
-from dslite.app.tui.transcript.blocks import RenderBlock, TranscriptItem, estimate, render_blocks
+from dslite.app.tui.transcript.blocks import BlockRenderer, RenderBlock, TranscriptItem, estimate, render_blocks
+from dslite.app.tui.transcript.find import Find, LineMark, block_at
 from dslite.app.tui.transcript.virtual_list_view import VirtualListView
 
 
@@ -40,9 +41,13 @@ class Transcript(VirtualListView, can_focus=True):
 
         text: str = ""
 
+    class FoundChanged(Message):
+        """The text that is looked for has other places now."""
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.items: list[TranscriptItem] = []
+        self.found: Find | None = None  # while Ctrl+F is open
         self._pressed_at = Offset(-1, -1)  # of the screen, where the mouse button went down
 
     # Content.
@@ -54,12 +59,14 @@ class Transcript(VirtualListView, can_focus=True):
         self.virtual_list.forget()
         blocks = [block for item in self.items for block in self._fresh(item)]
         self.virtual_list.replace(0, len(self.virtual_list.blocks), blocks)
+        self._search()
         self.place(to_end=to_end)
 
     def add(self, item: TranscriptItem) -> None:
         """Put an item at the end and show it."""
         self.items.append(item)
         self.virtual_list.replace(len(self.virtual_list.blocks), 0, self._fresh(item))
+        self._search()
         self.place(to_end=True)
 
     def add_before_last(self, item: TranscriptItem) -> None:
@@ -77,6 +84,7 @@ class Transcript(VirtualListView, can_focus=True):
     def remove_item(self, item: TranscriptItem) -> None:
         self.items.remove(item)
         self.virtual_list.replace(*self._span(item), ())
+        self._search()
         self.place(to_end=self.at_end)
 
     def drop_behind(self, item: TranscriptItem) -> None:
@@ -90,6 +98,7 @@ class Transcript(VirtualListView, can_focus=True):
         assert item.splitter is not None
         item.text += text
         item.splitter.feed(text)
+        self._search()
         self._renew_tail(item)
 
     def finish(self, item: TranscriptItem) -> None:
@@ -134,6 +143,45 @@ class Transcript(VirtualListView, can_focus=True):
         top = self.virtual_list.replace(len(self.virtual_list.blocks) - len(olds), len(olds), changed)
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, _lines(changed), strict=False)))
         self.place(to_end=follows, from_line=top + same)
+
+    # Finding a text.
+
+    def find(self, text: str, key: int | None = None) -> int:
+        """Mark the places of a text and show the first, or the first of a message; return how many there are."""
+        before, self.found = self.found, Find(text)
+        if before is not None and (match := before.current) is not None:
+            self.found.matches = [match]  # typing on keeps to the place
+        self.found.search(self.items)
+        if key is not None and (item := self.item(key)) is not None:
+            self.found.go_to(item)
+        self._show_found()
+        return len(self.found.matches)
+
+    def find_step(self, direction: int) -> None:
+        """Show the next place (1) or the one before (-1)."""
+        if self.found is not None:
+            self.found.step(direction)
+            self._show_found()
+
+    def end_find(self) -> None:
+        """Mark nothing any more."""
+        self.found = None
+        self.refresh()
+
+    def _show_found(self) -> None:
+        match = self.found.current if self.found is not None else None
+        if match is not None and (block := block_at(match.item, match.start)) is not None:
+            self.show_offset(block, match.start)
+        self.refresh()
+
+    def _search(self) -> None:
+        """Messages have changed."""
+        if self.found is not None:
+            self.found.search(self.items)
+            self.post_message(self.FoundChanged())
+
+    def line_marks(self, block: RenderBlock, line: int, renderer: BlockRenderer) -> Sequence[LineMark]:
+        return self.found.line_marks(block, line, renderer) if self.found is not None else ()
 
     # Choosing a message.
 

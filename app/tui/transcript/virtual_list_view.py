@@ -5,6 +5,7 @@ in its place while heights turn out to be other than estimated, and while the te
 """
 
 import re
+from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.segment import Segment
@@ -15,9 +16,18 @@ from textual.strip import Strip
 
 from dslite.app.tui.style.palette import Palette
 from dslite.app.tui.transcript.blocks import BlockRenderer, RenderBlock, TranscriptItem, estimate
+from dslite.app.tui.transcript.find import LineMark
 from dslite.app.tui.transcript.highlight import highlight
 from dslite.app.tui.transcript.sanitize import inert
-from dslite.app.tui.transcript.selection import end_offset, line_of, marked, slice_of, source_between, start_offset
+from dslite.app.tui.transcript.selection import (
+    end_offset,
+    line_of,
+    marked,
+    restyled,
+    slice_of,
+    source_between,
+    start_offset,
+)
 from dslite.app.tui.transcript.virtual_list import VirtualList
 
 MOST_COLUMNS = 110  # longer lines are hard to read
@@ -110,6 +120,20 @@ class VirtualListView(ScrollView):
             self.refresh()
         self._first_in_view = self._anchor()
 
+    def show_offset(self, block: RenderBlock, offset: int) -> None:
+        """Bring an offset of a message into view, with lines above it, where it is not in view."""
+        height = self.size.height
+        if self.virtual_list.renderer is None or not height:
+            return
+        for _ in range(3):  # lines above may turn out higher than estimated, and move it
+            self.virtual_list.strip(block, 0)
+            line = line_of(self.virtual_list.renderer, block, offset, 0)
+            at, y = self.virtual_list.top(block) + line, self.scroll_offset.y
+            if y <= at < y + height:
+                break
+            self.place(to_end=False, anchor=self.virtual_list.at(max(at - height // 3, 0)))
+        self.refresh()
+
     def show_line(self, line: int) -> None:
         """Scroll a line to the top of the screen."""
         self.place(to_end=False, anchor=self.virtual_list.at(line))
@@ -167,12 +191,18 @@ class VirtualListView(ScrollView):
         palette = renderer.palette
         block, place = self.virtual_list.at(line)
         strip = self.virtual_list.strip(block, place)
+        for mark in self.line_marks(block, place, renderer):
+            strip = restyled(strip, mark.start, mark.end, palette.found_here if mark.current else palette.found)
         if (selection := self.text_selection) is not None and (span := selection.get_span(line)) is not None:
             style = self.screen.get_component_rich_style("screen--selection")
             strip = marked(strip, *slice_of(span, self._text_left), style)
         mark = "▌ " if block.item is self.chosen and self.has_focus else "  "
         head = [Segment(" " * self._left, palette.base), Segment(mark, palette.base + palette.chosen)]
         return Strip([*head, *strip]).adjust_cell_length(width, palette.base).apply_offsets(0, line)
+
+    def line_marks(self, block: RenderBlock, line: int, renderer: BlockRenderer) -> Sequence[LineMark]:
+        """What is marked in one of a block's lines, beside a selection."""
+        return ()
 
     def line_text(self, line: int) -> str:
         """The text of a line, which is drawn for it: lines below may move."""

@@ -108,3 +108,16 @@ def test_the_newest_chat_is_listed_last(home: Path, capsys: pytest.CaptureFixtur
     chat.close()
     titles = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines() if "  " in line]
     assert titles == ["older", "newer"]
+
+
+def test_find_names_each_place_with_what_stands_around_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = plain_chat(home, "A **whale** song\nis long. " + "words " * 40 + "And the WHALE song ends.")
+    chat.take("what about a whale?")
+    capsys.readouterr()
+    chat.take("/find whale song")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["1 of 2 · Model", "2 of 2 · Model"]
+    assert "And the WHALE song ends." in lines[1]
+    chat.take("/find \x1b[31mshark")
+    assert capsys.readouterr().out == "␛[31mshark: not found\n"
+    chat.close()
