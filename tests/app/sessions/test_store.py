@@ -467,8 +467,8 @@ def test_answers_that_the_index_of_0_1_0_has_lost_are_found_after_opening(tmp_pa
             db.execute("DROP TRIGGER message_changed")
             for name, word, when in (("left", "'delete'", "old"), ("whole", "NULL", "new")):
                 db.execute(
-                    f"CREATE TRIGGER message_{name} AFTER UPDATE OF content, growing ON messages WHEN NOT {when}.growing"
-                    " BEGIN INSERT INTO message_search (message_search, rowid, content)"
+                    f"CREATE TRIGGER message_{name} AFTER UPDATE OF content, growing ON messages"
+                    f" WHEN NOT {when}.growing BEGIN INSERT INTO message_search (message_search, rowid, content)"
                     f" VALUES ({word}, {when}.id, {when}.content || '  '); END"
                 )
         store.finish_answer(answer.id, "an albatross", None, "stop")
