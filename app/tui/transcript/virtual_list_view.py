@@ -191,8 +191,8 @@ class VirtualListView(ScrollView):
         palette = renderer.palette
         block, place = self.virtual_list.at(line)
         strip = self.virtual_list.strip(block, place)
-        for mark in self.line_marks(block, place, renderer):
-            strip = restyled(strip, mark.start, mark.end, palette.found_here if mark.current else palette.found)
+        for found in self.line_marks(block, place, renderer):
+            strip = restyled(strip, found.start, found.end, palette.found_here if found.current else palette.found)
         if (selection := self.text_selection) is not None and (span := selection.get_span(line)) is not None:
             style = self.screen.get_component_rich_style("screen--selection")
             strip = marked(strip, *slice_of(span, self._text_left), style)
