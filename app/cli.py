@@ -9,7 +9,19 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 from typer.exceptions import TyperException
 
-from dslite.app.commands import bench, chat, complete, doctor, model, plan, profile, serve, session, shell_completion
+from dslite.app.commands import (
+    bench,
+    chat,
+    complete,
+    doctor,
+    engine,
+    model,
+    plan,
+    profile,
+    serve,
+    session,
+    shell_completion,
+)
 from dslite.app.commands.command import command
 from dslite.app.terminal import console, streams
 from dslite.app.terminal.log_file import log_error, log_place
@@ -31,6 +43,7 @@ app.command("complete")(command(complete.complete))
 app.command("doctor")(command(doctor.doctor))
 app.command("plan")(command(plan.plan))
 app.command("serve")(command(serve.serve))
+app.add_typer(engine.app, name="engine")
 app.add_typer(model.app, name="model")
 app.add_typer(profile.app, name="profile")
 app.add_typer(session.app, name="session")

@@ -7,7 +7,10 @@ from dslite.runtime.errors import UsageError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
+_TIME = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([smhd]?)\s*")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 MAX_SIZE = 2**63 - 1  # bytes
+MAX_TIME = 365 * 86_400  # seconds
 
 
 def size_text(count: float) -> str:
@@ -28,6 +31,18 @@ def parse_size(text: str, flag: str | None = None) -> int:
     if not 1 <= count <= MAX_SIZE:
         raise UsageError(f"{what} is out of range: a size is from 1 byte to 2^63 - 1 bytes", "write it as 12GiB")
     return count
+
+
+def parse_time(text: str, flag: str | None = None) -> float:
+    """Seconds of a time such as 30s, 10m, 2h, 1d, or 600. Raises UsageError, which names `flag`."""
+    what = repr(text) if flag is None else f"{flag} is {text!r}, which"
+    match = _TIME.fullmatch(text)
+    if not match:
+        raise UsageError(f"{what} is not a time", "write it as 30s, 10m or 2h")
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > MAX_TIME:
+        raise UsageError(f"{what} is more than a year", "write it as 30s, 10m or 2h")
+    return seconds
 
 
 def time_text(seconds: float) -> str:

@@ -17,6 +17,7 @@ from dslite.app.commands.flags import (
     EngineFlags,
     OutputFlags,
     PromptFlags,
+    WarmFlags,
     model_ref,
 )
 from dslite.app.commands.model_prompt import ensure_model
@@ -54,6 +55,7 @@ def complete(
     ] = False,
     batch: BatchFlags,
     engine: EngineFlags,
+    warm: WarmFlags,
     server: EndpointFlags,
     answer: AnswerFlags,
     conversation: ConversationFlags,
@@ -109,7 +111,10 @@ def complete(
                 echo=echo,
                 tells_constraint=not no_schema_prompt,
             )
-            backend = _backend(ref, prompts, options, served)
+            backend = None
+            if served is None and lines is None and not warm.no_warm:
+                backend = _warm_backend(ref, prompts, options, private=conversation.no_save)
+            backend = backend or _backend(ref, prompts, options, served)
             if lines is not None:
                 raise typer.Exit(complete_batch(backend, lines, target, interruption, batch_options))
             saver = ConversationSaver(store, earlier, saves=saves, model=ref.key, settings=settings)
@@ -130,6 +135,20 @@ def _limit(
         return ANY_MODEL
     settings = settle(given, conversation.profile, None, raw=source.raw)
     return prompt_limit(model_ref(settings.model or source.default_model, engine.revision), engine.ctx_size)
+
+
+def _warm_backend(
+    ref: ModelRef, options: "CompletionOptions", engine_options: EngineOptions, *, private: bool
+) -> "CompletionBackend[Any] | None":
+    """The warm engine; None where this process is to compute."""
+    from dslite.app.completion.warm import WarmCompletion, find_warm
+    from dslite.app.settings.precedence import keep_alive
+
+    found = find_warm(ref, engine_options, keep_alive_s=keep_alive())
+    if found is None:
+        return None
+    client, load_s = found
+    return WarmCompletion(client, ref, options, engine_options, private=private, load_s=load_s)
 
 
 def _backend(

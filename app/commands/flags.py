@@ -151,6 +151,15 @@ class EndpointFlags:
 
 
 @dataclass(frozen=True)
+class WarmFlags:
+    """Whether a warm engine may answer."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    no_warm: Annotated[bool, flag("--no-warm", help="Use no warm engine: compute in this process.")] = False
+
+
+@dataclass(frozen=True)
 class PromptFlags:
     """Where the prompt comes from, and whether it is a turn of a conversation or raw text."""
 

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ class _Running:
 
 class LocalCompletion:
     """A CompletionBackend over an engine."""
+
+    process: str | None = None
 
     def __init__(
         self,
@@ -154,6 +157,17 @@ class LocalCompletion:
                 yield spacing.strip(event)
         finally:
             status.clear()
+
+    def stream_again(self, request: Request, came: Sequence[Token], cancel: threading.Event) -> Iterator[Token | Done]:
+        """The rest of an answer of which another process made the first tokens, and ended.
+
+        Those are taken as they are, not drawn, so that the text goes on where it broke off; they are not repeated.
+        """
+        given = [token.id for token in came if not token.in_prompt and token.id is not None]
+        again = self.stream(replace(request, given=given), cancel)
+        for place, event in enumerate(again):
+            if place >= len(came) or isinstance(event, Done):
+                yield event
 
     def run_batch(
         self, requests: RequestSource[Request], cancel: threading.Event

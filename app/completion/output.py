@@ -85,6 +85,7 @@ def answer_object(backend: CompletionBackend[Any], answer: Answer, *, session: s
         "memory": dict(backend.memory()),
         "experts": dict(backend.experts()),
         "tokens": [token_object(token) for token in answer.tokens],
+        **({} if backend.process is None else {"engine": backend.process}),
     }
 
 

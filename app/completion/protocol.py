@@ -92,6 +92,7 @@ class CompletionBackend(Protocol[RequestT]):
     key: str
     weights: str | None  # the format of the weights; None where a server has them
     load_s: float
+    process: str | None  # "warm" where a process of its own computes; None: this one, or a server
 
     def serves(self, model: str) -> bool:
         """Whether a model's name, as -m takes it, means the model of this backend."""

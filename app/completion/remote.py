@@ -43,6 +43,7 @@ class RemoteCompletion:
 
     load_s = 0.0
     weights: str | None = None
+    process: str | None = None
 
     def __init__(self, served: RemoteModelRef, options: CompletionOptions) -> None:
         self.name = self.key = served.ref.name

@@ -10,6 +10,7 @@ from dslite.app.tui.style.keys import KEYS
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine_options import WEIGHTS
 from dslite.runtime.errors import UsageError
+from dslite.runtime.units import parse_time
 
 Check = Callable[[str, Any], str | None]  # of a key and its value: what is wrong, None where nothing is
 
@@ -20,8 +21,6 @@ TEXTUAL_THEMES = tuple(
     "catppuccin-mocha dracula flexoki gruvbox monokai nord rose-pine rose-pine-dawn rose-pine-moon solarized-dark "
     "solarized-light textual-dark textual-light tokyo-night".split()
 )
-
-_DURATION = re.compile(r"\d+(\.\d+)? ?(s|m|h|d)?")
 
 
 def clean_config(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -115,8 +114,11 @@ def _sampling_value(key: str, value: Any) -> str | None:
 
 
 def _duration(key: str, value: Any) -> str | None:
-    sound = (isinstance(value, str) and _DURATION.fullmatch(value)) or (type(value) is int and value >= 0)
-    return None if sound else f"{key} is {value!r}; it must be a time such as '10m'"
+    try:
+        parse_time(str(value) if type(value) is int else value)
+    except (UsageError, TypeError):
+        return f"{key} is {value!r}; it must be a time such as '10m'"
+    return None
 
 
 def _key(name: str, value: Any) -> str | None:

@@ -12,6 +12,7 @@ from dslite.app.settings.config_file import Config, read_config
 from dslite.app.settings.profiles import PLAIN, Profile, default_profile, default_values, get_profile, save_profile
 from dslite.app.settings.sampling import overlaid
 from dslite.runtime.engine_options import WEIGHTS, Weights
+from dslite.runtime.units import parse_time
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import Conversation
@@ -64,6 +65,12 @@ def default_weights(config: Config | None = None) -> Weights | None:
     """`weights` of [defaults]. Raises ConfigFileError."""
     value = (config or read_config()).text("defaults", "weights")
     return value if value in WEIGHTS else None
+
+
+def keep_alive(config: Config | None = None) -> float | None:
+    """Seconds that a warm engine outlives its last answer; None: none is started. Raises ConfigFileError."""
+    value = (config or read_config()).table("engine").get("keep_alive")
+    return parse_time(str(value)) or None if value is not None else None
 
 
 def _implied_profile(config: Config, conversation: "Conversation | None") -> Profile:

@@ -52,16 +52,17 @@ def log_place() -> str:
         return error.message
 
 
-def keep_log(*, answers: bool = True) -> None:
+def keep_log(*, answers: bool = True, stderr: bool = True) -> None:
     """Write what the package logs into its file, and its warnings also to stderr. Without `answers`, warnings alone."""
     logger = logging.getLogger("dslite")
     for handler in [handler for handler in logger.handlers if isinstance(handler, _File | _Stderr)]:
         logger.removeHandler(handler)
     logger.setLevel(logging.INFO if answers else logging.WARNING)
-    file, stderr = _File(), _Stderr(logging.WARNING)
+    file = _File()
     file.setFormatter(logging.Formatter(_FORMAT))
     logger.addHandler(file)
-    logger.addHandler(stderr)
+    if stderr:
+        logger.addHandler(_Stderr(logging.WARNING))
 
 
 def log_error(error: BaseException) -> None:

@@ -148,14 +148,24 @@ class PrefixCache:
         self.release(entry)
         return len(entry.ids)
 
-    def save(self, conversation: str) -> None:
-        """Write the newest entry to disk as that of a conversation, unless the disk holds just that."""
+    def save(self, conversation: str, ids: Sequence[int] | None = None) -> None:
+        """Write the newest entry to disk as that of a conversation, unless the disk holds just that.
+
+        With `ids`: what is known of these tokens, where others may have computed since.
+        """
         entry = self.newest
-        if self._open_disk is None or entry is None or not entry.ids:
+        known = 0 if entry is None else len(entry.ids)
+        if ids is not None:
+            entry, known = _longest(self._finished, ids)
+        if self._open_disk is None or entry is None or not known:
             return
-        now = (conversation, tuple(entry.ids))
-        if self._saved != now and self._open_disk().save(conversation, entry.ids, entry.cache):
+        now = (conversation, tuple(entry.ids[:known]))
+        if self._saved != now and self._open_disk().save(conversation, entry.ids[:known], entry.cache):
             self._saved = now
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many of the tokens one entry of the device level holds."""
+        return _longest(self._finished, ids)[1]
 
 
 def _longest(entries: Iterable[CachedTokens], ids: Sequence[int]) -> tuple[CachedTokens | None, int]:

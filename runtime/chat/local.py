@@ -49,14 +49,20 @@ class LocalChatBackend(ChatBackend):
         on_prefill: Callable[[Prefilling], None] | None = None,
     ) -> Iterator[ChatEvent]:
         """Answer, or continue the last message, without the space that the template leaves before an answer."""
+        request = self.request(messages, params, continue_final_message=continue_final_message)
+        events = self.engine.generate(request, cancel, on_prefill)  # raises here, not when the first event is taken
+        spacing = AnswerSpacing(request.spaces)
+        return (event if isinstance(event, Prefilling) else spacing.strip(event) for event in events)
+
+    def request(
+        self, messages: Sequence[Message], params: SamplingParams, *, continue_final_message: bool = False
+    ) -> Request:
+        """What `reply` asks of the engine. Raises UsageError, ContextFullError."""
         begun = begun_answer(messages) if continue_final_message else ""
         messages = with_instruction(messages, params.constraint)
         self._limit.check(_texts(messages))
         ids, spaces = self._prompt(messages, continue_final_message)
-        # Raises here, not when the first event is taken.
-        events = self.engine.generate(Request(ids, params, spaces=spaces, begun=begun), cancel, on_prefill)
-        spacing = AnswerSpacing(spaces)
-        return (event if isinstance(event, Prefilling) else spacing.strip(event) for event in events)
+        return Request(ids, params, spaces=spaces, begun=begun)
 
     def restore_cache(self, key: str, messages: Sequence[Message], *, continue_final_message: bool = False) -> None:
         """Read the conversation's rows from disk, once; later replies find them in the cache."""

@@ -77,6 +77,12 @@ class EngineCore:
         for log in self._answer_logs:
             log(done)
 
+    def forget(self) -> None:
+        """Drop from memory what belongs to earlier requests: the prefix cache, and compiled shapes of answers."""
+        self.prefix_cache.clear()
+        with self._opening:
+            self._constraints = None
+
     @property
     def constraints(self) -> "ConstraintCompiler":
         """Compiles the shapes of answers. Its library is loaded with the first."""

@@ -11,7 +11,8 @@ class Request:
     """A prompt and how to answer it.
 
     `logprobs` K: each token's log-probability and the K best; `echo`: the prompt's tokens too. `spaces` at the
-    beginning of the answer are no part of it. `begun`: text of the answer that the prompt ends with.
+    beginning of the answer are no part of it. `begun`: text of the answer that the prompt ends with. `given`: tokens
+    that the answer begins with, taken in place of drawn ones: another process drew them, and ended.
     """
 
     prompt_ids: abc.Sequence[int]
@@ -20,3 +21,4 @@ class Request:
     echo: bool = False
     spaces: int = 0
     begun: str = ""
+    given: abc.Sequence[int] = ()

@@ -96,12 +96,14 @@ class Sequence:
             return logits
 
     def push(self, logits: Tensor, drawn: int | None = None) -> list[Token]:
-        """Take the next token, drawn already or from logits (vocabulary,).
+        """Take the next token: the request's own, drawn already, or from logits (vocabulary,).
 
         An end token ends the answer and is not returned. Raises DsliteError where its shape cannot be followed.
         """
         if self._failed is not None:
             raise self._failed
+        if len(self.token_ids) < len(self.request.given):
+            drawn = self.request.given[len(self.token_ids)]
         if drawn is None:
             token_id = self._sampler.sample(self._allowed(logits))
         else:

@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def path_variables(home: Path) -> dict[str, str]:
-    """Environment variables that put configuration, data and cache below `home`."""
-    return {f"DSLITE_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")}
+    """Environment variables that put configuration, data, cache and sockets below `home`."""
+    return {f"DSLITE_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE", "RUNTIME")}

@@ -1,0 +1,220 @@
+"""Completions by an engine that runs already, in a process of its own. Where it ends, this process goes on.
+
+Imports nothing that computes: torch and tokenizers are the engine's, until it is lost.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dslite.app.completion.protocol import Answer, CompletionOptions, Prompt, RequestSource, TokenPrompt
+from dslite.app.terminal import console
+from dslite.app.terminal.console import TerminalStatus
+from dslite.app.terminal.progress_text import loading_text, reading_text
+from dslite.model.errors import DsliteError
+from dslite.runtime.downloads.hub import ModelRef, parse_model
+from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.engine_options import EngineOptions
+from dslite.runtime.events import Done, Event, LoadingEvent, Prefilling, Token
+from dslite.runtime.text.message import Message
+from dslite.runtime.warm.client import EngineLostError, EngineRefusedError, WarmClient
+from dslite.runtime.warm.launcher import obtain_engine
+from dslite.runtime.warm.messages import message_objects, parse_params
+
+if TYPE_CHECKING:
+    from dslite.app.completion.local import LocalCompletion
+    from dslite.runtime.engine.request import Request
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class WarmRequest:
+    """A prompt whose request the engine holds, and what it takes to make the request again."""
+
+    params: SamplingParams
+    prompt_tokens: int
+    prompt: Prompt
+    overrides: Mapping[str, Any] | None
+
+
+class WarmCompletion:
+    """A CompletionBackend over a warm engine, for one answer at a time."""
+
+    process: str | None = "warm"
+
+    def __init__(
+        self,
+        client: WarmClient,
+        ref: ModelRef,
+        options: CompletionOptions,
+        engine_options: EngineOptions,
+        *,
+        private: bool,
+        load_s: float = 0.0,
+    ) -> None:
+        """`private`: the engine forgets the request. `load_s`: the time that was waited for it to load."""
+        self.name = ref.repo_id or ref.name
+        self.key = ref.key
+        self.weights: str | None = engine_options.weights
+        self.load_s = load_s
+        self._client = client
+        self._ref = ref
+        self._options = options
+        self._engine_options = engine_options
+        self._private = private
+        self._local: LocalCompletion | None = None  # once the engine is lost
+        self._resumed: str | None = None
+
+    def serves(self, model: str) -> bool:
+        return model == self.name or parse_model(model).key == self.key
+
+    def request(self, prompt: Prompt, overrides: Mapping[str, Any] | None = None) -> WarmRequest:
+        """Have the engine make the request. Raises UsageError, ContextFullError."""
+        fields = {"prompt": _prompt_object(prompt), "overrides": overrides, "options": asdict(self._options)}
+        made = self._ask(
+            lambda client: _made(client.call("prepare", private=self._private, complete=fields)),
+            lambda local: _made_here(local.request(prompt, overrides)),
+        )
+        return WarmRequest(*made, prompt, overrides)
+
+    def check_fits(self, request: WarmRequest) -> None:
+        """The engine has checked its request."""
+        if self._local is not None:
+            self._local.check_fits(self._local.request(request.prompt, request.overrides))
+
+    def resume(self, conversation: str, request: WarmRequest) -> None:
+        self._resumed = conversation
+        self._ask(
+            lambda client: client.call("resume", conversation=conversation),
+            lambda local: local.resume(conversation, local.request(request.prompt, request.overrides)),
+        )
+
+    def keep(self, conversation: str) -> None:
+        self._ask(lambda client: client.call("keep", conversation=conversation), lambda local: local.keep(conversation))
+
+    def memory(self) -> Mapping[str, int | None]:
+        if self._local is not None:
+            return self._local.memory()
+        names = ("weights_bytes", "kv_bytes", "kv_bytes_per_token", "peak_rss_bytes", "peak_vram_bytes")
+        return self._client.memory or dict.fromkeys(names)
+
+    def experts(self) -> Mapping[str, int | None]:
+        if self._local is not None:
+            return self._local.experts()
+        return self._client.experts or dict.fromkeys(("slots", "hits", "misses", "bytes_moved"))
+
+    def stream(self, request: WarmRequest, cancel: threading.Event) -> Iterator[Token | Done]:
+        """The tokens of an answer and its end; prefill shows on the status line.
+
+        Where the engine is lost, this process makes the answer again: what has come already is given and passed over.
+        """
+        came: list[Token] = []
+        if self._local is None:
+            try:
+                for event in _shown(self._client.answer(cancel)):
+                    if isinstance(event, Token):
+                        came.append(event)
+                    yield event
+                return
+            except EngineLostError as error:
+                if cancel.is_set():
+                    yield _interrupted(request, came)
+                    return
+                local = self._fall_back(error)
+                if self._resumed is not None:
+                    self.resume(self._resumed, request)
+        else:
+            local = self._local
+        yield from local.stream_again(local.request(request.prompt, request.overrides), came, cancel)
+
+    def run_batch(
+        self, requests: RequestSource[WarmRequest], cancel: threading.Event
+    ) -> Iterator[tuple[int, Answer | DsliteError]]:
+        """A batch is answered in the process that reads it."""
+        raise NotImplementedError
+
+    def _ask(self, engine: Callable[[WarmClient], _T], here: "Callable[[LocalCompletion], _T]") -> _T:
+        if self._local is None:
+            try:
+                return engine(self._client)
+            except EngineLostError as error:
+                self._fall_back(error)
+        assert self._local is not None
+        return here(self._local)
+
+    def _fall_back(self, error: EngineLostError) -> "LocalCompletion":
+        """Load the model into this process."""
+        from dslite.app.completion.local import LocalCompletion
+
+        console.warn(f"the warm engine was lost ({error}): this process loads the model and goes on")
+        self._client.close()
+        self.process = None
+        self._local = LocalCompletion.open(self._ref, self._options, self._engine_options)
+        self.load_s = self._local.load_s
+        return self._local
+
+
+def find_warm(ref: ModelRef, options: EngineOptions, *, keep_alive_s: float | None) -> tuple[WarmClient, float] | None:
+    """The engine that runs for a model, or with `keep_alive_s` is started, and the seconds that its load took.
+
+    None where this process is to compute; where there is a reason, stderr says it.
+    """
+    status, started = TerminalStatus(), time.perf_counter()
+    waited = False
+
+    def show(event: LoadingEvent) -> None:
+        nonlocal waited
+        waited = True
+        status.show(loading_text(event))
+
+    try:
+        client = obtain_engine(ref, options, keep_alive_s, show)
+    except EngineRefusedError as error:
+        console.warn(f"the warm engine is not used: {error}")
+        return None
+    except DsliteError as error:
+        console.warn(f"no warm engine is used: {error.message}{'; ' if error.remedy else ''}{error.remedy}")
+        return None
+    finally:
+        status.clear()
+    return None if client is None else (client, time.perf_counter() - started if waited else 0.0)
+
+
+def _made(reply: Mapping[str, Any]) -> tuple[SamplingParams, int]:
+    return parse_params(reply["params"]), int(reply["prompt_tokens"])
+
+
+def _made_here(request: "Request") -> tuple[SamplingParams, int]:
+    return request.params, len(request.prompt_ids)
+
+
+def _interrupted(request: WarmRequest, came: Sequence[Token]) -> Done:
+    """The end of an answer that was stopped, and whose engine is gone."""
+    made = [token for token in came if not token.in_prompt]
+    ids = tuple(token.id for token in made if token.id is not None)
+    return Done("interrupted", "".join(token.delta for token in made), ids, request.prompt_tokens, 0)
+
+
+def _shown(events: Iterator[Event]) -> Iterator[Token | Done]:
+    """The events of an answer, its prefill shown on the status line."""
+    status = TerminalStatus()
+    try:
+        for event in events:
+            if isinstance(event, Prefilling):
+                status.show(reading_text(event))
+                continue
+            status.clear()
+            yield event
+    finally:
+        status.clear()
+
+
+def _prompt_object(prompt: Prompt) -> dict[str, Any]:
+    if isinstance(prompt, str):
+        return {"text": prompt}
+    if isinstance(prompt, TokenPrompt):
+        return {"ids": prompt.ids}
+    return {"messages": message_objects([message for message in prompt if isinstance(message, Message)])}

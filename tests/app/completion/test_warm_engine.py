@@ -1,0 +1,230 @@
+"""`complete` with a warm engine in the background: the same answers, and what happens when the engine is not there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cli_process import Dslite
+from support.warm import short_folder
+
+EXACT = ("--device", "cpu", "--dtype", "float32", "--threads", "1")
+DEMO = ("-m", "demo", *EXACT)
+SCHEMA = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
+
+
+@pytest.fixture
+def warm(dslite: Dslite) -> Iterator[Dslite]:
+    """The command with a runtime folder of its own; engines that it starts are stopped."""
+    with short_folder() as folder:
+        dslite.env["DSLITE_RUNTIME_DIR"] = str(folder)
+        yield dslite
+        for engine in engines(dslite):
+            os.kill(engine["pid"], signal.SIGKILL)
+
+
+def engines(dslite: Dslite) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(dslite("engine", "status", "-o", "json").out)
+    return found
+
+
+def start(dslite: Dslite, *model: str) -> int:
+    """The process of an engine that is started."""
+    result = dslite("engine", "start", *model)
+    assert result.code == 0, result.err
+    (engine,) = engines(dslite)
+    return int(engine["pid"])
+
+
+def same(answer: dict[str, Any]) -> dict[str, Any]:
+    """What of an answer's JSON does not depend on time, process and conversation."""
+    left_out = ("timing", "session", "engine", "memory")
+    memory = {key: answer["memory"][key] for key in ("weights_bytes", "kv_bytes", "kv_bytes_per_token")}
+    return {"memory": memory, **{key: value for key, value in answer.items() if key not in left_out}}
+
+
+def test_answers_are_those_of_a_process_of_its_own(warm: Dslite) -> None:
+    start(warm, *DEMO)
+    for flags in (
+        ("-t", "0", "-n", "16", "hi"),
+        ("-t", "1", "--seed", "7", "-n", "24", "Tell me of profiles"),
+        ("-t", "0", "-n", "6", "--logprobs", "3", "hi"),
+        ("--raw", "-t", "0", "-n", "4", "--logprobs", "1", "--echo", "Hello there"),
+        ("--raw", "-t", "0", "-n", "0", "--logprobs", "0", "--echo", "Hello there"),
+        ("-t", "0", "-n", "40", "--json-schema", SCHEMA, "a number"),
+        ("-t", "0", "-n", "9", "--regex", "[a-f]{3}", "hi"),
+        ("-t", "0", "-n", "30", "--stop", "model", "-s", "Be brief", "Grüße 🙂"),
+    ):
+        # Not saved, so that nothing is cached in the engine either: the numbers are the same to the last bit.
+        here = warm("complete", *DEMO, *flags, "--no-save", "--json", "--no-warm")
+        there = warm("complete", *DEMO, *flags, "--no-save", "--json")
+        assert there.json["engine"] == "warm", there.err
+        assert "engine" not in here.json
+        assert (here.code, same(here.json)) == (there.code, same(there.json))
+        timing = there.json["timing"]
+        assert isinstance(timing, dict)
+        assert timing["load_s"] == 0.0
+        text = warm("complete", *DEMO, *flags, "--no-save")
+        assert text.out == warm("complete", *DEMO, *flags, "--no-save", "--no-warm").out
+
+
+def test_errors_are_those_of_a_process_of_its_own(warm: Dslite) -> None:
+    start(warm, *DEMO, "--ctx-size", "64")
+    for flags in (
+        ("-n", "9", "--regex", "(?=x)", "hi"),
+        ("hi " * 200,),
+        ("--raw", "--stop-token-id", "999999", "hi"),
+    ):
+        here = warm("complete", *DEMO, "--ctx-size", "64", *flags, "--no-warm")
+        there = warm("complete", *DEMO, "--ctx-size", "64", *flags)
+        assert here.code in (2, 4)
+        assert (here.code, here.out, here.err) == (there.code, there.out, there.err)
+
+
+def test_a_conversation_goes_on_with_the_caches_of_the_engine(warm: Dslite) -> None:
+    start(warm, *DEMO)
+    first = warm("complete", *DEMO, "-t", "0", "--json", "What is a profile?").json
+    second = warm("complete", *DEMO, "-t", "0", "--json", "-c", "And how do I save one?").json
+    assert second["session"] == first["session"]
+    assert int(str(second["cached_tokens"])) > int(str(first["prompt_tokens"]))
+    here = warm("complete", *DEMO, "-t", "0", "--json", "--no-warm", "-c", "--no-save", "Thanks").json
+    assert int(str(here["cached_tokens"])) > int(str(second["prompt_tokens"]))  # of the file that the engine wrote
+
+
+@pytest.mark.parametrize("sampling", [("-t", "0"), ("-t", "1.2", "--seed", "5", "--repetition-penalty", "1.1")])
+def test_a_kill_in_the_middle_of_an_answer_loses_nothing(warm: Dslite, sampling: tuple[str, ...]) -> None:
+    flags = ("--raw", *sampling, "-n", "5000", "--regex", "[a-z ]{2500}", "--logprobs", "0", "-o", "jsonl", "Once")
+    wanted = warm("complete", *DEMO, *flags, "--no-warm")
+    pid = start(warm, *DEMO)
+    running = warm.start("complete", *DEMO, *flags)
+    running.send(b"")
+    running.read(1)
+    os.kill(pid, signal.SIGKILL)
+    result = running.wait()
+    assert result.code == wanted.code == 0
+    assert b"the warm engine was lost" in result.err
+    assert [line.get("id") for line in result.lines] == [line.get("id") for line in wanted.lines]
+    assert result.lines[-1]["text"] == wanted.lines[-1]["text"]
+    assert "engine" not in result.lines[-1]
+
+
+def test_a_killed_engine_leaves_a_socket_that_hinders_nothing(warm: Dslite) -> None:
+    pid = start(warm, *DEMO)
+    os.kill(pid, signal.SIGKILL)
+    assert list(Path(warm.env["DSLITE_RUNTIME_DIR"]).glob("*.socket"))
+    result = warm("complete", *DEMO, "-t", "0", "-n", "3", "--json", "hi")
+    assert (result.code, result.err) == (0, b"")
+    assert "engine" not in result.json
+    assert start(warm, *DEMO) != pid
+
+
+def test_ctrl_c_stops_the_answer_in_the_engine(warm: Dslite, babbler: Path) -> None:
+    model = ("-m", str(babbler), *EXACT)
+    start(warm, *model)
+    running = warm.start("complete", *model, "-t", "0", "-n", "30000", "-o", "jsonl", "hello")
+    running.send(b"")
+    running.read(1)
+    running.kill(signal.SIGINT)
+    result = running.wait()
+    assert (result.code, result.err) == (130, b"")
+    answer = result.lines[-1]
+    assert (answer["finish_reason"], answer["engine"]) == ("interrupted", "warm")
+    assert 0 < len(str(answer["text"])) < 30_000
+    log = (Path(warm.env["DSLITE_DATA_DIR"]) / "dslite.log").read_text()
+    assert "interrupted: prefill" in log  # which the engine writes when an answer of its own is over
+
+
+def test_a_model_whose_files_have_changed_is_computed_here(warm: Dslite, greeter: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in greeter.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    start(warm, "-m", str(model), *EXACT)
+    os.utime(next(model.glob("*.safetensors")))
+    result = warm("complete", "-m", str(model), *EXACT, "-t", "0", "--json", "hello")
+    assert b"the files of the model have changed" in result.err
+    assert (result.json["text"], "engine" in result.json) == ("hi", False)
+
+
+@pytest.mark.parametrize("other", [("--ctx-size", "100"), ("--dtype", "bfloat16"), ("--no-warm",)])
+def test_other_settings_are_computed_here(warm: Dslite, other: tuple[str, ...]) -> None:
+    start(warm, *DEMO)
+    result = warm("complete", *DEMO, *other, "-n", "1", "--json", "hi")
+    assert (result.code, result.err, "engine" in result.json) == (0, b"", False)
+
+
+def test_a_runtime_folder_that_others_can_enter_is_not_used(warm: Dslite) -> None:
+    start(warm, *DEMO)
+    folder = Path(warm.env["DSLITE_RUNTIME_DIR"])
+    folder.chmod(0o755)
+    result = warm("complete", *DEMO, "-n", "1", "--json", "hi")
+    folder.chmod(0o700)
+    assert result.code == 0
+    assert b"open to other users" in result.err
+    assert "engine" not in result.json
+
+
+def test_an_engine_inherits_neither_secrets_nor_a_terminal(warm: Dslite) -> None:
+    secrets = {"HF_TOKEN": "hf_secret", "MY_API_KEY": "secret", "DSLITE_TEMPERATURE": "1"}
+    assert warm("engine", "start", *DEMO, env=secrets).code == 0
+    (engine,) = engines(warm)
+    process = Path(f"/proc/{engine['pid']}")
+    assert b"secret" not in (process / "environ").read_bytes()
+    assert b"DSLITE_TEMPERATURE" not in (process / "environ").read_bytes()
+    assert os.getsid(engine["pid"]) != os.getsid(0)
+    assert [os.readlink(process / "fd" / number) for number in "01"] == ["/dev/null"] * 2
+    assert os.readlink(process / "fd" / "2").endswith("dslite.log")
+
+
+def test_no_save_leaves_nothing_for_the_next_request(warm: Dslite) -> None:
+    start(warm, *DEMO)
+    for flags, known in ((("--no-save",), False), ((), False), ((), True)):
+        result = warm("complete", *DEMO, *flags, "-n", "2", "--json", "A rather long question about nothing").json
+        assert (result["engine"], int(str(result["cached_tokens"])) > 0) == ("warm", known)
+    log = (Path(warm.env["DSLITE_DATA_DIR"]) / "dslite.log").read_text()
+    assert log.count("prefill of") == 2
+
+
+def test_start_status_and_stop(warm: Dslite) -> None:
+    assert warm("engine", "status", "-o", "json").out == b"[]\n"
+    assert warm("engine", "stop").code == 0
+    pid = start(warm, *DEMO, "--keep-alive", "2h")
+    (engine,) = engines(warm)
+    assert engine.keys() >= {"pid", "model", "weights", "idle_s"}
+    assert (engine["model"], engine["weights"], engine["keep_alive_s"]) == ("demo", "bfloat16", 7200.0)
+    again = warm("engine", "start", *DEMO)
+    assert str(pid) in again.text
+    assert f"stopped {pid}" in warm("engine", "stop").text
+    assert engines(warm) == []
+    assert not list(Path(warm.env["DSLITE_RUNTIME_DIR"]).glob("*.socket"))
+
+
+@pytest.mark.parametrize("text", ["0", "soon", "-5m", "800d"])
+def test_a_keep_alive_that_is_no_time_is_a_usage_error(dslite: Dslite, text: str) -> None:
+    assert dslite("engine", "start", *DEMO, f"--keep-alive={text}").code == 2
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_by_start(warm: Dslite, greeter: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in greeter.iterdir():
+        (model / file.name).write_bytes(file.read_bytes() if file.suffix != ".safetensors" else b"not tensors")
+    result = warm("engine", "start", "-m", str(model), *EXACT)
+    assert result.code == 3, result.err
+    assert b"safetensors" in result.err
+    assert engines(warm) == []
+
+
+def test_the_client_imports_nothing_that_computes(warm: Dslite) -> None:
+    start(warm, *DEMO)
+    command = [sys.executable, "-X", "importtime", "-m", "dslite.app", "complete", *DEMO, "-n", "1", "--no-stdin", "hi"]
+    done = subprocess.run(command, env=warm.env, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "dslite.runtime.warm.client" in loaded
+    heavy = {"torch", "tokenizers", "numpy", "jinja2", "llguidance", "huggingface_hub", "tomlkit", "rich", "textual"}
+    assert not loaded & {*heavy, "asyncio", "dslite.runtime.engine.engine"}
