@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 # Triton reads this when it is first imported, which transformers does too: kernels run without a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest_plugins = ["support.hub_fixtures", "support.serving"]
+pytest_plugins = ["support.hub_fixtures", "support.serving", "support.warm"]
 
 
 def _take_signals() -> None:

@@ -17,6 +17,7 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.engine_options import EngineOptions
+from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Done, Event, LoadingEvent, Prefilling, Token
 from dslite.runtime.text.message import Message
 from dslite.runtime.warm.client import EngineLostError, EngineRefusedError, WarmClient
@@ -160,7 +161,8 @@ class WarmCompletion:
 def find_warm(ref: ModelRef, options: EngineOptions, *, keep_alive_s: float | None) -> tuple[WarmClient, float] | None:
     """The engine that runs for a model, or with `keep_alive_s` is started, and the seconds that its load took.
 
-    None where this process is to compute; where there is a reason, stderr says it.
+    None where this process is to compute; where there is a reason, stderr says it. Raises ModelUnavailableError,
+    UsageError.
     """
     status, started = TerminalStatus(), time.perf_counter()
     waited = False
@@ -173,8 +175,10 @@ def find_warm(ref: ModelRef, options: EngineOptions, *, keep_alive_s: float | No
     try:
         client = obtain_engine(ref, options, keep_alive_s, show)
     except EngineRefusedError as error:
-        console.warn(f"the warm engine is not used: {error}")
+        console.warn(f"the warm engine is not used: {error}; dslite engine stop ends it")
         return None
+    except (ModelUnavailableError, UsageError):
+        raise  # the engine cannot load the model, and this process could not either
     except DsliteError as error:
         console.warn(f"no warm engine is used: {error.message}{'; ' if error.remedy else ''}{error.remedy}")
         return None

@@ -20,12 +20,15 @@ from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine_loader import open_engine
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.events import Loading
+from dslite.runtime.system import system_name
 from dslite.runtime.warm.client import WarmClient, find_engine
 from dslite.runtime.warm.connection import LoadedEngine
 from dslite.runtime.warm.idle import IdleTimer
 from dslite.runtime.warm.key import EngineKey
 from dslite.runtime.warm.server import EngineSocket, WarmServer, serve
 from support.paths import path_variables
+
+needs_engines = pytest.mark.skipif(system_name() != "linux", reason="warm engines are tried on Linux alone")
 
 OPTIONS = EngineOptions(device="cpu", dtype="float32", threads=1)
 

@@ -3,15 +3,19 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.cli_process import Dslite
-from support.warm import short_folder
+from support.warm import needs_engines, short_folder
+
+pytestmark = needs_engines
 
 EXACT = ("--device", "cpu", "--dtype", "float32", "--threads", "1")
 DEMO = ("-m", "demo", *EXACT)
@@ -218,6 +222,73 @@ def test_a_model_that_cannot_be_loaded_is_reported_by_start(warm: Dslite, greete
     assert result.code == 3, result.err
     assert b"safetensors" in result.err
     assert engines(warm) == []
+
+
+def keep_alive(warm: Dslite, text: str) -> None:
+    config = Path(warm.env["DSLITE_CONFIG_DIR"]) / "config.toml"
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(f'[engine]\nkeep_alive = "{text}"\n')
+
+
+def test_keep_alive_starts_the_engine_at_the_first_use(warm: Dslite) -> None:
+    keep_alive(warm, "10m")
+    first = warm("complete", *DEMO, "-t", "0", "-n", "5", "--json", "hi")
+    (engine,) = engines(warm)
+    assert engine["keep_alive_s"] == 600.0
+    second = warm("complete", *DEMO, "-t", "0", "-n", "5", "--json", "hi")
+    assert [engine["pid"]] == [each["pid"] for each in engines(warm)]
+    for result in (first, second):
+        assert (result.code, result.err, result.json["engine"]) == (0, b"", "warm")
+    assert first.json["text"] == second.json["text"]
+    times = [result.json["timing"]["load_s"] for result in (first, second)]  # type: ignore[index]
+    assert times[0] > times[1] == 0.0
+
+
+@pytest.mark.parametrize("text", ["0", "0s"])
+def test_a_keep_alive_of_nothing_starts_none(warm: Dslite, text: str) -> None:
+    keep_alive(warm, text)
+    assert "engine" not in warm("complete", *DEMO, "-n", "1", "--json", "hi").json
+    assert not Path(warm.env["DSLITE_RUNTIME_DIR"]).exists()
+
+
+def test_no_warm_starts_none(warm: Dslite) -> None:
+    keep_alive(warm, "10m")
+    assert "engine" not in warm("complete", *DEMO, "-n", "1", "--json", "--no-warm", "hi").json
+    assert engines(warm) == []
+
+
+def test_an_engine_ends_by_itself(warm: Dslite) -> None:
+    keep_alive(warm, "0.3s")
+    assert warm("complete", *DEMO, "-n", "1", "--json", "hi").code == 0
+    for file in Path(warm.env["DSLITE_RUNTIME_DIR"]).glob("*.socket"):  # it may have ended already
+        with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
+            connection.connect(str(file))
+            assert connection.recv(1) == b""
+    assert engines(warm) == []
+    assert warm("complete", *DEMO, "-n", "1", "--json", "hi").code == 0
+
+
+def test_an_error_of_the_model_is_reported_once(warm: Dslite, greeter: Path, tmp_path: Path) -> None:
+    keep_alive(warm, "10m")
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in greeter.iterdir():
+        (model / file.name).write_bytes(file.read_bytes() if file.suffix != ".safetensors" else b"not tensors")
+    there = warm("complete", "-m", str(model), *EXACT, "hi")
+    here = warm("complete", "-m", str(model), *EXACT, "--no-warm", "hi")
+    assert (there.code, there.out, there.err) == (here.code, here.out, here.err)
+    assert there.code == 3
+
+
+def test_where_no_engine_can_be_started_the_command_computes(warm: Dslite) -> None:
+    keep_alive(warm, "10m")
+    folder = Path(warm.env["DSLITE_RUNTIME_DIR"])
+    folder.mkdir()
+    folder.chmod(0o777)
+    result = warm("complete", *DEMO, "-n", "1", "--json", "hi")
+    folder.chmod(0o700)
+    assert (result.code, "engine" in result.json) == (0, False)
+    assert b"open to other users" in result.err
 
 
 def test_the_client_imports_nothing_that_computes(warm: Dslite) -> None:

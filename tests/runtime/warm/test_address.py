@@ -6,11 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from support.warm import needs_engines
 
 from dslite.runtime.system import local_socket
 from dslite.runtime.warm.address import RuntimeFolderError, find_folder, make_folder, runtime_folder, socket_file
 
-pytest_plugins = ["support.warm"]
+pytestmark = needs_engines
 
 
 def test_a_folder_is_made_for_this_user_alone(runtime_dir: Path) -> None:

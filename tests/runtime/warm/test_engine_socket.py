@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.markov_model import write_markov_model
-from support.warm import RunningEngine, prepare, warm_engine
+from support.warm import RunningEngine, needs_engines, prepare, warm_engine
 
 from dslite.runtime.errors import ContextFullError, UsageError
 from dslite.runtime.events import Done, Loading, LoadingEvent, Token
@@ -27,7 +27,8 @@ from dslite.runtime.warm.client import (
 )
 from dslite.runtime.warm.key import EngineKey
 
-pytest_plugins = ["support.warm"]
+pytestmark = needs_engines
+
 NEVER = threading.Event()
 
 

@@ -6,8 +6,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from support.warm import needs_engines
 
 from dslite.runtime.warm.frames import MOST_DEPTH, Channel, ProtocolError
+
+pytestmark = needs_engines
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from support.markov_model import write_markov_model
+from support.warm import needs_engines
 
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.warm.key import EngineKey
 
-pytest_plugins = ["support.warm"]
+pytestmark = needs_engines
 
 
 @pytest.fixture
