@@ -206,6 +206,7 @@ class EngineWorker:
                 else:
                     self._reset_stats()
         self._save_cache()
+        self._close_backend()
 
     def _next(self) -> _Job:
         """The next job. If none comes for a while, write the cache of the last one to disk meanwhile."""
@@ -220,6 +221,11 @@ class EngineWorker:
         job, self._unsaved = self._unsaved, None
         if job is not None and self._loaded is not None and (identity := self._id(job)) is not None:
             self._loaded.backend.save_cache(identity)
+
+    def _close_backend(self) -> None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.backend.close()
 
     def _id(self, job: GenerationJob) -> str | None:
         return self._ids.get(job.conversation, job.conversation_id)
@@ -236,7 +242,7 @@ class EngineWorker:
         """Load a model. The loaded one is freed only once the new one was found, so a mistyped name costs nothing."""
         try:
             self._load_model.check(ref)
-            self._loaded = None  # its weights are freed before the new ones are read
+            self._close_backend()  # its weights are freed before the new ones are read
             self._emit(LoadingStarted(ref))
             self._loaded = self._load_model.load(ref, self._emit)
             self._emit(ModelReady(ref, self._loaded.backend.stats()))

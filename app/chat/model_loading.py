@@ -1,18 +1,24 @@
 """Loads a model for a chat and reports progress. Torch is imported by the thread that loads the model."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dslite.app.settings.endpoint import RemoteModelRef
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.downloads.packed import find_packed, locate_weights
 from dslite.runtime.engine_options import EngineOptions
-from dslite.runtime.errors import CheckpointError, UsageError
+from dslite.runtime.errors import CheckpointError, DsliteError, ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
+    from dslite.runtime.chat.local import LocalChatBackend
     from dslite.runtime.chat.protocol import ChatBackend
+    from dslite.runtime.chat.warm import WarmChatBackend
     from dslite.runtime.events import LoadingEvent
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,19 @@ class ModelLoader(Protocol):
 
 
 @dataclass(frozen=True)
+class WarmUse:
+    """A warm engine may answer. `keep_alive_s` None: none is started. `private`: it forgets the chat at its end."""
+
+    keep_alive_s: float | None = None
+    private: bool = False
+
+
+@dataclass(frozen=True)
 class LocalModelLoader:
-    """Loads models into this process."""
+    """Uses models that are on this machine: in a warm engine that runs, or loaded into this process."""
 
     engine_options: EngineOptions
+    warm: WarmUse | None = None  # None: always this process
 
     def parse(self, name: str) -> ModelRef:
         return parse_model(name)
@@ -58,11 +73,40 @@ class LocalModelLoader:
     def load(self, ref: ModelRef, report: Callable[["LoadingEvent"], None]) -> LoadedModel:
         folder = locate_weights(ref, self.engine_options.weights)
         from dslite.app.settings.sampling import model_defaults
+
+        return LoadedModel(self._warm(ref, report) or self._load_here(ref, report), model_defaults(folder))
+
+    def _load_here(self, ref: ModelRef, report: Callable[["LoadingEvent"], None]) -> "LocalChatBackend":
         from dslite.runtime.chat.local import LocalChatBackend
         from dslite.runtime.engine_loader import open_engine
 
         engine = open_engine(ref, self.engine_options, report)
-        return LoadedModel(LocalChatBackend(engine, ref.key, self.engine_options.weights), model_defaults(folder))
+        return LocalChatBackend(engine, ref.key, self.engine_options.weights)
+
+    def _warm(self, ref: ModelRef, report: Callable[["LoadingEvent"], None]) -> "WarmChatBackend | None":
+        """The engine that runs for the model, or is started; None where this process is to compute."""
+        if self.warm is None:
+            return None
+        from dslite.runtime.chat.warm import WarmChatBackend
+        from dslite.runtime.warm.client import EngineRefusedError
+        from dslite.runtime.warm.launcher import obtain_engine
+
+        connect = partial(obtain_engine, ref, self.engine_options, self.warm.keep_alive_s)
+        try:
+            client = connect(report)
+        except (ModelUnavailableError, UsageError):
+            raise  # the engine cannot load the model, and this process could not either
+        except (EngineRefusedError, DsliteError) as error:
+            _log.warning("the warm engine is not used: %s", error)
+            return None
+        if client is None:
+            return None
+        return WarmChatBackend(
+            client,
+            private=self.warm.private,
+            connect=lambda: connect(lambda _: None),
+            load_here=lambda: self._load_here(ref, lambda _: None),
+        )
 
 
 @dataclass(frozen=True)

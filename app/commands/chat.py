@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dslite.app.commands.command import flag, handles_signals
-from dslite.app.commands.flags import AnswerFlags, ConversationFlags, EndpointFlags, EngineFlags, model_ref
+from dslite.app.commands.flags import AnswerFlags, ConversationFlags, EndpointFlags, EngineFlags, WarmFlags, model_ref
 from dslite.app.commands.packing import ensure_packed
 from dslite.app.terminal.questions import can_ask
 from dslite.runtime.downloads.packed import locate_weights, source_folder
@@ -27,6 +27,7 @@ def chat(
     *,
     plain: Annotated[bool, flag("--plain", help="Line by line: for screen readers and simple terminals.")] = False,
     engine: EngineFlags,
+    warm: WarmFlags,
     server: EndpointFlags,
     answer: AnswerFlags,
     conversation: ConversationFlags,
@@ -39,7 +40,7 @@ def chat(
     engine.options()  # a wrong flag is an error before anything starts
     save_flags(conversation.save_profile, given, conversation.profile)
     plain = plain or os.environ.get("TERM") in ("dumb", "")
-    start = _start(given, _find(conversation), engine, server, conversation)
+    start = _start(given, _find(conversation), engine, warm, server, conversation)
     options = start.loader.engine_options if isinstance(start.loader, LocalModelLoader) else None
     if not plain and not can_ask():
         if options is not None:
@@ -98,21 +99,23 @@ def _start(
     given: "AnswerSettings",
     earlier: "Conversation | None",
     engine: EngineFlags,
+    warm: WarmFlags,
     server: EndpointFlags,
     conversation: ConversationFlags,
 ) -> "ChatLaunch":
     """What the chat starts with. Raises NotFoundError, UsageError, ConfigFileError, ModelUnavailableError."""
     from dslite.app.chat.autosave import ConversationWriter
     from dslite.app.chat.launch import ChatConfig, ChatLaunch
-    from dslite.app.chat.model_loading import LocalModelLoader, RemoteModelLoader
+    from dslite.app.chat.model_loading import LocalModelLoader, RemoteModelLoader, WarmUse
     from dslite.app.chat.model_setup import FirstRun
     from dslite.app.chat.settings import ChatSettings
     from dslite.app.settings.endpoint import find_served
-    from dslite.app.settings.precedence import settle
+    from dslite.app.settings.precedence import keep_alive, settle
     from dslite.app.settings.profiles import default_values
 
     config, warnings = _read_config(required=conversation.profile is not None)
     settled = settle(given, conversation.profile, earlier, raw=False, config=config)
+    use = None if warm.no_warm else WarmUse(keep_alive(config), private=conversation.no_save)
     served = find_served(server.endpoint, server.endpoint_key_env, given.model, settled.model)
     ref = served.ref if served else model_ref(settled.model or _CHAT_MODEL, engine.revision)
     settings = ChatSettings(
@@ -125,7 +128,7 @@ def _start(
     return ChatLaunch(
         ref=ref,
         settings=settings,
-        loader=RemoteModelLoader(served) if served else LocalModelLoader(engine.options(settled.weights)),
+        loader=RemoteModelLoader(served) if served else LocalModelLoader(engine.options(settled.weights), use),
         writer=ConversationWriter(_open_store, saving=not conversation.no_save),
         resume=None if earlier is None else lambda _: earlier.id,
         config=ChatConfig.of_config(config),

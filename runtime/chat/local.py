@@ -5,6 +5,7 @@ whole. LocalChatBackend is the ChatBackend whose model runs in this process.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from threading import Event as Flag
 
 from dslite.runtime.chat.protocol import ChatBackend, ModelStats
@@ -13,7 +14,7 @@ from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.events import ChatEvent, Prefilling
+from dslite.runtime.events import ChatEvent, Event, Prefilling, Token
 from dslite.runtime.text.chat_template import ChatTemplate
 from dslite.runtime.text.message import AnswerSpacing, Message, begun_answer
 from dslite.runtime.text.prompt_limit import PromptLimit
@@ -50,9 +51,33 @@ class LocalChatBackend(ChatBackend):
     ) -> Iterator[ChatEvent]:
         """Answer, or continue the last message, without the space that the template leaves before an answer."""
         request = self.request(messages, params, continue_final_message=continue_final_message)
-        events = self.engine.generate(request, cancel, on_prefill)  # raises here, not when the first event is taken
-        spacing = AnswerSpacing(request.spaces)
-        return (event if isinstance(event, Prefilling) else spacing.strip(event) for event in events)
+        return self.answer(request, cancel, on_prefill)
+
+    def answer(
+        self,
+        request: Request,
+        cancel: Flag,
+        on_prefill: Callable[[Prefilling], None] | None = None,
+        *,
+        came: Sequence[Token] = (),
+    ) -> Iterator[ChatEvent]:
+        """The events of a request. Tokens that `came` from a process that ended are taken as they are, not repeated."""
+        given = [token.id for token in came if token.id is not None]
+        # Raises here, not when the first event is taken.
+        events = self.engine.generate(replace(request, given=given), cancel, on_prefill)
+        return self._stripped(events, AnswerSpacing(request.spaces), len(came))
+
+    def _stripped(self, events: Iterator[Event], spacing: AnswerSpacing, known: int) -> Iterator[ChatEvent]:
+        """Events without the spaces before an answer, and without the first `known` tokens."""
+        for event in events:
+            if isinstance(event, Prefilling):
+                yield event
+                continue
+            event = spacing.strip(event)
+            if known and isinstance(event, Token):
+                known -= 1
+            else:
+                yield event
 
     def request(
         self, messages: Sequence[Message], params: SamplingParams, *, continue_final_message: bool = False

@@ -68,6 +68,10 @@ class ChatBackend(Protocol):
         """Write the cache that the last reply left as the conversation's."""
         return None
 
+    def close(self) -> None:
+        """The backend is not used any more."""
+        return None
+
     def reset_expert_counts(self) -> None:
         """Start the counts of used experts again: another conversation begins."""
         return None

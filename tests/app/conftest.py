@@ -1,11 +1,14 @@
 """What the tests of the commands share."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.cli_process import Dslite, Forge, forging
 from support.markov_model import EOS, write_markov_model
+from support.warm import running, short_folder
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +20,16 @@ def forge() -> Iterator[Forge]:
 @pytest.fixture
 def dslite(forge: Forge, tmp_path: Path) -> Dslite:
     return Dslite(forge, tmp_path)
+
+
+@pytest.fixture
+def warm(dslite: Dslite) -> Iterator[Dslite]:
+    """The command with a runtime folder of its own; engines that it starts are killed."""
+    with short_folder() as folder:
+        dslite.env["DSLITE_RUNTIME_DIR"] = str(folder)
+        yield dslite
+        for engine in running(dslite):
+            os.kill(engine["pid"], signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

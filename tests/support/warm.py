@@ -5,12 +5,14 @@ with warm_engine(folder) as engine:
 """
 
 import contextlib
+import json
 import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,11 +28,33 @@ from dslite.runtime.warm.connection import LoadedEngine
 from dslite.runtime.warm.idle import IdleTimer
 from dslite.runtime.warm.key import EngineKey
 from dslite.runtime.warm.server import EngineSocket, WarmServer, serve
+from support.cli_process import Dslite
 from support.paths import path_variables
 
 needs_engines = pytest.mark.skipif(system_name() != "linux", reason="warm engines are tried on Linux alone")
 
 OPTIONS = EngineOptions(device="cpu", dtype="float32", threads=1)
+
+
+def running(dslite: Dslite) -> list[dict[str, Any]]:
+    """The engines in the background of a command."""
+    found: list[dict[str, Any]] = json.loads(dslite("engine", "status", "-o", "json").out)
+    return found
+
+
+def start(dslite: Dslite, *model: str) -> int:
+    """The process of an engine that a command starts in the background."""
+    result = dslite("engine", "start", *model)
+    assert result.code == 0, result.err
+    (engine,) = running(dslite)
+    return int(engine["pid"])
+
+
+def keep_alive(dslite: Dslite, text: str) -> None:
+    """Have a command start an engine at its first use."""
+    config = Path(dslite.env["DSLITE_CONFIG_DIR"]) / "config.toml"
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(f'[engine]\nkeep_alive = "{text}"\n')
 
 
 class FakeClock:

@@ -1,48 +1,23 @@
 """`complete` with a warm engine in the background: the same answers, and what happens when the engine is not there."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.cli_process import Dslite
-from support.warm import needs_engines, short_folder
+from support.warm import keep_alive, needs_engines, running, start
 
 pytestmark = needs_engines
 
 EXACT = ("--device", "cpu", "--dtype", "float32", "--threads", "1")
 DEMO = ("-m", "demo", *EXACT)
 SCHEMA = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
-
-
-@pytest.fixture
-def warm(dslite: Dslite) -> Iterator[Dslite]:
-    """The command with a runtime folder of its own; engines that it starts are stopped."""
-    with short_folder() as folder:
-        dslite.env["DSLITE_RUNTIME_DIR"] = str(folder)
-        yield dslite
-        for engine in engines(dslite):
-            os.kill(engine["pid"], signal.SIGKILL)
-
-
-def engines(dslite: Dslite) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(dslite("engine", "status", "-o", "json").out)
-    return found
-
-
-def start(dslite: Dslite, *model: str) -> int:
-    """The process of an engine that is started."""
-    result = dslite("engine", "start", *model)
-    assert result.code == 0, result.err
-    (engine,) = engines(dslite)
-    return int(engine["pid"])
 
 
 def same(answer: dict[str, Any]) -> dict[str, Any]:
@@ -105,11 +80,11 @@ def test_a_kill_in_the_middle_of_an_answer_loses_nothing(warm: Dslite, sampling:
     flags = ("--raw", *sampling, "-n", "5000", "--regex", "[a-z ]{2500}", "--logprobs", "0", "-o", "jsonl", "Once")
     wanted = warm("complete", *DEMO, *flags, "--no-warm")
     pid = start(warm, *DEMO)
-    running = warm.start("complete", *DEMO, *flags)
-    running.send(b"")
-    running.read(1)
+    command = warm.start("complete", *DEMO, *flags)
+    command.send(b"")
+    command.read(1)
     os.kill(pid, signal.SIGKILL)
-    result = running.wait()
+    result = command.wait()
     assert result.code == wanted.code == 0
     assert b"the warm engine was lost" in result.err
     assert [line.get("id") for line in result.lines] == [line.get("id") for line in wanted.lines]
@@ -130,11 +105,11 @@ def test_a_killed_engine_leaves_a_socket_that_hinders_nothing(warm: Dslite) -> N
 def test_ctrl_c_stops_the_answer_in_the_engine(warm: Dslite, babbler: Path) -> None:
     model = ("-m", str(babbler), *EXACT)
     start(warm, *model)
-    running = warm.start("complete", *model, "-t", "0", "-n", "30000", "-o", "jsonl", "hello")
-    running.send(b"")
-    running.read(1)
-    running.kill(signal.SIGINT)
-    result = running.wait()
+    command = warm.start("complete", *model, "-t", "0", "-n", "30000", "-o", "jsonl", "hello")
+    command.send(b"")
+    command.read(1)
+    command.kill(signal.SIGINT)
+    result = command.wait()
     assert (result.code, result.err) == (130, b"")
     answer = result.lines[-1]
     assert (answer["finish_reason"], answer["engine"]) == ("interrupted", "warm")
@@ -176,7 +151,7 @@ def test_a_runtime_folder_that_others_can_enter_is_not_used(warm: Dslite) -> Non
 def test_an_engine_inherits_neither_secrets_nor_a_terminal(warm: Dslite) -> None:
     secrets = {"HF_TOKEN": "hf_secret", "MY_API_KEY": "secret", "DSLITE_TEMPERATURE": "1"}
     assert warm("engine", "start", *DEMO, env=secrets).code == 0
-    (engine,) = engines(warm)
+    (engine,) = running(warm)
     process = Path(f"/proc/{engine['pid']}")
     assert b"secret" not in (process / "environ").read_bytes()
     assert b"DSLITE_TEMPERATURE" not in (process / "environ").read_bytes()
@@ -198,13 +173,13 @@ def test_start_status_and_stop(warm: Dslite) -> None:
     assert warm("engine", "status", "-o", "json").out == b"[]\n"
     assert warm("engine", "stop").code == 0
     pid = start(warm, *DEMO, "--keep-alive", "2h")
-    (engine,) = engines(warm)
+    (engine,) = running(warm)
     assert engine.keys() >= {"pid", "model", "weights", "idle_s"}
     assert (engine["model"], engine["weights"], engine["keep_alive_s"]) == ("demo", "bfloat16", 7200.0)
     again = warm("engine", "start", *DEMO)
     assert str(pid) in again.text
     assert f"stopped {pid}" in warm("engine", "stop").text
-    assert engines(warm) == []
+    assert running(warm) == []
     assert not list(Path(warm.env["DSLITE_RUNTIME_DIR"]).glob("*.socket"))
 
 
@@ -221,22 +196,16 @@ def test_a_model_that_cannot_be_loaded_is_reported_by_start(warm: Dslite, greete
     result = warm("engine", "start", "-m", str(model), *EXACT)
     assert result.code == 3, result.err
     assert b"safetensors" in result.err
-    assert engines(warm) == []
-
-
-def keep_alive(warm: Dslite, text: str) -> None:
-    config = Path(warm.env["DSLITE_CONFIG_DIR"]) / "config.toml"
-    config.parent.mkdir(exist_ok=True)
-    config.write_text(f'[engine]\nkeep_alive = "{text}"\n')
+    assert running(warm) == []
 
 
 def test_keep_alive_starts_the_engine_at_the_first_use(warm: Dslite) -> None:
     keep_alive(warm, "10m")
     first = warm("complete", *DEMO, "-t", "0", "-n", "5", "--json", "hi")
-    (engine,) = engines(warm)
+    (engine,) = running(warm)
     assert engine["keep_alive_s"] == 600.0
     second = warm("complete", *DEMO, "-t", "0", "-n", "5", "--json", "hi")
-    assert [engine["pid"]] == [each["pid"] for each in engines(warm)]
+    assert [engine["pid"]] == [each["pid"] for each in running(warm)]
     for result in (first, second):
         assert (result.code, result.err, result.json["engine"]) == (0, b"", "warm")
     assert first.json["text"] == second.json["text"]
@@ -254,7 +223,7 @@ def test_a_keep_alive_of_nothing_starts_none(warm: Dslite, text: str) -> None:
 def test_no_warm_starts_none(warm: Dslite) -> None:
     keep_alive(warm, "10m")
     assert "engine" not in warm("complete", *DEMO, "-n", "1", "--json", "--no-warm", "hi").json
-    assert engines(warm) == []
+    assert running(warm) == []
 
 
 def test_an_engine_ends_by_itself(warm: Dslite) -> None:
@@ -264,7 +233,7 @@ def test_an_engine_ends_by_itself(warm: Dslite) -> None:
         with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
             connection.connect(str(file))
             assert connection.recv(1) == b""
-    assert engines(warm) == []
+    assert running(warm) == []
     assert warm("complete", *DEMO, "-n", "1", "--json", "hi").code == 0
 
 
