@@ -5,8 +5,11 @@ from collections.abc import Callable, Mapping
 from dslite.app.chat.controller import ChatController
 from dslite.app.chat.markdown_blocks import code_blocks
 from dslite.app.chat.message_tree import Node
+from dslite.app.chat.overview import overview
 from dslite.app.chat.slash_commands import parse, split_setting
 from dslite.app.settings import sampling
+from dslite.app.settings.profiles import save_profile
+from dslite.app.settings.snippets import INPUT, all_snippets, filled, get_snippet
 from dslite.runtime.errors import UsageError
 from dslite.runtime.system.folders import expand_home
 
@@ -21,22 +24,28 @@ class ChatCommands:
         controller: ChatController,
         own: Mapping[str, Handler],
         chosen: Callable[[], Node | None] = lambda: None,
+        selected: Callable[[], str] = lambda: "",
     ) -> None:
-        """`own` are the front end's handlers; `chosen` returns the marked message, if a front end can mark one."""
-        self._controller, self._chosen = controller, chosen
+        """`own` are the front end's handlers; `chosen` returns the marked message, and `selected` the selected text, if
+        a front end has such."""
+        self._controller, self._chosen, self._selected = controller, chosen, selected
         self.handlers: dict[str, Handler] = {
             "regenerate": self.regenerate,
             "continue": lambda _: controller.continue_answer(),
             "revise": lambda _: controller.edit(),
             "branch": self.branch,
             "copy": self.copy,
+            "quote": self.quote,
+            "snippet": self.snippet,
             "new": lambda _: controller.begin(),
             "load": self.load,
             "save": self.save,
             "title": controller.rename,
+            "show": lambda _: controller.view.notice(overview(controller)),
             "set": self.set,
             "system": self.system,
             "profile": lambda name: controller.use_profile(name) if name else controller.view.show_profiles(),
+            "save-profile": self.save_profile,
             "model": controller.use_model,
             "quit": lambda _: controller.view.quit(),
             **own,
@@ -80,6 +89,36 @@ class ChatCommands:
             has = f"it has {len(blocks)}" if blocks else "it has none"
             raise UsageError(f"the answer has no code block {number}", f"{has}; /copy alone copies the whole answer")
         copy(blocks[int(number) - 1].text, f"code block {number}")
+
+    def quote(self, _: str) -> None:
+        """Put the selected text, the marked message or the answer into the input, each line behind `> `."""
+        text = self._selected() or (self._chosen() or self._controller.tree.last_answer()).content
+        lines = text.strip("\n").split("\n")
+        self._controller.view.put_into_input("\n".join(f"> {line}".rstrip() for line in lines) + "\n\n")
+
+    def snippet(self, argument: str) -> None:
+        """Send a snippet. Where it has a place for a text and none was typed, it comes into the input instead."""
+        name, _, text = argument.partition(" ")
+        if not name:
+            names = ", ".join(all_snippets())
+            self._controller.view.notice(names or 'there are no snippets: write NAME = "TEXT" below [snippets]')
+            return
+        snippet, text = get_snippet(name), text.strip()
+        if INPUT in snippet and not text:
+            self._controller.view.put_into_input(filled(snippet, ""), caret=snippet.index(INPUT))
+        else:
+            self._controller.send(filled(snippet, text))
+
+    def save_profile(self, name: str) -> None:
+        """Save what is set as a profile, and use it: then nothing differs from it."""
+        settings = self._controller.settings
+        profile = settings.as_profile(name)
+        save_profile(profile)
+        settings.use(profile)
+        settings.chosen = {}
+        self._controller.tree.profile = name
+        self._controller.configure()
+        self._controller.view.notice(f"saved as profile {name}; it is used now")
 
     def load(self, prefix: str) -> None:
         if prefix:

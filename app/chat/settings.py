@@ -63,6 +63,17 @@ class ChatSettings:
         self.system = "" if text in ("-", "none") else text
         return "the system message is set" if self.system else "there is no system message now"
 
+    def as_profile(self, name: str) -> Profile:
+        """What is set, as a profile: the present one with the flags and the values of /set on top."""
+        return Profile(
+            name,
+            self.profile.description if name == self.profile.name else "",
+            self.system_message,
+            self.profile.model,
+            sampling.overlaid(self.profile.sampling, self.chosen),
+            weights=self.profile.weights,
+        )
+
     def use(self, profile: Profile) -> None:
         """Change the profile. Values of /set stay; a system message of /system does not."""
         self.profile = profile

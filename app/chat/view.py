@@ -62,7 +62,8 @@ class ChatView(Protocol):
     def quit(self) -> None:
         """Leave the chat."""
 
-    def put_into_input(self, text: str) -> None: ...
+    def put_into_input(self, text: str, caret: int | None = None) -> None:
+        """Replace the input; the caret stands at an offset, or at the end."""
 
     def input_text(self) -> str:
         """The text in the input."""

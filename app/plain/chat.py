@@ -4,6 +4,7 @@ For screen readers, simple terminals and pipes: nothing is drawn twice. The logi
 app/chat/controller.py; this is its view.
 """
 
+from dslite.app.chat.command_completion import CommandCompletion
 from dslite.app.chat.commands import ChatCommands, Handler
 from dslite.app.chat.controller import ChatController
 from dslite.app.chat.engine_worker import EngineWorker
@@ -58,6 +59,8 @@ class PlainChat:
         self.commands = ChatCommands(self.controller, own)
         self._launch = launch
         self._source = source or LineInput()
+        self._completion = CommandCompletion(self.controller, waits=True)
+        self._source.complete(self._complete)
         self._output = WordWrap()
         self._progress = console.TerminalStatus()
         self._shown = self.controller.tree.key
@@ -94,8 +97,14 @@ class PlainChat:
         saved = "" if self._launch.writer.saving else " This chat is not saved."
         print(f"Type a message; /help lists the commands, Ctrl+D ends.{saved}", flush=True)
 
+    def _complete(self, line: str) -> list[str]:
+        """What a line can become, for Tab."""
+        found = self._completion.candidates(line)
+        return list(dict.fromkeys(candidate.text for candidate in found))
+
     def take(self, text: str) -> None:
         """Run a message or a command to its end."""
+        self._completion.forget()
         if not text.strip():
             self.controller.cancel_edit()
             return
@@ -205,7 +214,7 @@ class PlainChat:
     def quit(self) -> None:
         self._exit_code = 0
 
-    def put_into_input(self, text: str) -> None:
+    def put_into_input(self, text: str, caret: int | None = None) -> None:
         self._source.prefill = text
 
     def input_text(self) -> str:

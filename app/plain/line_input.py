@@ -5,7 +5,7 @@ On a terminal readline gives line editing, history and bracketed paste: a pasted
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _BLOCK = '"""'
@@ -24,6 +24,23 @@ class LineInput:
         if self._readline is not None:
             for text in reversed(inputs):
                 self._readline.add_history(text)
+
+    def complete(self, find: Callable[[str], Sequence[str]]) -> None:
+        """Let Tab complete a line: `find` returns the whole lines that it can become."""
+        readline = self._readline
+        if readline is None:
+            return
+        found: list[str] = []
+
+        def completer(line: str, place: int) -> str | None:
+            if place == 0:
+                found[:] = find(line)
+            return found[place] if place < len(found) else None
+
+        readline.set_completer(completer)
+        readline.set_completer_delims("\n")
+        libedit = "libedit" in (readline.__doc__ or "")
+        readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
 
     def read(self) -> str:
         """One input. Raises EOFError, KeyboardInterrupt."""

@@ -47,6 +47,19 @@ _PREFILLED = (
     ("System message", "/system ", "/system TEXT"),
     ("Temperature", "/set temperature ", "/set temperature X · 0 is greedy"),
     ("Use a profile", "/profile ", "/profile NAME"),
+    ("Make a profile of what is set", "/save-profile ", "/save-profile NAME"),
+    ("Answer again at another temperature", "/regen ", "/regen TEMPERATURE"),
+    ("Send a snippet", "/p ", "/p NAME TEXT · from [snippets] in config.toml"),
+    ("Change a sampling value", "/set ", "/set KEY VALUE"),
+    ("Show a branch", "/branch ", "/branch N"),
+)
+
+# Commands without a key.
+_COMMANDS = (
+    ("Continue the answer", "continue", "/continue"),
+    ("Show what is set", "show", "/show"),
+    ("Quote the answer or the selected text", "quote", "/quote"),
+    ("Edit your last message", "revise", "/revise"),
 )
 
 
@@ -332,7 +345,8 @@ class ChatApp(App[int]):
             yield SystemCommand(title, help, lambda text=text: screen.view.put_into_input(text))
         for name in (theme.name for theme in THEMES):
             yield SystemCommand(f"Theme {name}", "Change the colours", lambda name=name: self._theme(name))
-        yield SystemCommand("Continue the answer", "/continue", self._later("command('continue')"))
+        for title, name, help in _COMMANDS:
+            yield SystemCommand(title, help, self._later(f"command('{name}')"))
         yield SystemCommand("Quit", "Ctrl+D · /quit", lambda: self.leave(0))
 
     def _theme(self, name: str) -> None:

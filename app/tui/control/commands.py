@@ -18,7 +18,11 @@ class ScreenCommands(ChatCommands):
     """Commands that post messages to the application; `run` and `attempt` show errors."""
 
     def __init__(
-        self, controller: ChatController, post: Callable[[Message], Any], chosen: Callable[[], Node | None]
+        self,
+        controller: ChatController,
+        post: Callable[[Message], Any],
+        chosen: Callable[[], Node | None],
+        selected: Callable[[], str],
     ) -> None:
         self._post = post
         own: dict[str, Handler] = {
@@ -29,7 +33,7 @@ class ScreenCommands(ChatCommands):
             "theme": self._theme,
             "mouse": lambda _: post(messages.ToggleMouse()),
         }
-        super().__init__(controller, own, chosen)
+        super().__init__(controller, own, chosen, selected)
 
     def run(self, name: str, argument: str = "") -> bool:
         """Do what a command says; False where it failed, which is shown."""

@@ -179,8 +179,8 @@ class ScreenView:
     def quit(self) -> None:
         self._screen.post_message(messages.Quit())
 
-    def put_into_input(self, text: str) -> None:
-        self._prompt.put(text)
+    def put_into_input(self, text: str, caret: int | None = None) -> None:
+        self._prompt.put(text, caret)
         self._prompt.focus()
 
     def input_text(self) -> str:

@@ -9,6 +9,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Rule, Static
 
+from dslite.app.chat.command_completion import CommandCompletion
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch
 from dslite.app.chat.message_tree import Node
@@ -20,6 +21,7 @@ from dslite.app.tui.textual_fixes.drag import DragWithinScreen
 from dslite.app.tui.transcript.items import short_name
 from dslite.app.tui.transcript.sanitize import one_line
 from dslite.app.tui.transcript.transcript import Transcript
+from dslite.app.tui.widgets.command_hints import CommandHints
 from dslite.app.tui.widgets.find_bar import FindBar
 from dslite.app.tui.widgets.inspector import Inspector
 from dslite.app.tui.widgets.prompt import Prompt
@@ -42,12 +44,18 @@ class ChatScreen(DragWithinScreen):
         self.transcript = self.drag_widget = Transcript(id="transcript")
         self.waiting = WaitingMessages(id="waiting")
         self.find_bar = FindBar(id="find")
+        self.hints = CommandHints(lambda text: self._completion.candidates(text), id="hints")
         self.prompt = Prompt(id="prompt")
+        self.prompt.hints = self.hints
         self.status_line = StatusLine(id="status")
         self.inspector: Inspector | None = None
         self.view = ScreenView(self, self.transcript, self.prompt, self.refresh_lines, launch, worker)
         self.controller = self.view.controller
-        self.commands = ScreenCommands(self.controller, self.post_message, self.chosen_message)
+        self.commands = ScreenCommands(
+            self.controller, self.post_message, self.chosen_message, lambda: self.get_selected_text() or ""
+        )
+
+        self._completion = CommandCompletion(self.controller, self._values_came)
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="body"), Vertical(id="conversation"):
@@ -56,6 +64,7 @@ class ChatScreen(DragWithinScreen):
             yield self.transcript
             yield self.waiting
             yield self.find_bar
+            yield self.hints
             yield Rule(classes="rule")
             with Horizontal(id="ask"):
                 yield Static("› ", classes="mark")
@@ -103,6 +112,19 @@ class ChatScreen(DragWithinScreen):
         if not self.commands.attempt(lambda: self.commands.enter(event.text)):
             self.prompt.reject(event.text)
 
+    @on(Prompt.Changed)
+    def _typed(self, event: Prompt.Changed) -> None:
+        if event.text_area is not self.prompt:
+            return
+        text = self.prompt.text
+        if not text.startswith("/"):
+            self._completion.forget()
+        self.hints.show_for("" if self.prompt.earlier.is_shown else text)
+
+    def _values_came(self) -> None:
+        """More values can be offered; called on another thread."""
+        self.call_later(partial(self.hints.show_for, self.prompt.text, anew=True))
+
     @on(Prompt.Quit)
     def _quit(self) -> None:
         self.post_message(messages.Quit())
@@ -148,7 +170,7 @@ class ChatScreen(DragWithinScreen):
         """Mark what a search has found in a conversation, and show its place in a message."""
         texts = [words, *words.split()]  # all in one place, or each by itself
         text = next((text for text in texts if self.transcript.find(text, key)), words)
-        self.find_bar.open(text)
+        self.find_bar.open(text, focus=False)  # keys go to the input of the chat that was opened
         self.transcript.find(text, key)
         self._show_count()
 
@@ -187,7 +209,9 @@ class ChatScreen(DragWithinScreen):
     def action_stop(self) -> None:
         if self.controller.stop():
             return
-        if self.controller.editing is not None:
+        if self.hints.display:
+            self.hints.close()
+        elif self.controller.editing is not None:
             self.controller.cancel_edit()
             self.prompt.put("")
         elif self.get_selected_text():

@@ -18,7 +18,7 @@ _CONTINUES_S = 0.05  # a paste without brackets may come in several reads
 _SILENCE_S = 2.0  # after which a paste without its closing bracket is over
 _LONGEST = 1 << 24  # characters of a paste
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_COMMAND = re.compile(r"/[a-z?_]+(?: .*)?")
+_COMMAND = re.compile(r"/[a-z?_-]+(?: .*)?")
 
 
 def without_controls(text: str) -> str:

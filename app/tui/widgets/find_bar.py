@@ -54,18 +54,20 @@ class FindBar(Horizontal):
     def text(self) -> str:
         return self._field.value
 
-    def open(self, text: str = "") -> None:
-        """Show the line with a text, or with the one that was looked for last, all of it selected."""
+    def open(self, text: str = "", *, focus: bool = True) -> None:
+        """Show the line with a text, or with the one that was looked for last; with the focus, all of it selected."""
         self.display = True
         if text:
             with self._field.prevent(Input.Changed):
                 self._field.value = one_line(text)
-        self._field.focus()
-        self._field.select_all()
+        if focus:
+            self._field.focus()
+            self._field.select_all()
 
     def show(self, count: str) -> None:
         """`count` is `1 of 7`; empty while nothing is looked for."""
-        keys = " · Enter next · Up before · Esc" if self.size.width >= 70 else ""
+        keys = " · Enter next · Up before · Esc" if self._field.has_focus else " · Ctrl+F goes on · Esc"
+        keys = keys if self.app.size.width >= 70 else ""
         self._count.update(Text(f"{count}{keys}" if count else "Esc closes", "dim", no_wrap=True))
 
     @on(Input.Changed)

@@ -14,6 +14,7 @@ from textual.widgets import TextArea
 from dslite.app.terminal.console import printable
 from dslite.app.terminal.graphemes import grapheme_after, grapheme_before
 from dslite.app.tui.textual_fixes.key_order import run_own_binding
+from dslite.app.tui.widgets.command_hints import CommandHints
 
 BLOCK = '"""'
 
@@ -51,6 +52,11 @@ class History:
         """Add an input that was sent."""
         self._inputs = [text, *(other for other in self._inputs if other != text)]
         self._place = -1
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether an earlier input is shown, and not the one that is being written."""
+        return self._place >= 0
 
     def step(self, direction: int, current: str) -> str | None:
         """The input one older (1) or newer (-1) than the one shown; None where there is none."""
@@ -107,12 +113,15 @@ class Prompt(TextArea):
         )
         self.cursor_blink = False
         self.earlier = History()
+        self.hints: CommandHints | None = None
         self._rejected = ""
 
-    def put(self, text: str) -> None:
-        """Replace the input, with the caret at its end."""
-        self.load_text(printable(text))
-        self.move_cursor(self.document.end)
+    def put(self, text: str, caret: int | None = None) -> None:
+        """Replace the input, with the caret at an offset, or at its end."""
+        shown = printable(text)
+        self.load_text(shown)
+        before = shown if caret is None else shown[:caret]
+        self.move_cursor((before.count("\n"), len(before) - before.rfind("\n") - 1))
 
     def reject(self, text: str) -> None:
         """Put back a refused input, all of it selected, so that typing replaces it. Newer input is left alone."""
@@ -131,6 +140,9 @@ class Prompt(TextArea):
             event.stop()
             event.prevent_default()
             self._enter()
+        elif event.key == "tab" and self._take_hint():
+            event.stop()
+            event.prevent_default()
         elif event.key in _NEWLINES:
             event.stop()
             event.prevent_default()
@@ -139,6 +151,10 @@ class Prompt(TextArea):
             await run_own_binding(self, event)
 
     def _enter(self) -> None:
+        if self.hints is not None and self.hints.chosen and (taken := self.hints.taken()) is not None:
+            self.put(taken)
+            if taken.endswith(" "):
+                return  # its argument is missing
         text = self.text
         if is_open_block(text):
             self.insert("\n")
@@ -157,10 +173,14 @@ class Prompt(TextArea):
         self.insert("\n", maintain_selection_offset=False)
 
     def action_cursor_up(self, select: bool = False) -> None:
+        if not select and self._move_hint(-1):
+            return
         if select or not self.cursor_at_first_line or not self._recall(1):
             super().action_cursor_up(select)
 
     def action_cursor_down(self, select: bool = False) -> None:
+        if not select and self._move_hint(1):
+            return
         if select or not self.cursor_at_last_line or not self._recall(-1):
             super().action_cursor_down(select)
 
@@ -174,6 +194,20 @@ class Prompt(TextArea):
         row, column = self.cursor_location
         line = self.document[row]
         return (row, grapheme_after(line, column)) if column < len(line) else super().get_cursor_right_location()
+
+    def _move_hint(self, step: int) -> bool:
+        return self.hints is not None and not self.earlier.is_shown and self.hints.move(step)
+
+    def _take_hint(self) -> bool:
+        """Complete the command that is being typed."""
+        if self.hints is None:
+            return False
+        self.hints.show_for(self.text)  # the last keys may have come with this one
+        taken = self.hints.taken()
+        if taken is not None:
+            self.put(taken)
+            self.hints.show_for(self.text)
+        return taken is not None
 
     def _recall(self, direction: int) -> bool:
         text = self.earlier.step(direction, self.text)

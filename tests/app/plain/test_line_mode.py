@@ -14,6 +14,7 @@ from dslite.app.chat.settings import ChatSettings
 from dslite.app.plain.chat import PlainChat
 from dslite.app.plain.word_wrap import WordWrap
 from dslite.app.sessions.store import SessionStore
+from dslite.app.settings.config_file import config_path
 from dslite.runtime.downloads.hub import parse_model
 
 
@@ -120,4 +121,37 @@ def test_find_names_each_place_with_what_stands_around_it(home: Path, capsys: py
     assert "And the WHALE song ends." in lines[1]
     chat.take("/find \x1b[31mshark")
     assert capsys.readouterr().out == "␛[31mshark: not found\n"
+    chat.close()
+
+
+def test_tab_completes_commands_and_their_values(tmp_path: Path) -> None:
+    child = pexpect.spawn(
+        str(Path(sys.executable).parent / "dslite"),
+        ["chat", "--plain", "-m", "demo", "-n", "3"],
+        env={"PATH": "/usr/bin:/bin", "TERM": "xterm", **path_variables(tmp_path)},
+        encoding="utf-8",
+        timeout=60,
+    )
+    child.expect("Ctrl\\+D ends")
+    child.expect("> $")
+    child.send("/se\ttempe\t0.25\r")
+    child.expect("temperature is 0.25")
+    child.expect("> $")
+    child.send("/show\r")
+    child.expect("temperature 0.25 ")
+    child.expect("> $")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+
+
+def test_a_snippet_and_a_quote_work_without_a_screen(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config_path().parent.mkdir(parents=True, exist_ok=True)
+    config_path().write_text('[snippets]\ntr = "Translate: {input}"\n')
+    chat = plain_chat(home, "one\ntwo")
+    chat.take("/p tr good morning")
+    assert [node.content for node in chat.controller.tree.path()] == ["Translate: good morning", "one\ntwo"]
+    chat.take("/quote")
+    assert chat.input_text() == "> one\n> two\n\n"
+    chat.take("/p nothing")
+    assert "there is no snippet 'nothing'" in capsys.readouterr().err
     chat.close()

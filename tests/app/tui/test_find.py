@@ -131,6 +131,9 @@ async def test_a_hit_of_the_saved_chats_opens_at_its_place(home: Path) -> None:
         await chat.until("1 of 1")
         assert marked(chat) == [("albatross", True)]
         assert not chat.transcript.at_end
+        assert chat.prompt.has_focus
+        await chat.press("escape")
+        assert not chat.app.chat.find_bar.display
 
 
 @drive

@@ -62,6 +62,7 @@ async def test_the_first_run_shows_machine_plan_and_size_and_downloads_with_a_pa
         await chat.until("33 of 64 experts")
         await chat.until("31 GB of 31 GB to download")
         await chat.until("/cache")
+        await choices(chat)
         await chat.press("enter")
         await chat.until("25% · 1.0 GB · 200 MB/s")
         await chat.press("p")
@@ -81,7 +82,7 @@ async def test_the_first_run_answers_an_early_message_with_the_demo_model(home: 
     first_run = FirstRun(pull=FakePull(), describe=lambda _: [])
     loader = FakeLoader(backend, error=absent)
     async with open_chat(home, backend, model="chat", loader=loader, first_run=first_run) as chat:
-        await chat.until("Try the demo model at once")
+        await choices(chat)
         await chat.press("down", "enter")
         await chat.until(lambda: chat.controller.status.idle)
         assert chat.controller.ref.name == "demo"
@@ -95,6 +96,12 @@ def chat_without(home: Path, pull: Any = None, **more: Any) -> Any:
     first_run = FirstRun(pull=pull or FakePull(), describe=lambda _: [])
     loader = FakeLoader(backend, error=absent)
     return open_chat(home, backend, model="chat", loader=loader, first_run=first_run, **more)
+
+
+async def choices(chat: Chat) -> None:
+    """Wait for the choices; an Enter that comes before they are drawn counts for nothing."""
+    await chat.until("Download the model")
+    await chat.until(lambda: getattr(chat.app.screen, "_shown_at", math.inf) < math.inf)
 
 
 def problem(chat: Chat) -> str:
@@ -160,7 +167,7 @@ async def test_a_message_sent_without_a_model_shows_the_choices_again_and_is_ans
         await chat.press("escape")
         await chat.until("shows the choices again")
         await chat.say("hello")
-        await chat.until("Try the demo model at once")
+        await choices(chat)
         await chat.press("down", "enter")
         await chat.until("it works")
         assert chat.contents == ["hello", "it works"]
@@ -188,6 +195,7 @@ async def test_a_download_that_cannot_start_says_why_and_the_choices_stay(home: 
 
     async with chat_without(home, pull) as chat:
         await chat.until("check the connection")
+        await choices(chat)
         await chat.press("enter")
         await chat.until(lambda: len(asked) == 2 and "the Hub cannot be reached" in chat.text)
         await chat.until("Download the model")
@@ -201,11 +209,11 @@ async def test_a_second_escape_leaves_a_download_that_hangs(home: Path) -> None:
     end = threading.Event()
 
     def pull(ref: ModelRef, cancel: threading.Event) -> Generator[Any, None, None]:
-        end.wait()
+        end.wait(60)
         yield FOUND
 
     async with chat_without(home, pull) as chat:
-        await chat.until("Download the model")
+        await choices(chat)
         await chat.press("enter")
         await chat.until("asking the Hub")
         await chat.press("escape")

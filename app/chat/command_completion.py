@@ -1,0 +1,158 @@
+"""What can follow in a slash command that is being typed: commands, and values of their arguments."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dslite.app.chat.slash_commands import COMMANDS, Command
+from dslite.app.chat.state import ChatState
+from dslite.app.settings.sampling import KEYS
+from dslite.model.errors import DsliteError
+from dslite.runtime.system.folders import expand_home
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from dslite.app.sessions.store import SessionStore
+
+_MOST_CHATS = 200
+_MOST_FILES = 100
+Value = tuple[str, str]  # and what it is
+Query = Callable[["SessionStore"], list[Value]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`text` is the whole input once it is taken; `label` is what is shown, with `help` beside it."""
+
+    text: str
+    label: str
+    help: str = ""
+
+
+class CommandCompletion:
+    """Candidates for an input. What takes long to read is read on the writer's thread, once, until `forget`.
+
+    `changed` is called on that thread when more values are there; with `waits` candidates wait for them instead.
+    """
+
+    def __init__(self, chat: ChatState, changed: Callable[[], None] = lambda: None, *, waits: bool = False) -> None:
+        self._chat, self._changed, self._waits = chat, changed, waits
+        self._values: dict[str, list[Value]] = {}
+
+    def forget(self) -> None:
+        """Read values anew the next time: chats, profiles and models come and go."""
+        self._values.clear()
+
+    def candidates(self, text: str) -> list[Candidate]:
+        """What may become of a text; nothing where it is no command."""
+        if not text.startswith("/") or "\n" in text:
+            return []
+        word, space, argument = text.partition(" ")
+        if not space:
+            return [*self._commands(word.lower())]
+        command = next((command for command in COMMANDS if word.lower() in command.words), None)
+        if command is None or not command.hint:
+            return []
+        found = [*self._arguments(command, word, argument.lstrip())]
+        return found or [Candidate(text, f"{word} {command.hint}", command.help)]
+
+    def _commands(self, typed: str) -> Iterator[Candidate]:
+        for command in COMMANDS:
+            word = next((word for word in command.words if word.startswith(typed)), None)
+            if word is not None:
+                label = f"{word} {command.hint}".rstrip()
+                yield Candidate(f"{word} " if command.hint else word, label, command.help)
+
+    def _arguments(self, command: Command, word: str, typed: str) -> Iterator[Candidate]:
+        if command.name == "save":
+            yield from (Candidate(f"{word} {path}", path) for path in paths(typed))
+            return
+        more = " " if command.name in ("set", "snippet") else ""
+        wanted = typed.lower()
+        for value, help in self._choices(command.name):
+            in_help = command.name == "load" and wanted in help.lower()  # a chat is known by its title
+            if (value.lower().startswith(wanted) or in_help) and value != typed:
+                yield Candidate(f"{word} {value}{more}", value, help)
+
+    def _choices(self, name: str) -> Sequence[Value]:
+        if name in self._values:
+            return self._values[name]
+        match name:
+            case "load":
+                return self._read(name, _chats)
+            case "model":
+                return self._read(name, lambda _: _models())
+            case "set":
+                found = [(key, "") for key in (*KEYS, "system")]
+            case "profile":
+                found = _profiles()
+            case "snippet":
+                found = _snippets()
+            case "theme":
+                from dslite.app.settings.config_schema import THEMES
+
+                found = [(theme, "") for theme in THEMES]
+            case _:
+                found = []
+        self._values[name] = found
+        return found
+
+    def _read(self, name: str, query: Query) -> Sequence[Value]:
+        self._values[name] = []
+
+        def take(done: "Future[list[Value]]") -> None:
+            if done.exception() is None:  # a store that cannot be read has no values to offer
+                self._values[name] = done.result()
+                self._changed()
+
+        future = self._chat.writer.ask(query)
+        future.add_done_callback(take)
+        if self._waits:
+            future.exception()
+        return self._values[name]
+
+
+def paths(typed: str) -> list[str]:
+    """Files and folders that begin as typed, folders with a slash; hidden ones only where a dot was typed."""
+    folder, _, start = typed.rpartition("/")
+    shown = f"{folder}/" if "/" in typed else ""
+    try:
+        entries = sorted(Path(expand_home(shown or ".")).iterdir())
+    except OSError:
+        return []
+    names = (entry.name + "/" * entry.is_dir() for entry in entries if entry.name.isprintable())
+    found = (name for name in names if name.startswith(start) and (start.startswith(".") or not name.startswith(".")))
+    return [shown + name for name, _ in zip(found, range(_MOST_FILES), strict=False)]
+
+
+def _chats(store: "SessionStore") -> list[Value]:
+    return [(chat.id, chat.title or "untitled") for chat in store.conversations(limit=_MOST_CHATS)]
+
+
+def _models() -> list[Value]:
+    from dslite.runtime.downloads.hub import DEMO, SHORT_NAMES
+    from dslite.runtime.downloads.inventory import stored_models
+
+    names = {**SHORT_NAMES, DEMO: "the small model that ships"}
+    here = {model.name: "on this machine" for model in stored_models() if model.name not in names}
+    return [*names.items(), *here.items()]
+
+
+def _profiles() -> list[Value]:
+    from dslite.app.settings.profiles import all_profiles
+
+    try:
+        return [(profile.name, profile.description) for profile in all_profiles().values()]
+    except DsliteError:  # the command itself will say what is wrong
+        return []
+
+
+def _snippets() -> list[Value]:
+    from dslite.app.settings.snippets import all_snippets
+
+    try:
+        return [(name, " ".join(text.split())) for name, text in all_snippets().items()]
+    except DsliteError:
+        return []
