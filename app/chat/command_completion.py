@@ -23,7 +23,7 @@ Query = Callable[["SessionStore"], list[Value]]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CommandCandidate:
     """`text` is the whole input once it is taken; `label` is what is shown, with `help` beside it."""
 
     text: str
@@ -45,7 +45,7 @@ class CommandCompletion:
         """Read values anew the next time: chats, profiles and models come and go."""
         self._values.clear()
 
-    def candidates(self, text: str) -> list[Candidate]:
+    def candidates(self, text: str) -> list[CommandCandidate]:
         """What may become of a text; nothing where it is no command."""
         if not text.startswith("/") or "\n" in text:
             return []
@@ -56,25 +56,25 @@ class CommandCompletion:
         if command is None or not command.hint:
             return []
         found = [*self._arguments(command, word, argument.lstrip())]
-        return found or [Candidate(text, f"{word} {command.hint}", command.help)]
+        return found or [CommandCandidate(text, f"{word} {command.hint}", command.help)]
 
-    def _commands(self, typed: str) -> Iterator[Candidate]:
+    def _commands(self, typed: str) -> Iterator[CommandCandidate]:
         for command in COMMANDS:
             word = next((word for word in command.words if word.startswith(typed)), None)
             if word is not None:
                 label = f"{word} {command.hint}".rstrip()
-                yield Candidate(f"{word} " if command.hint else word, label, command.help)
+                yield CommandCandidate(f"{word} " if command.hint else word, label, command.help)
 
-    def _arguments(self, command: Command, word: str, typed: str) -> Iterator[Candidate]:
+    def _arguments(self, command: Command, word: str, typed: str) -> Iterator[CommandCandidate]:
         if command.name == "save":
-            yield from (Candidate(f"{word} {path}", path) for path in paths(typed))
+            yield from (CommandCandidate(f"{word} {path}", path) for path in paths(typed))
             return
         more = " " if command.name in ("set", "snippet") else ""
         wanted = typed.lower()
         for value, help in self._choices(command.name):
             in_help = command.name == "load" and wanted in help.lower()  # a chat is known by its title
             if (value.lower().startswith(wanted) or in_help) and value != typed:
-                yield Candidate(f"{word} {value}{more}", value, help)
+                yield CommandCandidate(f"{word} {value}{more}", value, help)
 
     def _choices(self, name: str) -> Sequence[Value]:
         if name in self._values:

@@ -6,7 +6,7 @@ from rich.cells import cell_len
 from rich.text import Text
 from textual.widgets import Static
 
-from dslite.app.chat.command_completion import Candidate
+from dslite.app.chat.command_completion import CommandCandidate
 from dslite.app.tui.transcript.sanitize import one_line
 
 _MOST_SHOWN = 6
@@ -17,11 +17,11 @@ _LABEL_WIDTH = 30
 class CommandHints(Static):
     """Candidates, of which one is marked. Tab takes it; so does Enter once Up or Down has chosen it."""
 
-    def __init__(self, find: Callable[[str], Sequence[Candidate]], *, id: str | None = None) -> None:
+    def __init__(self, find: Callable[[str], Sequence[CommandCandidate]], *, id: str | None = None) -> None:
         """`find` returns the candidates for an input."""
         super().__init__(id=id)
         self._find = find
-        self._candidates: Sequence[Candidate] = ()
+        self._candidates: Sequence[CommandCandidate] = ()
         self._place = 0
         self._text = ""  # for which these are the candidates
         self._closed_for: str | None = None
