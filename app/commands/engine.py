@@ -139,18 +139,20 @@ def _load(
     from dslite.app.completion.warm_model import WarmModel
     from dslite.runtime.downloads.packed import locate_weights
     from dslite.runtime.engine_loader import open_engine
+    from dslite.runtime.warm.driver import EngineDriver
     from dslite.runtime.warm.key import EngineKey
 
     engine = open_engine(ref, options, report)
     if EngineKey.of(ref, options) != key:
         raise DsliteError("the files of the model have changed while it was loaded", "try again")
-    model = WarmModel(ref, locate_weights(ref, options.weights), options.weights, engine, on_failure=on_failure)
-    model.driver.start()
-    return model
+    driver = EngineDriver(engine, on_failure=on_failure)
+    driver.start()
+    return WarmModel(ref, locate_weights(ref, options.weights), options.weights, engine, driver)
 
 
 def _line(description: "Mapping[str, Any]") -> str:
-    keeps = f"ends after {time_text(description['keep_alive_s'])} without work"
+    most = description["keep_alive_s"]
+    keeps = "serves the API too" if most is None else f"ends after {time_text(most)} without work"
     return f"engine {description['pid']} has {console.visible(description['model'])} loaded; {keeps}"
 
 

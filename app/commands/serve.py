@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Annotated
@@ -44,6 +45,7 @@ def serve(
     disk_cache: Annotated[
         str, flag("--disk-cache", metavar="SIZE", help="Most room on disk for what was computed of clients' prompts.")
     ] = "0",
+    warm: Annotated[bool, flag("--warm", help="Let complete and chat of this user use the model too.")] = False,
     engine: EngineFlags,
 ) -> None:
     """Serve the OpenAI-compatible API on this machine."""
@@ -71,16 +73,22 @@ def serve(
     from dslite.app.server.model_loading import open_served
     from dslite.app.server.server import bind
     from dslite.app.server.server import serve as run
+    from dslite.app.server.warm import WarmPlace
 
     limits = Limits(parallel=parallel, queue=queue, seconds=timeout)
     listener = bind(host, port)
-    served = open_served(ref, options, model_names(ref))
-    api = Api(served, limits, key=key, hosts=hosts, origins=origins)
-    address = f"[{host}]" if ":" in host else host
-    url = f"http://{address}:{listener.getsockname()[1]}/v1"
-    caught = run(
-        api, listener, limits, lambda: print(f"serving {served.names[0]} on {url}", file=sys.stderr, flush=True)
-    )
+    with WarmPlace(ref, options) if warm else nullcontext() as place:
+        served = open_served(ref, options, model_names(ref))
+        api = Api(served, limits, key=key, hosts=hosts, origins=origins)
+        address = f"[{host}]" if ":" in host else host
+        url = f"http://{address}:{listener.getsockname()[1]}/v1"
+
+        def ready() -> None:
+            if place is not None:
+                place.open(served.engine, api.worker)
+            print(f"serving {served.names[0]} on {url}", file=sys.stderr, flush=True)
+
+        caught = run(api, listener, limits, ready)
     raise typer.Exit(128 + caught if caught else 0)
 
 

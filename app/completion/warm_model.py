@@ -1,7 +1,7 @@
 """What the process of a warm engine knows beyond its transport: how prompts and conversations become requests."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,15 @@ from dslite.app.settings.sampling import check_types
 from dslite.runtime.chat.local import LocalChatBackend
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.engine.engine import Engine, Request
-from dslite.runtime.warm.driver import EngineDriver
+from dslite.runtime.warm.driver import RequestDriver
 from dslite.runtime.warm.messages import parse_messages, parse_params
 
 
 class WarmModel:
     """A LoadedEngine: the same classes that answer in a process of their own make the requests."""
 
-    def __init__(
-        self, ref: ModelRef, folder: Path, weights: str, engine: Engine, *, on_failure: Callable[[], None]
-    ) -> None:
-        self.driver = EngineDriver(engine, on_failure=on_failure)
+    def __init__(self, ref: ModelRef, folder: Path, weights: str, engine: Engine, driver: RequestDriver) -> None:
+        self.driver = driver
         self._ref = ref
         self._folder = folder
         self._weights = weights

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
@@ -23,6 +23,7 @@ from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.scheduler import BatchEvent, Scheduler
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Done, Event
+from dslite.runtime.warm.driver import ActiveRequest, RequestDriver
 
 _log = logging.getLogger("dslite.server")
 
@@ -96,6 +97,7 @@ class Worker:
         self._open: dict[int, GenerationStream] = {}
         self._numbers = itertools.count(1)
         self._closing: ApiError | None = None
+        self.guests: RequestDriver | None = None  # whose requests come from commands of this user (warm.py)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="dslite-worker", daemon=True)
 
@@ -130,6 +132,10 @@ class Worker:
         for choice, request in enumerate(requests):
             self._commands.put((stream.number, self._add((stream.number, choice), request)))
         return stream
+
+    def put(self, command: Callable[[Scheduler], None]) -> None:
+        """Have a command run between two steps. May be called by any thread."""
+        self._commands.put((next(self._numbers), command))
 
     def cancel(self, stream: GenerationStream) -> None:
         """Stop what is still running of a stream."""
@@ -198,12 +204,22 @@ class Worker:
             except BaseException:
                 _log.exception("a step of the network failed")
                 self._call(partial(self._fail_open, last=last), internal())
+                if self.guests is not None:
+                    self.guests.fail(internal())
                 return last
             self._send(events)
 
     def _send(self, events: list[BatchEvent]) -> None:
-        if events:
-            self._call(self._deliver, events)
+        streamed = [event for event in events if not self._is_of_guest(*event)]
+        if streamed:
+            self._call(self._deliver, streamed)
+
+    def _is_of_guest(self, key: Hashable, event: Event | DsliteError) -> bool:
+        """Whether an event belongs to a guest's request, which then has it."""
+        if not isinstance(key, ActiveRequest) or self.guests is None:
+            return False
+        self.guests.take(key, event)
+        return True
 
     def _call(self, function: Callable[[T], None], argument: T) -> None:
         """Call a function in the event loop, unless that has ended."""

@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,7 +31,7 @@ from dslite.runtime.warm.messages import error_object, event_object
 if TYPE_CHECKING:
     from dslite.runtime.engine.request import Request
     from dslite.runtime.text.message import AnswerSpacing
-    from dslite.runtime.warm.driver import ActiveRequest, AnswerEnd, EngineDriver
+    from dslite.runtime.warm.driver import ActiveRequest, AnswerEnd, RequestDriver
     from dslite.runtime.warm.idle import IdleTimer
     from dslite.runtime.warm.key import EngineKey
 
@@ -44,7 +44,8 @@ _log = logging.getLogger(__name__)
 class LoadedEngine(Protocol):
     """A loaded model, and what of a request depends on it."""
 
-    driver: "EngineDriver"
+    @property
+    def driver(self) -> "RequestDriver": ...
 
     def request(self, raw: Mapping[str, Any]) -> "Request":
         """A request from its JSON, checked to fit. May be called by several threads. Raises DsliteError."""
@@ -115,7 +116,8 @@ class Connection:
         """Stop what is under way. Of private requests nothing stays in memory."""
         active = self._active
         if self._private:
-            self._loaded.driver.forget(active)
+            with suppress(DsliteError):  # it has failed
+                self._loaded.driver.forget(active)
             self._work.close()
         elif active is not None:
             active.cancel.set()

@@ -1,11 +1,14 @@
 """The thread of an engine that computes: it alone touches the scheduler and the prefix cache.
 
+`dslite serve --warm` has such a thread already (app/server/worker.py), which runs the same commands.
+
 Requests of all clients decode together. Prompts are read in the chunks of a process of their own, not in the smaller
 ones of a server, so that results are the same.
 """
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import Done, Event, Prefilling
 
 _log = logging.getLogger(__name__)
+_logger = logging.getLogger("dslite")
 _T = TypeVar("_T")
 
 
@@ -46,28 +50,23 @@ class ActiveRequest:
     experts: Mapping[str, int] = field(default_factory=dict)  # the counters when it began
 
 
-class EngineDriver:
-    """Runs the scheduler of an engine. Its methods may be called by any thread."""
+class RequestDriver(ABC):
+    """What connections ask of the thread that computes. `submit`, `call` and `forget` are for any thread, what stands
+    below them for that one.
+    """
 
-    def __init__(self, engine: Engine, *, on_failure: Callable[[], None]) -> None:
-        """`on_failure` is called, once, where a step fails in an unforeseen way: the engine is of no use then."""
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._on_failure = on_failure
-        self._commands: SimpleQueue[Callable[[Scheduler], None] | None] = SimpleQueue()
         self._active: list[ActiveRequest] = []
-        self._thread = threading.Thread(target=self._run, name="dslite-engine", daemon=True)
+        self._level = logging.INFO
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread after the step it is in."""
-        self._commands.put(None)
-        self._thread.join()
+    @abstractmethod
+    def put(self, command: Callable[[Scheduler], None]) -> None:
+        """Have a command run between two steps. Raises DsliteError where no step will come."""
 
     def submit(self, active: ActiveRequest) -> None:
         """Begin to answer."""
-        self._commands.put(lambda scheduler: self._add(scheduler, active))
+        self.put(lambda scheduler: self._add(scheduler, active))
 
     def call(self, function: Callable[[Engine], _T]) -> _T:
         """Call a function between two steps, and wait for what it returns. Raises what it raises."""
@@ -78,7 +77,7 @@ class EngineDriver:
 
         def forget(scheduler: Scheduler) -> None:
             if active in self._active:
-                self._active.remove(active)
+                self._remove(active)
                 scheduler.remove(active)
             self._engine.forget()
 
@@ -93,16 +92,70 @@ class EngineDriver:
             except Exception as error:
                 result.set_exception(error)
 
-        self._commands.put(run)
+        self.put(run)
         return result.result()
+
+    # ---- the thread that computes ----
+
+    def take(self, active: ActiveRequest, event: Event | DsliteError) -> None:
+        """An event that a step gave."""
+        if isinstance(event, Done | DsliteError):
+            end = self._answer_end(active, event) if isinstance(event, Done) else event
+            self._remove(active)
+            active.put(end)
+        else:
+            active.put(event)
+
+    def fail(self, error: DsliteError) -> None:
+        """The scheduler is gone, and with it all requests."""
+        for active in list(self._active):
+            self._remove(active)
+            active.put(error)
 
     def _add(self, scheduler: Scheduler, active: ActiveRequest) -> None:
         active.experts = self._engine.expert_stats()
         self._active.append(active)
+        if active.private:  # as with --no-save in a process of its own, which logs no answers
+            self._level = _logger.level if _logger.level != logging.WARNING else self._level
+            _logger.setLevel(logging.WARNING)
         try:
             scheduler.add(active, active.request, active.cancel)
         except DsliteError as error:
-            self._end(active, error)
+            self.take(active, error)
+
+    def _remove(self, active: ActiveRequest) -> None:
+        self._active.remove(active)
+        if active.private and not any(other.private for other in self._active):
+            _logger.setLevel(self._level)
+
+    def _answer_end(self, active: ActiveRequest, done: Done) -> AnswerEnd:
+        memory, experts = self._engine.memory(), self._engine.expert_stats()
+        known = self._engine.prefix_cache.known([*active.request.prompt_ids, *done.token_ids])
+        memory["kv_bytes"] = known * memory["kv_bytes_per_token"]
+        counted = {name: value - active.experts[name] for name, value in experts.items() if name != "slots"}
+        return AnswerEnd(done, memory, {"slots": experts["slots"], **counted})
+
+
+class EngineDriver(RequestDriver):
+    """Runs a scheduler of its own."""
+
+    def __init__(self, engine: Engine, *, on_failure: Callable[[], None]) -> None:
+        """`on_failure` is called, once, where a step fails in an unforeseen way: the engine is of no use then."""
+        super().__init__(engine)
+        self._on_failure = on_failure
+        self._commands: SimpleQueue[Callable[[Scheduler], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="dslite-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step it is in."""
+        self._commands.put(None)
+        self._thread.join()
+
+    def put(self, command: Callable[[Scheduler], None]) -> None:
+        self._commands.put(command)
 
     def _run(self) -> None:
         try:
@@ -118,27 +171,9 @@ class EngineDriver:
                 if command is None:
                     return
                 command(scheduler)
-            # As with --no-save in a process of its own, which logs no answers.
-            private = any(active.private for active in self._active)
-            logging.getLogger("dslite").setLevel(logging.WARNING if private else logging.INFO)
             for key, event in scheduler.step():
                 assert isinstance(key, ActiveRequest)
-                if isinstance(event, Done | DsliteError):
-                    self._end(key, event)
-                else:
-                    key.put(event)
-
-    def _end(self, active: ActiveRequest, event: Done | DsliteError) -> None:
-        self._active.remove(active)
-        end = self._answer_end(active, event) if isinstance(event, Done) else event
-        active.put(end)
-
-    def _answer_end(self, active: ActiveRequest, done: Done) -> AnswerEnd:
-        memory, experts = self._engine.memory(), self._engine.expert_stats()
-        known = self._engine.prefix_cache.known([*active.request.prompt_ids, *done.token_ids])
-        memory["kv_bytes"] = known * memory["kv_bytes_per_token"]
-        counted = {name: value - active.experts[name] for name, value in experts.items() if name != "slots"}
-        return AnswerEnd(done, memory, {"slots": experts["slots"], **counted})
+                self.take(key, event)
 
 
 def _report(key: Any, event: Prefilling) -> None:

@@ -25,6 +25,7 @@ from dslite.runtime.events import Loading
 from dslite.runtime.system import system_name
 from dslite.runtime.warm.client import WarmClient, find_engine
 from dslite.runtime.warm.connection import LoadedEngine
+from dslite.runtime.warm.driver import EngineDriver
 from dslite.runtime.warm.idle import IdleTimer
 from dslite.runtime.warm.key import EngineKey
 from dslite.runtime.warm.server import EngineSocket, WarmServer, serve
@@ -144,8 +145,9 @@ def warm_engine(
     with EngineSocket(key.name) as socket:
         assert socket.listener is not None
         server = WarmServer(socket.listener, key, IdleTimer(keep_alive_s, clock))
-        loaded = WarmModel(ref, folder, options.weights, engine, on_failure=server.end)
-        loaded.driver.start()
+        driver = EngineDriver(engine, on_failure=server.end)
+        driver.start()
+        loaded = WarmModel(ref, folder, options.weights, engine, driver)
 
         def load(report: object) -> LoadedEngine:
             for event in loading:
@@ -166,4 +168,4 @@ def warm_engine(
             thread.join()
             socket.close()
             server.close()
-            loaded.driver.stop()
+            driver.stop()
