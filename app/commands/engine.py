@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dslite.app.commands.command import command, command_line_only, flag, handles_signals
-from dslite.app.commands.flags import EngineFlags, ListFlags
+from dslite.app.commands.flags import EngineFlags, ListFlags, model_ref
 from dslite.app.commands.model_prompt import ensure_model
 from dslite.app.commands.packing import ensure_packed
 from dslite.app.terminal import console
@@ -47,8 +47,11 @@ def start(
         raise UsageError("--keep-alive is 0: the engine would end at once", "give a time such as 10m")
     if not has_local_sockets():
         raise DsliteError("warm engines need Linux or macOS", "commands compute in their own process here")
-    options = engine.settled_options()
-    ref = ensure_model(engine.ref("chat"), offline=engine.offline, weights=options.weights)
+    given = precedence.AnswerSettings(engine.model, weights=engine.weights_given)
+    settings = precedence.settle(given, None, None, raw=False)  # as of a chat: [defaults] and the default profile
+    options = engine.options(settings.weights)
+    ref = model_ref(settings.model or "chat", engine.revision)
+    ref = ensure_model(ref, offline=engine.offline, weights=options.weights)
     ensure_packed(ref, options, yes=engine.yes)
     status = console.TerminalStatus()
     try:

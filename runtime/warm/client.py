@@ -18,6 +18,7 @@ from dslite.runtime.warm.key import EngineKey
 from dslite.runtime.warm.messages import parse_error, parse_event
 
 SILENCE_S = 30.0  # an engine that works gives a sign of life every two seconds
+_GREETING_S = 10.0
 _LOOK_S = 0.05  # between looks at a cancel
 _STATUS_S = 5.0
 
@@ -35,8 +36,10 @@ class EngineRefusedError(Exception):
 class WarmClient:
     """A connection to a loaded engine. For one thread."""
 
-    def __init__(self, channel: Channel, description: Mapping[str, Any]) -> None:
+    def __init__(self, channel: Channel, description: Mapping[str, Any], *, silence_s: float = SILENCE_S) -> None:
+        """`silence_s`: an engine that gives no sign of life for so long is lost."""
         self._channel = channel
+        self._silence_s = silence_s
         self.description = description
         self.memory: Mapping[str, int] = {}  # of the last answer
         self.experts: Mapping[str, int] = {}
@@ -82,10 +85,10 @@ class WarmClient:
             if cancel is not None and cancel.is_set():
                 return None
             try:
-                message = self._channel.receive(SILENCE_S if cancel is None else _LOOK_S)
+                message = self._channel.receive(self._silence_s if cancel is None else _LOOK_S)
             except TimeoutError:
-                if time.monotonic() - heard > SILENCE_S or cancel is None:
-                    raise EngineLostError(f"it has been silent for {SILENCE_S:.0f} seconds") from None
+                if time.monotonic() - heard > self._silence_s or cancel is None:
+                    raise EngineLostError(f"it has been silent for {self._silence_s:.0f} seconds") from None
                 continue
             except (OSError, ProtocolError) as error:
                 raise EngineLostError(str(error)) from None
@@ -114,8 +117,16 @@ def _parsed(message: Mapping[str, Any], others: tuple[str, ...] = ()) -> Event |
         raise EngineLostError(f"it sent an event that is none: {error}") from None
 
 
-def find_engine(key: EngineKey, report: Callable[[LoadingEvent], None]) -> WarmClient | None:
+def find_engine(
+    key: EngineKey,
+    report: Callable[[LoadingEvent], None],
+    *,
+    greeting_s: float = _GREETING_S,
+    silence_s: float = SILENCE_S,
+) -> WarmClient | None:
     """A connection to the engine of a key, waited for while it loads; None where none runs.
+
+    `greeting_s`: the most silence until it is connected; `silence_s`: later.
 
     Raises RuntimeFolderError for a folder that is not safe, EngineRefusedError, and DsliteError where the engine cannot
     load its model.
@@ -125,7 +136,7 @@ def find_engine(key: EngineKey, report: Callable[[LoadingEvent], None]) -> WarmC
     channel = open_channel(socket_file(folder, key.name))
     if channel is None:
         return None
-    client = WarmClient(channel, {})
+    client = WarmClient(channel, {}, silence_s=greeting_s)
     try:
         client._send({"op": "hello", "settings": dict(key.settings), "files": key.files})
         while True:
@@ -133,7 +144,7 @@ def find_engine(key: EngineKey, report: Callable[[LoadingEvent], None]) -> WarmC
             if "refused" in message:
                 raise EngineRefusedError(str(message["refused"]))
             if "ok" in message:
-                client.description = message["ok"]
+                client.description, client._silence_s = message["ok"], silence_s
                 return client
             event = _parsed(message)
             if isinstance(event, Loading | Compiling):
@@ -147,7 +158,7 @@ def find_engine(key: EngineKey, report: Callable[[LoadingEvent], None]) -> WarmC
         raise
 
 
-def open_channel(file: Path, timeout: float | None = SILENCE_S) -> Channel | None:
+def open_channel(file: Path, timeout: float | None = _GREETING_S) -> Channel | None:
     """A connection to the socket of an engine of this user; None where no process listens there."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -169,6 +169,14 @@ def test_no_save_leaves_nothing_for_the_next_request(warm: Dslite) -> None:
     assert log.count("prefill of") == 2
 
 
+def test_start_takes_the_model_of_the_config(warm: Dslite) -> None:
+    config = Path(warm.env["DSLITE_CONFIG_DIR"]) / "config.toml"
+    config.parent.mkdir()
+    config.write_text('[defaults]\nmodel = "demo"\n')
+    start(warm, *EXACT)
+    assert warm("complete", *EXACT, "-n", "1", "--json", "hi").json["engine"] == "warm"
+
+
 def test_start_status_and_stop(warm: Dslite) -> None:
     assert warm("engine", "status", "-o", "json").out == b"[]\n"
     assert warm("engine", "stop").code == 0

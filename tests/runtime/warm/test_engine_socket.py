@@ -7,14 +7,16 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from support.markov_model import write_markov_model
 from support.warm import RunningEngine, needs_engines, prepare, warm_engine
 
 from dslite.runtime.errors import ContextFullError, UsageError
-from dslite.runtime.events import Done, Loading, LoadingEvent, Token
+from dslite.runtime.events import Done, Loading, LoadingEvent, Prefilling, Token
 from dslite.runtime.system.local_socket import hold_lock
+from dslite.runtime.warm import client as client_module
 from dslite.runtime.warm import server as server_module
 from dslite.runtime.warm.address import socket_file
 from dslite.runtime.warm.client import (
@@ -25,6 +27,7 @@ from dslite.runtime.warm.client import (
     open_channel,
     running_engines,
 )
+from dslite.runtime.warm.frames import Channel
 from dslite.runtime.warm.key import EngineKey
 
 pytestmark = needs_engines
@@ -60,14 +63,23 @@ def test_an_answer_comes_over_the_socket(engine: RunningEngine) -> None:
     assert client.memory["kv_bytes"] == 5 * client.memory["kv_bytes_per_token"]
 
 
+def test_the_progress_of_a_prompt_comes_before_its_answer(engine: RunningEngine) -> None:
+    first, *_ = engine.begin("x" * 3000, temperature=0.0, max_tokens=1).answer(NEVER)
+    assert isinstance(first, Prefilling)
+    assert first.total == 3001
+
+
 def test_only_this_user_can_open_the_socket(engine: RunningEngine, runtime_dir: Path) -> None:
     status = socket_file(runtime_dir, engine.key.name).stat()
     assert stat.S_ISSOCK(status.st_mode)
     assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, os.geteuid())
 
 
-def test_a_peer_of_another_user_is_refused(engine: RunningEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "user_id", lambda: os.geteuid() + 1)
+@pytest.mark.parametrize("side", [server_module, client_module])
+def test_a_peer_of_another_user_is_refused(
+    engine: RunningEngine, monkeypatch: pytest.MonkeyPatch, side: ModuleType
+) -> None:
+    monkeypatch.setattr(side, "user_id", lambda: os.geteuid() + 1)
     assert find_engine(engine.key, lambda _: None) is None
 
 
@@ -239,6 +251,32 @@ def test_a_client_sees_the_progress_of_the_load(model: Path, runtime_dir: Path) 
         assert client is not None
         client.close()
     assert seen[-1] == Loading(1, 2)
+
+
+def test_an_engine_that_hangs_is_waited_for_no_longer_than_said(runtime_dir: Path) -> None:
+    key, greeted = EngineKey({"protocol": 1}, ""), Channel(socket.socket())
+
+    def greet(listener: socket.socket) -> None:
+        """And say nothing more."""
+        greeted.connection = listener.accept()[0]
+        greeted.send({"ok": {}})
+
+    with server_module.EngineSocket(key.name) as place:
+        assert place.listener is not None
+        assert find_engine(key, lambda _: None, greeting_s=0.01) is None  # nothing accepts
+        place.listener.accept()[0].close()
+        greeted.connection.close()
+        thread = threading.Thread(target=greet, args=(place.listener,))
+        thread.start()
+        client = find_engine(key, lambda _: None, silence_s=0.01)
+        thread.join()
+        assert client is not None
+        with pytest.raises(EngineLostError, match="silent"):
+            client.call("keep", conversation="x")
+        with pytest.raises(EngineLostError, match="silent"):
+            list(client.answer(NEVER))
+        client.close()
+        greeted.close()
 
 
 @pytest.mark.parametrize("last", [b"", b"\0\0\0\x20{", b"\0\0\0\2[]", b'\0\0\0\x0e{"event": "x"}'])
