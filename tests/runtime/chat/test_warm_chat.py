@@ -132,6 +132,19 @@ def test_a_saved_cache_is_read_by_another_engine(runtime_dir: Path) -> None:
         assert answer(warm, talk).cached_tokens > 20
 
 
+def test_a_saved_cache_is_that_of_its_own_conversation(runtime_dir: Path) -> None:
+    """Another client's answer came between the reply and its saving."""
+    with warm_engine("demo") as engine:
+        warm, other = backend_of(engine), backend_of(engine)
+        talk = [*HELLO, said(answer(warm, HELLO)), Message("user", "And then?")]
+        answer(other, [Message("user", "What is a session, and where is it kept?")])
+        warm.save_cache("conversation")
+    with warm_engine("demo") as engine:
+        warm = backend_of(engine)
+        warm.restore_cache("conversation", talk)
+        assert answer(warm, talk).cached_tokens > 20
+
+
 def test_counters_are_known_also_in_the_middle_of_an_answer(engine: RunningEngine, local: LocalChatBackend) -> None:
     warm = backend_of(engine, again=[engine.connect()])
     before = warm.stats()

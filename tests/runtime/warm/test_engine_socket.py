@@ -1,6 +1,7 @@
 """An engine at its socket: who may use it, what ends it, and what it leaves."""
 
 import json
+import logging
 import os
 import socket
 import stat
@@ -151,13 +152,16 @@ def test_a_cancel_ends_the_answer_in_the_engine(engine: RunningEngine) -> None:
     assert engine.server.idle.idle_s == 1.0  # it has no work any more
 
 
-def test_a_client_that_is_gone_stops_its_answer(engine: RunningEngine) -> None:
-    for number in range(16):  # as many as run together: the next one waits for the end of one of them
-        client = engine.begin("x" * number, temperature=0.0, max_tokens=30_000)
-        next(client.answer(NEVER))
-        client.close()
-    assert text_of(engine.begin("x", temperature=0.0, max_tokens=2)) == "yz"
-    engine.wait_until_left(1)
+def test_a_client_that_is_gone_stops_its_answer(engine: RunningEngine, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "dslite"):
+        for number in range(16):  # as many as run together
+            client = engine.begin("x" * number, temperature=0.0, max_tokens=30_000)
+            next(client.answer(NEVER))
+            client.close()
+            engine.wait_until_left(0)
+        assert text_of(engine.begin("x", temperature=0.0, max_tokens=2)) == "yz"
+    ends = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert ends == ["interrupted"] * 16 + ["length"]
 
 
 def test_a_private_request_leaves_nothing_in_memory(engine: RunningEngine) -> None:

@@ -67,7 +67,7 @@ def test_what_no_dslite_sends_is_refused(pair: tuple[Channel, socket.socket], da
     channel, theirs = pair
     theirs.sendall(data)
     with pytest.raises(ProtocolError):
-        channel.receive()
+        channel.receive(10)
 
 
 def test_an_end_within_a_frame_is_no_end_between_two(pair: tuple[Channel, socket.socket]) -> None:
