@@ -26,11 +26,18 @@ class ChatConfig:
     mouse: bool = True
     keymap: Mapping[str, str] = field(default_factory=dict)
     when_full: WhenFull = "ask"
+    bell: bool = True  # ring when a long answer ends while the terminal has no focus
 
     @classmethod
     def of_config(cls, config: "Config") -> "ChatConfig":
         chat = config.table("chat")
-        return cls(chat.get("theme"), chat.get("mouse", True), dict(config.table("keys")), chat.get("when_full", "ask"))
+        return cls(
+            chat.get("theme"),
+            chat.get("mouse", True),
+            dict(config.table("keys")),
+            chat.get("when_full", "ask"),
+            chat.get("bell", True),
+        )
 
 
 @dataclass

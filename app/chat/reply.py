@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from dslite.runtime.events import Done, Prefilling, Thinking, Timing, Token
 
 _RATE_S = 2.0  # the speed is that of the last seconds
 _MIN_RATE_S = 0.2
+_LATEST = 1e10  # seconds since 1970, in the year 2286
 NOTES = {  # what stands below an answer that did not end by itself; "!" marks a warning
     "interrupted": "stopped here · /continue goes on",
     "length": "cut at the most tokens · /continue goes on",
@@ -22,6 +24,30 @@ NOTES = {  # what stands below an answer that did not end by itself; "!" marks a
 def finish_note(node: Node) -> str:
     """What stands below a finished answer: why it was cut, or that it is empty."""
     return NOTES.get(node.finish_reason or "") or ("" if node.content.strip() else "(empty answer)")
+
+
+def facts(node: Node) -> str:
+    """What is known of an answer: when, how long, how fast, by which model and how drawn. Empty for a question."""
+    info = node.info
+    if node.role != "assistant" or "model" not in info:
+        return ""
+    tokens, seconds = _number(info, "completion_tokens"), _number(info, "decode_s")
+    finished, temperature = _number(info, "finished"), _number(info, "temperature")
+    found = [
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(finished)) if finished else "",
+        f"{tokens:,.0f} tokens" if tokens else "",
+        f"{tokens / seconds:,.0f} tok/s" if tokens and seconds else "",
+        " ".join(filter(None, [str(info["model"]).rpartition("/")[2], str(info.get("weights") or "")])),
+        f"temperature {temperature:g}" if temperature is not None else "",
+        "edited" if info.get("edited") else "",
+    ]
+    return " · ".join(filter(None, found))
+
+
+def _number(info: Mapping[str, Any], key: str) -> float | None:
+    """A number of an answer's figures; an imported chat may have anything there."""
+    value = info.get(key)
+    return value if isinstance(value, int | float) and abs(value) < _LATEST else None
 
 
 @dataclass(eq=False)
@@ -119,8 +145,15 @@ class Reply:
             "prefill_s": round(done.timing.prefill_s, 4),
             "decode_s": round(done.timing.decode_s, 4),
             "ttft_s": round(done.timing.ttft_s, 4),
+            "finished": round(time.time()),
+            "temperature": self._temperature,
         }
         node.growing, self.state = False, ReplyState.DONE
+
+    @property
+    def _temperature(self) -> float | None:
+        """The temperature that was asked for; None where the model's own counts."""
+        return None if self.job is None else self.job.sampling.get("temperature")
 
     def cut(self) -> Done:
         """The end of an answer without waiting for its engine, from the events so far."""

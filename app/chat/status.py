@@ -45,6 +45,7 @@ class ChatStatus:
     waiting: tuple[str, ...] = ()  # messages that wait for the end of the answer
     unsaved: str = ""  # why this chat is not saved
     hint: str = ""  # takes the place of all else for a moment
+    facts: str = ""  # of the message that is marked
 
     def add_rate(self, rate: float) -> None:
         """Note the speed of this moment, in tokens/s."""

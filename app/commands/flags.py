@@ -360,7 +360,13 @@ class OutputFlags:
     output_file: OutputFile = None
     no_stream: Annotated[bool, flag("--no-stream", help="Print the answer at its end.")] = False
     extract: Annotated[
-        bool, flag("--extract", "-x", help="Print only the first fenced code block; exit 1 without a whole one.")
+        bool,
+        flag(
+            "--extract",
+            "-x",
+            help="Print only the first fenced code block; exit 1 without a whole one. "
+            "Names of packages in it may be invented: check them before you install.",
+        ),
     ] = False
     stats: Annotated[bool, flag("--stats", help="Speeds, to stderr.")] = False
 

@@ -20,7 +20,9 @@ from textual.screen import Screen
 from dslite.app.chat.controller import ChatController
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch
+from dslite.app.chat.message_tree import MessageTree
 from dslite.app.terminal import clipboard
+from dslite.app.terminal.console import visible
 from dslite.app.terminal.log_file import log_error
 from dslite.app.tui import messages
 from dslite.app.tui.control.view import HINT_S
@@ -28,6 +30,7 @@ from dslite.app.tui.screens.chat import LOW, ChatScreen
 from dslite.app.tui.style import keys
 from dslite.app.tui.style.no_color import NoColorFilter
 from dslite.app.tui.style.themes import DEFAULT, THEMES
+from dslite.app.tui.textual_fixes.driver_title import TitledDriver
 from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER, RedrawThrottle
 from dslite.app.tui.textual_fixes.memory import free_closed_widgets
 from dslite.model.errors import DsliteError
@@ -38,6 +41,7 @@ from dslite.runtime.system.signals import can_suspend, stop_signals
 T = TypeVar("T")
 _TICK_S = 1 / 12
 _ESCAPE_DELAY_S = 0.025  # as vim and tmux users set it: Textual's 100 ms would be all the time that Esc may take
+_LONG_S = 10.0  # an answer that takes longer may be waited for elsewhere
 _QUIT_HINT = "Ctrl+C again quits; so do Ctrl+D and /quit"
 # Commands that need an argument: the palette writes their beginning into the input.
 _PREFILLED = (
@@ -139,6 +143,17 @@ class ChatApp(App[int]):
         """Much has just become useless, in cycles that only the collector finds."""
         if not self.is_headless:
             gc.collect()
+
+    @on(messages.AnswerFinished)
+    def _ring(self, event: messages.AnswerFinished) -> None:
+        """Call back who looks at another window. Terminals that do not report the focus seem to have it."""
+        if self.launch.config.bell and not self.app_focus and event.seconds >= _LONG_S:
+            self.bell()
+
+    @on(messages.TitleChanged)
+    def _name_window(self, event: messages.TitleChanged) -> None:
+        if isinstance(self._driver, TitledDriver):
+            self._driver.set_window_title(f"{event.title} · dslite")
 
     # Leaving.
 
@@ -371,6 +386,13 @@ def _driver() -> type[Driver] | None:
     return QuickDriver
 
 
+def resume_hint(tree: MessageTree) -> str:
+    """How to come back to a chat; empty where nothing was saved."""
+    if tree.id is None or not tree.path():
+        return ""
+    return f"{visible(tree.title or 'This chat')} is saved: dslite chat -c goes on, or --session {tree.id}"
+
+
 def run_chat(launch: ChatLaunch) -> int:
     """Hold the chat on this terminal; return the exit code."""
     if "ESCDELAY" not in os.environ:
@@ -383,4 +405,6 @@ def run_chat(launch: ChatLaunch) -> int:
         launch.writer.close()
     if app.crash is not None:
         raise app.crash
+    if farewell := resume_hint(app.controller.tree):
+        print(farewell)
     return code if code is not None else int(app.return_code or 0)

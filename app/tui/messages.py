@@ -86,6 +86,20 @@ class OfferModel(Message):
     error: DsliteError
 
 
+@dataclass
+class AnswerFinished(Message):
+    """An answer has ended; `seconds` is how long it took."""
+
+    seconds: float
+
+
+@dataclass
+class TitleChanged(Message):
+    """The chat on screen has another title, of visible characters."""
+
+    title: str
+
+
 class ConversationChanged(Message):
     """Another conversation is on screen: the one before is garbage."""
 

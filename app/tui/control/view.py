@@ -103,6 +103,9 @@ class ScreenView:
         if (item := self._item) is not None:
             item.note = finish_note(reply.node)
             self._transcript.finish(item)
+            info = reply.node.info
+            seconds = float(info.get("prefill_s", 0.0)) + float(info.get("decode_s", 0.0))
+            self._screen.post_message(messages.AnswerFinished(seconds))
         self._end_answer()
         self._label_code()
 

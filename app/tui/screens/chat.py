@@ -13,6 +13,7 @@ from dslite.app.chat.command_completion import CommandCompletion
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch
 from dslite.app.chat.message_tree import Node
+from dslite.app.chat.reply import facts
 from dslite.app.tui import messages
 from dslite.app.tui.control.commands import ScreenCommands
 from dslite.app.tui.control.view import ScreenView
@@ -24,6 +25,7 @@ from dslite.app.tui.transcript.transcript import Transcript
 from dslite.app.tui.widgets.command_hints import CommandHints
 from dslite.app.tui.widgets.find_bar import FindBar
 from dslite.app.tui.widgets.inspector import Inspector
+from dslite.app.tui.widgets.lower_rule import LowerRule
 from dslite.app.tui.widgets.prompt import Prompt
 from dslite.app.tui.widgets.status import StatusLine, TitleLine
 from dslite.app.tui.widgets.waiting import WaitingMessages
@@ -49,6 +51,8 @@ class ChatScreen(DragWithinScreen):
         self.prompt.hints = self.hints
         self.status_line = StatusLine(id="status")
         self.inspector: Inspector | None = None
+        self.lower_rule = LowerRule(classes="rule")
+        self._title = ""
         self.view = ScreenView(self, self.transcript, self.prompt, self.refresh_lines, launch, worker)
         self.controller = self.view.controller
         self.commands = ScreenCommands(
@@ -65,7 +69,7 @@ class ChatScreen(DragWithinScreen):
             yield self.waiting
             yield self.find_bar
             yield self.hints
-            yield Rule(classes="rule")
+            yield self.lower_rule
             with Horizontal(id="ask"):
                 yield Static("› ", classes="mark")
                 yield self.prompt
@@ -78,7 +82,12 @@ class ChatScreen(DragWithinScreen):
     def on_resize(self, event: events.Resize) -> None:
         self.set_class(event.size.width < NARROW, "narrow")
         self.set_class(event.size.height < LOW, "low")
-        self.call_after_refresh(self.refresh_lines)
+        self.call_after_refresh(self._align)
+
+    def _align(self) -> None:
+        """Put the prompt below the text, which stands in the middle of a wide screen."""
+        self.query_one("#ask").styles.padding = (0, 1, 0, 1 + self.transcript.empty_columns)
+        self.refresh_lines()
 
     def refresh_lines(self) -> None:
         """Draw title, waiting messages, status and inspector again where they changed."""
@@ -88,6 +97,9 @@ class ChatScreen(DragWithinScreen):
         self.status_line.show(controller.status)
         self.waiting.show(controller.status.waiting)
         title = one_line(controller.tree.title) or "New chat"
+        if title != self._title:
+            self._title = title
+            self.post_message(messages.TitleChanged(title))
         model = one_line(short_name(controller.ref.name))
         self.title_line.show(title, f"{model} · profile {one_line(controller.settings.profile.name)}")
         if self.inspector is not None and self.inspector.is_attached:
@@ -142,6 +154,11 @@ class ChatScreen(DragWithinScreen):
         lines = max(self.transcript.size.height - 2, 1)
         self.transcript.scroll_relative(y=event.pages * lines, animate=False)
 
+    @on(Transcript.EndInView)
+    def _end_in_view(self, event: Transcript.EndInView) -> None:
+        self.lower_rule.show("" if event.yes else "↓ more below · Ctrl+End")
+
+    @on(LowerRule.Pressed)
     @on(Prompt.ScrollToEnd)
     def _scroll_to_end(self) -> None:
         self.action_scroll_to_end()
@@ -152,6 +169,16 @@ class ChatScreen(DragWithinScreen):
         shown = self.controller.show_branch(node, event.step) if node is not None else None
         if shown is not None:
             self.transcript.choose(self.transcript.item(shown.key))
+
+    @on(Transcript.ChosenChanged)
+    def _chosen_changed(self) -> None:
+        node = self.chosen_message()
+        self.controller.status.facts = one_line(facts(node)) if node is not None else ""
+        self.refresh_lines()
+
+    @on(Transcript.CopyCode)
+    def _copy_code(self, event: Transcript.CopyCode) -> None:
+        self.commands.run("copy", str(event.number))
 
     @on(Transcript.Leave)
     def _leave_messages(self, event: Transcript.Leave) -> None:

@@ -28,6 +28,7 @@ class Palette:
     string: Style
     number: Style
     name: Style
+    surface: Style  # behind code and the user's messages; nothing where the terminal's own colours are used
     found: Style  # what Ctrl+F looks for,
     found_here: Style  # and the one that it shows
 
@@ -65,6 +66,7 @@ class Palette:
             string=colour("code-string"),
             number=colour("code-number"),
             name=colour("code-name"),
+            surface=Style() if ansi else Style(bgcolor=_rich_colour(variables.get("surface", ""))),
             found=found("found", Style(bold=True, underline=True)),
             found_here=found("found-here", Style(bold=True, reverse=True)),
         )

@@ -52,6 +52,8 @@ _ANSI_CODE = {
 # Okabe and Ito, "Color Universal Design" (2008): eight colours that all kinds of colour vision tell apart.
 _SKY, _ORANGE, _YELLOW, _VERMILION, _BLUE, _GREEN = "#56B4E9", "#E69F00", "#F0E442", "#D55E00", "#0072B2", "#009E73"
 
+_DARK_VERMILION = "#ad4b00"  # on white the published one has a contrast of 3.9
+
 
 def _ansi(name: str, base: str) -> Theme:
     """One of Textual's themes of the terminal's own sixteen colours, of which only black and white surely contrast."""
@@ -133,9 +135,9 @@ THEMES = (
         name="colour-blind-light",
         primary=_BLUE,
         secondary="#47698c",
-        accent=_VERMILION,
+        accent=_DARK_VERMILION,
         warning="#8a5a00",
-        error=_VERMILION,
+        error=_DARK_VERMILION,
         success="#00664b",
         foreground="#101010",
         background="#ffffff",
@@ -143,6 +145,6 @@ THEMES = (
         panel="#e6e6e6",
         dark=False,
         variables=_LIGHT_CODE
-        | {"code-keyword": _BLUE, "code-string": "#00664b", "code-number": _VERMILION, "code-name": "#8a3a68"},
+        | {"code-keyword": _BLUE, "code-string": "#00664b", "code-number": _DARK_VERMILION, "code-name": "#8a3a68"},
     ),
 )

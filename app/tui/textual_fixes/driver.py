@@ -11,6 +11,7 @@ from codecs import getincrementaldecoder
 
 from textual.drivers.linux_driver import LinuxDriver
 
+from dslite.app.tui.textual_fixes.driver_title import end_sequence, title_sequence
 from dslite.app.tui.textual_fixes.paste import PasteParser
 
 _HANG_UP = 129
@@ -21,6 +22,24 @@ _LOOKS = 4  # until Textual's own wait for the rest of a key is over
 
 class QuickDriver(LinuxDriver):
     """Looks at the clock soon after a key, and takes a terminal that has gone for a hang-up."""
+
+    _title = ""
+
+    def set_window_title(self, title: str) -> None:
+        """Name the window, until the application ends or is suspended."""
+        if title != self._title:
+            self.write(title_sequence(title, first=not self._title))
+            self._title = title
+
+    def start_application_mode(self) -> None:
+        super().start_application_mode()  # type: ignore[no-untyped-call]
+        if self._title:  # it was suspended
+            self.write(title_sequence(self._title, first=True))
+
+    def stop_application_mode(self) -> None:
+        if self._title:
+            self.write(end_sequence())
+        super().stop_application_mode()
 
     def _sigtstp_application(self, *_: object) -> None:
         """Stop the whole job, as the terminal's own Ctrl+Z does: the shell waits for its first process, not for us."""

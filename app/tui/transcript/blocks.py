@@ -9,6 +9,7 @@ from typing import Literal
 
 from rich.cells import cell_len
 from rich.segment import Segment
+from rich.style import Style
 from rich.text import Text
 from textual.strip import Strip
 
@@ -141,6 +142,8 @@ class BlockRenderer:
             style = None if item.speaker == "user" else self.palette.muted
             text = inert(item.text.rstrip("\r\n"))
             lines = _inset([[Segment(line, style)] for line in wrap_plain(text, self.width - _INDENT)])
+            if item.speaker == "user":
+                return [self._on_surface(strip, 0) for strip in self._strips(lines)]
         elif render_block.kind == "note":
             lines = self._note(item)
         elif render_block.kind == "reasoning":
@@ -152,6 +155,16 @@ class BlockRenderer:
 
     def _strips(self, lines: list[Line]) -> list[Strip]:
         return [Strip(Segment.apply_style(line, self.palette.base)) for line in lines]
+
+    def _on_surface(self, strip: Strip, start: int) -> Strip:
+        """A line with the faint surface behind it, from a column to the end of the text's width."""
+        surface = self.palette.surface
+        if surface.bgcolor is None:
+            return strip
+        before, text = strip.crop(0, start), strip.crop(start, strip.cell_length)
+        rest = Segment(" " * max(self.width - strip.cell_length, 0), self.palette.base + surface)
+        shaded = [part._replace(style=(part.style or Style()) + surface) for part in text]
+        return Strip([*before, *shaded, rest])
 
     def _head(self, item: TranscriptItem) -> Line:
         style = {"user": self.palette.user, "assistant": self.palette.assistant}.get(item.speaker, self.palette.muted)
@@ -179,8 +192,15 @@ class BlockRenderer:
     def _block(self, render_block: RenderBlock, block: Block) -> list[Strip]:
         if block.kind == "fence" and (not block.closed or render_block.wants_colours or render_block.colours):
             return self._strips(self._gap(block)) + self._long_fence(render_block, block)
-        lines = _inset([line.segments for line in draw(block, self._inner, self.palette)])
-        return self._strips(self._gap(block) + lines)
+        strips = self._strips(_inset([line.segments for line in draw(block, self._inner, self.palette)]))
+        if block.kind in ("fence", "code"):
+            strips = self._code_surface(block, strips)
+        return self._strips(self._gap(block)) + strips
+
+    def _code_surface(self, block: Block, strips: list[Strip]) -> list[Strip]:
+        """Lines of code with the surface behind them, which begins at their bar."""
+        start = _INDENT + cell_len(prefixes(block, self._inner)[1])
+        return [self._on_surface(strip, start) for strip in strips]
 
     def _gap(self, block: Block) -> list[Line]:
         if not block.gap:
@@ -194,14 +214,15 @@ class BlockRenderer:
         width = max(self._inner - cell_len(rest), NARROWEST)
 
         def strips(lines: list[DrawnLine]) -> list[Strip]:
-            return self._strips(_inset([prefixed(line, rest, self.palette).segments for line in lines]))
+            drawn = self._strips(_inset([prefixed(line, rest, self.palette).segments for line in lines]))
+            return self._code_surface(block, drawn)
 
         def coloured(number: int) -> list[Strip]:
             [text] = highlight(inert(block.lines[number]), block.language, self.palette)
             return strips(code_lines(block, number, text, width, self.palette))
 
         head = prefixed(DrawnLine(fence_head(block, width, self.palette), []), first, self.palette)
-        drawn = self._strips(_inset([head.segments]))
+        drawn = self._code_surface(block, self._strips(_inset([head.segments])))
         if render_block.colours:
             return drawn + strips(fence_lines(block, width, self.palette, render_block.colours)[1:])
         if render_block.drawn_for < 0:

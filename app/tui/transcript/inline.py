@@ -1,5 +1,6 @@
 """Markdown inside a line: emphasis, code, links, mathematics. Markup of Rich or Textual and HTML are plain text."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,18 @@ from dslite.app.tui.transcript.source_text import SourceText
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
+_WEB = re.compile(r"https?://[\x21-\x7e]+")
 _EMPHASIS = {"em": Style(italic=True), "strong": Style(bold=True), "s": Style(strike=True)}
 
 
 def inline_text(source: str, offsets: Sequence[int], palette: Palette) -> SourceText:
     """Markdown with styles. `offsets`: where each character of it stands in the message."""
     return _Inline(offsets, palette).read(parse_inline(source))
+
+
+def _terminal_link(target: str) -> Style:
+    """A link that terminals open by themselves (OSC 8), of the web alone."""
+    return Style(link=target) if _WEB.fullmatch(target) else Style()
 
 
 class _Inline:
@@ -35,7 +42,7 @@ class _Inline:
             kind = token.type
             if kind == "link_open":
                 target = str(token.attrs.get("href", ""))
-                self._styles.append(self._palette.link)
+                self._styles.append(self._palette.link + _terminal_link(target))
             elif kind.endswith("_open"):
                 self._styles.append(_EMPHASIS.get(token.tag, Style()))
             elif kind.endswith("_close"):

@@ -58,4 +58,5 @@ def greeting(model: ModelRef, stats: ModelStats | None, settings: ChatSettings) 
         lines.append(f"profile {settings.profile.name}: {one_line(settings.system_message, 120)}")
     things = _DEMO_THINGS_TO_TRY if model.name == "demo" else _THINGS_TO_TRY
     lines += ["", "Try:", *(f"  {thing}" for thing in things)]
+    lines += ["", "Answers may be wrong, and names of packages in them invented."]
     return TranscriptItem(GREETING, "notice", "", "\n".join(lines))

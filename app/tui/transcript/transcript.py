@@ -1,10 +1,12 @@
 """The conversation on screen: its messages, of which the last may grow and one may be chosen."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import ClassVar
 
+from rich.cells import cell_len
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Offset
@@ -15,6 +17,8 @@ from dslite.app.terminal.console import visible
 from dslite.app.tui.transcript.blocks import BlockRenderer, RenderBlock, TranscriptItem, estimate, render_blocks
 from dslite.app.tui.transcript.find import Find, LineMark, block_at
 from dslite.app.tui.transcript.virtual_list_view import VirtualListView
+
+_BUTTONS = re.compile(r"copy: /copy (\d+)$|◂ \d+ of \d+ ▸$")
 
 
 class Transcript(VirtualListView, can_focus=True):
@@ -34,6 +38,15 @@ class Transcript(VirtualListView, can_focus=True):
 
         key: int
         step: int
+
+    class ChosenChanged(Message):
+        """Another message is marked, or none."""
+
+    @dataclass
+    class CopyCode(Message):
+        """A click on the words beside a code block: copy it."""
+
+        number: int
 
     @dataclass
     class Leave(Message):
@@ -188,6 +201,7 @@ class Transcript(VirtualListView, can_focus=True):
     def choose(self, item: TranscriptItem | None, *, scroll: bool = True) -> None:
         """Mark a message and bring its head into view."""
         self.chosen = item
+        self.post_message(self.ChosenChanged())
         if scroll and item is not None and item.blocks:
             top = self.virtual_list.top(item.blocks[0])
             bottom = top + sum(block.height for block in item.blocks)
@@ -234,6 +248,7 @@ class Transcript(VirtualListView, can_focus=True):
         self.refresh()
 
     def on_blur(self) -> None:
+        self.post_message(self.ChosenChanged())
         self.refresh()
 
     def on_key(self, event: events.Key) -> None:
@@ -251,15 +266,30 @@ class Transcript(VirtualListView, can_focus=True):
     def on_click(self, event: events.Click) -> None:
         line = self.scroll_offset.y + event.y
         if line < self.virtual_list.height:
-            block, _ = self.virtual_list.at(line)
+            block, place = self.virtual_list.at(line)
             if block.item.speaker in ("user", "assistant"):
                 self.choose(block.item, scroll=False)
-            if block.kind == "reasoning" and event.chain == 1 and self.text_selection is None:
-                self._toggle_reasoning(block.item)
+            if event.chain == 1 and self.text_selection is None:
+                self._press(block, place, event.x - self._text_left)
         if event.chain > 1:
             event.prevent_default()  # Textual would select everything, the prompt included
         if event.screen_offset == self._pressed_at and event.chain > 1:  # the end of a drag is a click to Textual
             self.select_around(event.x, line, whole_line=event.chain > 2)
+
+    def _press(self, block: RenderBlock, line: int, column: int) -> None:
+        """A click on a cell of a block: the arrows of branches, the words beside code, folded reasoning."""
+        if block.kind == "reasoning":
+            self._toggle_reasoning(block.item)
+            return
+        text = self.virtual_list.strip(block, line).text
+        for words in _BUTTONS.finditer(text):
+            start, end = (cell_len(text[:place]) for place in words.span())
+            if not start <= column < end:
+                continue
+            if block.kind == "head" and block.item.branch[1] > 1:
+                self.post_message(self.Walk(block.item.key, -1 if column < (start + end) / 2 else 1))
+            elif block.block is not None and block.block.number and words[1] == str(block.block.number):
+                self.post_message(self.CopyCode(block.block.number))
 
 
 def _lines(blocks: Iterable[RenderBlock]) -> list[Strip]:

@@ -6,10 +6,12 @@ in its place while heights turn out to be other than estimated, and while the te
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual.geometry import Offset, Region, Size
+from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
@@ -37,8 +39,15 @@ _MARGIN = 2  # the mark of the chosen message, and a space
 class VirtualListView(ScrollView):
     """A virtual list that follows its end until the user scrolls away from it."""
 
+    @dataclass
+    class EndInView(Message):
+        """The end has come into view, or left it."""
+
+        yes: bool
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._end_in_view = True  # as was said last
         self.chosen: TranscriptItem | None = None  # the message that is marked
         self.virtual_list = VirtualList(self._make_renderer, self._colour)
         self._follows = True  # the end stays in view
@@ -57,14 +66,14 @@ class VirtualListView(ScrollView):
         return max(min(self.scrollable_content_region.width or self.size.width, MOST_COLUMNS) - _MARGIN - 1, 10)
 
     @property
-    def _left(self) -> int:
-        """Empty columns that put the text into the middle of a wide screen."""
+    def empty_columns(self) -> int:
+        """Columns that put the text into the middle of a wide screen."""
         return max((self.scrollable_content_region.width - MOST_COLUMNS) // 2, 0)
 
     @property
     def _text_left(self) -> int:
         """Columns before the text: empty ones, and the mark of the chosen message."""
-        return self._left + _MARGIN
+        return self.empty_columns + _MARGIN
 
     def restyle(self) -> None:
         """The theme has changed."""
@@ -119,6 +128,12 @@ class VirtualListView(ScrollView):
         else:
             self.refresh()
         self._first_in_view = self._anchor()
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        if self.at_end != self._end_in_view:
+            self._end_in_view = self.at_end
+            self.post_message(self.EndInView(self.at_end))
 
     def show_offset(self, block: RenderBlock, offset: int) -> None:
         """Bring an offset of a message into view, with lines above it, where it is not in view."""
@@ -153,6 +168,7 @@ class VirtualListView(ScrollView):
         super().watch_scroll_y(old_value, new_value)
         if self.size == self._placed_size:
             self._follows, self._first_in_view = self.at_end, self._anchor()
+            self._tell_end()
         if self.is_attached and self.virtual_list.draw_lines(round(new_value), round(new_value) + self.size.height):
             self.call_after_refresh(self._settle)
 
@@ -197,7 +213,7 @@ class VirtualListView(ScrollView):
             style = self.screen.get_component_rich_style("screen--selection")
             strip = marked(strip, *slice_of(span, self._text_left), style)
         mark = "▌ " if block.item is self.chosen and self.has_focus else "  "
-        head = [Segment(" " * self._left, palette.base), Segment(mark, palette.base + palette.chosen)]
+        head = [Segment(" " * self.empty_columns, palette.base), Segment(mark, palette.base + palette.chosen)]
         return Strip([*head, *strip]).adjust_cell_length(width, palette.base).apply_offsets(0, line)
 
     def line_marks(self, block: RenderBlock, line: int, renderer: BlockRenderer) -> Sequence[LineMark]:

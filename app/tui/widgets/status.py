@@ -125,7 +125,8 @@ class StatusLine(Widget):
         self._shown: tuple[object, ...] = ()
 
     def show(self, status: ChatStatus) -> None:
-        state = (status.model, status.reply, status.hint, status.waiting, status.unsaved, self.size.width)
+        width = self.size.width
+        state = (status.model, status.reply, status.hint, status.facts, status.waiting, status.unsaved, width)
         now = time.monotonic()
         if status.reply is ReplyState.DECODING and state == self._shown and now - self._shown_at < _COUNTING_S:
             return
@@ -134,6 +135,8 @@ class StatusLine(Widget):
         width = max(self.size.width, 10)
         if status.hint:
             line = fitted([(0, Text(status.hint, palette.chosen, end=""))], width)
+        elif status.facts and status.idle:
+            line = fitted([(0, Text(status.facts, end=""))], width)
         else:
             line = fitted(parts(status, palette), width)
         if line != self._line or line.spans != self._line.spans:

@@ -25,7 +25,7 @@ CONTEXT = 120
 PROFILE = '[profiles.cold]\nsystem = "Be cold."\ntemperature = 0.1\n'
 INFO = {
     *("model", "weights", "prompt_tokens", "cached_tokens", "completion_tokens"),
-    *("prefill_s", "decode_s", "ttft_s"),
+    *("prefill_s", "decode_s", "ttft_s", "finished", "temperature"),
 }
 
 
@@ -109,6 +109,10 @@ def saved(file: Path) -> list[dict[str, Any]]:
         ]
 
 
+def _is_time(key: str) -> bool:
+    return key.endswith("_s") or key == "finished"
+
+
 def _messages(store: SessionStore, chat: str) -> list[dict[str, Any]]:
     messages = store.tree(chat)
     ids = [message.id for message in messages]
@@ -119,8 +123,8 @@ def _messages(store: SessionStore, chat: str) -> list[dict[str, Any]]:
             "parent": ids.index(message.parent) if message.parent is not None else None,
             "tokens": message.token_ids,
             "reason": message.finish_reason,
-            "info": {key: value for key, value in message.info.items() if not key.endswith("_s")},
-            "times": sorted(key for key in message.info if key.endswith("_s")),
+            "info": {key: value for key, value in message.info.items() if not _is_time(key)},
+            "times": sorted(key for key in message.info if _is_time(key)),
             "growing": message.growing,
         }
         for message in messages

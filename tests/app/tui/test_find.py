@@ -7,9 +7,6 @@ from rich.style import Style
 from support.chat import Chat, drive, open_chat
 from support.chat_texts import prose
 from support.fake_engine import FakeBackend
-from textual.color import Color
-
-from dslite.app.tui.style.themes import THEMES
 
 ANSWER = "\n\n".join(f"paragraph {number} has a word" + " and more" * 30 for number in range(40))
 
@@ -170,19 +167,3 @@ async def test_the_count_is_seen_at_every_size(home: Path, size: tuple[int, int]
         await chat.say("/find word")
         await chat.until("1 of 1")
         assert "find word" in " ".join(chat.text.split())
-
-
-@pytest.mark.parametrize("theme", [theme for theme in THEMES if not theme.ansi], ids=lambda theme: theme.name)
-def test_marked_text_contrasts_with_its_ground(theme: object) -> None:
-    variables = theme.variables  # type: ignore[attr-defined]
-    for place in ("found", "found-here"):
-        text, ground = (Color.parse(variables[f"{place}-{part}"]) for part in ("foreground", "background"))
-        light, dark = sorted((_luminance(text), _luminance(ground)), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5
-
-
-def _luminance(colour: Color) -> float:
-    """Relative luminance as WCAG 2 defines it."""
-    parts = [value / 255 for value in colour.rgb]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
