@@ -112,7 +112,7 @@ def complete(
                 tells_constraint=not no_schema_prompt,
             )
             backend = None
-            if served is None and lines is None and not warm.no_warm:
+            if served is None and not warm.no_warm:
                 backend = _warm_backend(ref, prompts, options, private=conversation.no_save)
             backend = backend or _backend(ref, prompts, options, served)
             if lines is not None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dslite.app.completion.protocol import Answer, CompletionOptions, Prompt, RequestSource, TokenPrompt
+from dslite.app.completion.warm_batch import WarmAnswer, WarmBatch
 from dslite.app.terminal import console
 from dslite.app.terminal.console import TerminalStatus
 from dslite.app.terminal.progress_text import loading_text, reading_text
@@ -20,7 +21,8 @@ from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Done, Event, LoadingEvent, Prefilling, Token
 from dslite.runtime.text.message import Message
-from dslite.runtime.warm.client import EngineLostError, EngineRefusedError, WarmClient
+from dslite.runtime.warm.client import EngineLostError, EngineRefusedError, WarmClient, find_engine
+from dslite.runtime.warm.key import EngineKey
 from dslite.runtime.warm.launcher import obtain_engine
 from dslite.runtime.warm.messages import message_objects, parse_params
 
@@ -42,7 +44,7 @@ class WarmRequest:
 
 
 class WarmCompletion:
-    """A CompletionBackend over a warm engine, for one answer at a time."""
+    """A CompletionBackend over a warm engine."""
 
     process: str | None = "warm"
 
@@ -56,7 +58,7 @@ class WarmCompletion:
         private: bool,
         load_s: float = 0.0,
     ) -> None:
-        """`private`: the engine forgets the request. `load_s`: the time that was waited for it to load."""
+        """`private`: the engine forgets the requests. `load_s`: the time that was waited for it to load."""
         self.name = ref.repo_id or ref.name
         self.key = ref.key
         self.weights: str | None = engine_options.weights
@@ -68,18 +70,24 @@ class WarmCompletion:
         self._private = private
         self._local: LocalCompletion | None = None  # once the engine is lost
         self._resumed: str | None = None
+        self._memory: Mapping[str, int] = {}  # of the last answer
+        self._experts: Mapping[str, int] = {}
 
     def serves(self, model: str) -> bool:
         return model == self.name or parse_model(model).key == self.key
 
     def request(self, prompt: Prompt, overrides: Mapping[str, Any] | None = None) -> WarmRequest:
         """Have the engine make the request. Raises UsageError, ContextFullError."""
-        fields = {"prompt": _prompt_object(prompt), "overrides": overrides, "options": asdict(self._options)}
         made = self._ask(
-            lambda client: _made(client.call("prepare", private=self._private, complete=fields)),
+            lambda client: _made(self._prepare(client, prompt, overrides)),
             lambda local: _made_here(local.request(prompt, overrides)),
         )
         return WarmRequest(*made, prompt, overrides)
+
+    def _prepare(self, client: WarmClient, prompt: Prompt, overrides: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        fields = {"prompt": _prompt_object(prompt), "overrides": overrides, "options": asdict(self._options)}
+        reply: Mapping[str, Any] = client.call("prepare", private=self._private, complete=fields)
+        return reply
 
     def check_fits(self, request: WarmRequest) -> None:
         """The engine has checked its request."""
@@ -100,12 +108,12 @@ class WarmCompletion:
         if self._local is not None:
             return self._local.memory()
         names = ("weights_bytes", "kv_bytes", "kv_bytes_per_token", "peak_rss_bytes", "peak_vram_bytes")
-        return self._client.memory or dict.fromkeys(names)
+        return self._memory or dict.fromkeys(names)
 
     def experts(self) -> Mapping[str, int | None]:
         if self._local is not None:
             return self._local.experts()
-        return self._client.experts or dict.fromkeys(("slots", "hits", "misses", "bytes_moved"))
+        return self._experts or dict.fromkeys(("slots", "hits", "misses", "bytes_moved"))
 
     def stream(self, request: WarmRequest, cancel: threading.Event) -> Iterator[Token | Done]:
         """The tokens of an answer and its end; prefill shows on the status line.
@@ -118,6 +126,8 @@ class WarmCompletion:
                 for event in _shown(self._client.answer(cancel)):
                     if isinstance(event, Token):
                         came.append(event)
+                    else:
+                        self._memory, self._experts = self._client.memory, self._client.experts
                     yield event
                 return
             except EngineLostError as error:
@@ -134,8 +144,25 @@ class WarmCompletion:
     def run_batch(
         self, requests: RequestSource[WarmRequest], cancel: threading.Event
     ) -> Iterator[tuple[int, Answer | DsliteError]]:
-        """A batch is answered in the process that reads it."""
-        raise NotImplementedError
+        """Answer requests together. Where the engine is lost, this process answers those that have no result."""
+        lost: list[tuple[int, WarmRequest]] = []
+        if self._local is None:
+            batch = WarmBatch(
+                lambda: find_engine(EngineKey.of(self._ref, self._engine_options), lambda _: None),
+                lambda client, request: self._prepare(client, request.prompt, request.overrides),
+            )
+            for key, result in batch.run(requests, cancel):
+                if isinstance(result, WarmAnswer):
+                    self._memory, self._experts = result.memory, result.experts
+                yield key, result.answer if isinstance(result, WarmAnswer) else result
+            if batch.fault is None or cancel.is_set():
+                return
+            lost = batch.lost
+            if self._local is None:
+                self._fall_back(batch.fault)
+        local = self._local
+        assert local is not None
+        yield from local.run_batch(_LocalRequests(local, lost, requests), cancel)
 
     def _ask(self, engine: Callable[[WarmClient], _T], here: "Callable[[LocalCompletion], _T]") -> _T:
         if self._local is None:
@@ -156,6 +183,19 @@ class WarmCompletion:
         self._local = LocalCompletion.open(self._ref, self._options, self._engine_options)
         self.load_s = self._local.load_s
         return self._local
+
+
+@dataclass(frozen=True)
+class _LocalRequests:
+    """The RequestSource of a batch whose engine was lost: first what has no result, then what comes."""
+
+    local: "LocalCompletion"
+    lost: list[tuple[int, WarmRequest]]
+    more: RequestSource[WarmRequest]
+
+    def take(self, *, wait: bool) -> "tuple[int, Request] | None":
+        taken = self.lost.pop(0) if self.lost else self.more.take(wait=wait)
+        return None if taken is None else (taken[0], self.local.request(taken[1].prompt, taken[1].overrides))
 
 
 def find_warm(ref: ModelRef, options: EngineOptions, *, keep_alive_s: float | None) -> tuple[WarmClient, float] | None:

@@ -1,5 +1,6 @@
 """`complete` with a warm engine in the background: the same answers, and what happens when the engine is not there."""
 
+import json
 import os
 import signal
 import socket
@@ -90,6 +91,56 @@ def test_a_kill_in_the_middle_of_an_answer_loses_nothing(warm: Dslite, sampling:
     assert [line.get("id") for line in result.lines] == [line.get("id") for line in wanted.lines]
     assert result.lines[-1]["text"] == wanted.lines[-1]["text"]
     assert "engine" not in result.lines[-1]
+
+
+def batch(*prompts: str, **more: object) -> bytes:
+    lines = [{"id": f"line {number}", "prompt": prompt, **more} for number, prompt in enumerate(prompts)]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def test_a_batch_is_that_of_a_process_of_its_own(warm: Dslite) -> None:
+    questions = [f"Question {number}: how do I save a profile?" for number in range(40)]
+    data = batch(*questions, temperature=0.8, seed=4, max_tokens=12) + b'{"prompt": 3}\n{"prompt": "x", "top_p": 7}\n'
+    data += batch("hi " * 5000) + b'{"messages": [{"role": "user", "content": "hi"}]}\n{"prompt": [999999]}\n'
+    start(warm, *DEMO)
+    here = warm("complete", *DEMO, "-t", "0", "-n", "9", "--batch", "-", "--no-warm", stdin=data)
+    there = warm("complete", *DEMO, "-t", "0", "-n", "9", "--batch", "-", stdin=data)
+    assert (there.code, there.err) == (here.code, here.err)
+    assert len(there.lines) == 45
+    for left, right in zip(there.lines, here.lines, strict=True):
+        assert [left.get(key) for key in ("id", "text", "error")] == [right.get(key) for key in ("id", "text", "error")]
+        assert ("error" in left) or left["engine"] == "warm"
+    strict = warm("complete", *DEMO, "--raw", "--strict", "--batch", "-", stdin=batch("Once", max_tokens=3))
+    assert strict.code == 0
+
+
+def test_a_kill_in_the_middle_of_a_batch_loses_nothing(warm: Dslite) -> None:
+    data = batch("short", max_tokens=1) + batch(*"abcdef", max_tokens=5000, regex="[a-z ]{1500}")
+    flags = ("--raw", "-t", "0", "--unordered", "--batch", "-")
+    wanted = warm("complete", *DEMO, *flags, "--no-warm", stdin=data)
+    pid = start(warm, *DEMO)
+    command = warm.start("complete", *DEMO, *flags)
+    command.send(data)
+    command.read(1)
+    os.kill(pid, signal.SIGKILL)
+    result = command.wait()
+    assert result.code == 0
+    assert result.err.count(b"the warm engine was lost") == 1
+    texts = {json.dumps([line["id"], line["text"]]) for line in wanted.lines}
+    assert {json.dumps([line["id"], line["text"]]) for line in result.lines} == texts
+    assert len(result.lines) == 7
+
+
+def test_ctrl_c_in_a_batch_keeps_what_came(warm: Dslite, babbler: Path) -> None:
+    start(warm, "-m", str(babbler), *EXACT)
+    command = warm.start("complete", "-m", str(babbler), *EXACT, "-t", "0", "--batch", "-")
+    command.send(batch("hi", max_tokens=1) + batch(*"abc", max_tokens=30_000))
+    command.read(1)
+    command.kill(signal.SIGINT)
+    result = command.wait()
+    assert result.code == 130
+    first, *others = (line.get("finish_reason") for line in result.lines)  # others: as many as were begun
+    assert (first, {*others} - {"interrupted"}) == ("length", set())
 
 
 def test_a_killed_engine_leaves_a_socket_that_hinders_nothing(warm: Dslite) -> None:
