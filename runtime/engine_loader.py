@@ -18,7 +18,7 @@ from dslite.runtime.paths import latents_dir, prompts_dir
 from dslite.runtime.planning.autotune import choose_products
 from dslite.runtime.planning.device_plan import DevicePlan, PlanRequest
 from dslite.runtime.planning.fit import fit
-from dslite.runtime.planning.placement import DEFAULT_CONTEXT
+from dslite.runtime.planning.placement import pick_context
 from dslite.runtime.system.processors import processors
 from dslite.runtime.text.tokenizer import Tokenizer
 from dslite.runtime.weights.loader import load
@@ -121,16 +121,6 @@ def pick_threads(asked: int | None, weights_bytes: int) -> int:
     if asked is not None:
         return asked
     return 1 if weights_bytes < _TINY_BYTES else processors().threads
-
-
-def pick_context(asked: int | None, config: ModelConfig) -> int:
-    """Tokens that the context holds. Raises UsageError."""
-    most = config.max_position_embeddings
-    if asked is None:
-        return min(DEFAULT_CONTEXT, most)
-    if not 1 <= asked <= most:
-        raise UsageError(f"--ctx-size is {asked}; it must be from 1 to {most} for this model")
-    return asked
 
 
 def _end_tokens(folder: Path, config: ModelConfig) -> list[int]:

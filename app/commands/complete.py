@@ -22,17 +22,21 @@ from dslite.app.commands.flags import (
 )
 from dslite.app.commands.model_prompt import ensure_model
 from dslite.app.commands.packing import ensure_packed
-from dslite.app.commands.prompt_input import ANY_MODEL, prompt_limit, read_prompt
+from dslite.app.commands.prompt_input import ANY_MODEL, PromptText, prompt_limit, read_prompt
 from dslite.app.settings.endpoint import RemoteModelRef, find_served
 from dslite.app.terminal.signals import Interruption
 from dslite.runtime.downloads.hub import ModelRef
+from dslite.runtime.downloads.packed import locate_weights
 from dslite.runtime.engine_options import EngineOptions, check_whole
 from dslite.runtime.text.prompt_limit import ByteLimit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dslite.app.completion.protocol import CompletionBackend, CompletionOptions
     from dslite.app.sessions.store import Conversation, SessionStore
     from dslite.app.settings.precedence import AnswerSettings
+    from dslite.runtime.text.message import Message
 
 _MOST_LOGPROBS = 20
 _GRACE_S = 0.8  # after a signal, while the model is loaded
@@ -42,6 +46,7 @@ _GRACE_S = 0.8  # after a signal, while the model is loaded
 @rules(
     Excludes("words", ("prompt",), "the prompt is given twice, as words and with --prompt"),
     Excludes("batch", ("words", "prompt", "file", "continue_", "session")),
+    Excludes("dry_run", ("batch", "endpoint")),
 )
 def complete(
     words: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - reads stdin.")] = None,
@@ -53,6 +58,7 @@ def complete(
     no_schema_prompt: Annotated[
         bool, flag("--no-schema-prompt", help="Do not tell the model the answer's schema or grammar.")
     ] = False,
+    dry_run: Annotated[bool, flag("--dry-run", help="Count the prompt's tokens; load nothing else.")] = False,
     batch: BatchFlags,
     engine: EngineFlags,
     warm: WarmFlags,
@@ -64,6 +70,7 @@ def complete(
 
     Piped text goes before the prompt; --no-stdin or </dev/null where there is none.
     """
+    from dslite.app.completion.protocol import CompletionOptions
     from dslite.app.settings.precedence import save_flags, settle
 
     with Interruption(grace_s=_GRACE_S) as interruption:
@@ -73,9 +80,9 @@ def complete(
         options, target = engine.options(), output.target()
         saves_profile = save_flags(conversation.save_profile, given, conversation.profile)
         lines = batch.lines(stdin=not source.no_stdin)
-        text = ""
+        prompt = PromptText()
         if lines is None:
-            text = read_prompt(
+            prompt = read_prompt(
                 words or [],
                 source.prompt,
                 source.file or [],
@@ -83,7 +90,7 @@ def complete(
                 stdin=not source.no_stdin,
                 may_be_empty=source.may_be_empty or saves_profile,
             )
-            if saves_profile and not text:
+            if saves_profile and not prompt.text:
                 return
         saves = lines is None and not source.raw and not conversation.no_save
         store, earlier = _open_conversation(conversation, saves=saves)
@@ -92,15 +99,6 @@ def complete(
             served = find_served(server.endpoint, server.endpoint_key_env, engine.model, settings.model)
             named = model_ref(settings.model or source.default_model, engine.revision)
             options = replace(options, weights=settings.weights or "bfloat16")
-            ref = served.ref if served else ensure_model(named, offline=engine.offline, weights=options.weights)
-            if served is None:
-                ensure_packed(ref, options, yes=engine.yes)
-
-            from dslite.app.completion.autosave import ConversationSaver
-            from dslite.app.completion.batch import complete_batch
-            from dslite.app.completion.protocol import CompletionOptions
-            from dslite.app.completion.single import complete_one
-
             prompts = CompletionOptions(
                 settings.sampling,
                 raw=source.raw,
@@ -111,6 +109,18 @@ def complete(
                 echo=echo,
                 tells_constraint=not no_schema_prompt,
             )
+            if dry_run:
+                before = [] if store is None or earlier is None else store.path(earlier.leaf)
+                messages = [message.to_message(named.key) for message in before]
+                raise typer.Exit(_dry_run(named, options, prompts, prompt, messages, as_json=target.format != "text"))
+            ref = served.ref if served else ensure_model(named, offline=engine.offline, weights=options.weights)
+            if served is None:
+                ensure_packed(ref, options, yes=engine.yes)
+
+            from dslite.app.completion.autosave import ConversationSaver
+            from dslite.app.completion.batch import complete_batch
+            from dslite.app.completion.single import complete_one
+
             backend = None
             if served is None and not warm.no_warm:
                 backend = _warm_backend(ref, prompts, options, private=conversation.no_save)
@@ -118,7 +128,28 @@ def complete(
             if lines is not None:
                 raise typer.Exit(complete_batch(backend, lines, target, interruption, batch_options))
             saver = ConversationSaver(store, earlier, saves=saves, model=ref.key, settings=settings)
-            raise typer.Exit(complete_one(backend, text, target, saver, interruption))
+            raise typer.Exit(complete_one(backend, prompt.text, target, saver, interruption))
+
+
+def _dry_run(
+    ref: ModelRef,
+    engine_options: EngineOptions,
+    options: "CompletionOptions",
+    prompt: PromptText,
+    before: "Sequence[Message]",
+    *,
+    as_json: bool,
+) -> int:
+    """Print how many tokens the prompt has; return the exit code."""
+    from dslite.app.completion.dry_run import count_tokens, print_counts
+    from dslite.runtime.downloads.model_config import config_of
+    from dslite.runtime.planning.placement import pick_context
+
+    folder = locate_weights(ref, engine_options.weights)
+    context = pick_context(engine_options.ctx_size, config_of(ref, offline=True))
+    found = count_tokens(folder, options, prompt.text, prompt.files, before=before, context=context)
+    print_counts(found, as_json=as_json)
+    return found.exit_code
 
 
 def _limit(

@@ -1,6 +1,7 @@
 """What the user wants answered: words, -p, files and piped text, put together."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,14 @@ ANY_MODEL = ByteLimit(163_840, lambda: 128)
 _CHECKED_CHARACTERS = 1 << 20  # shorter prompts are left to the backend, which knows the context
 
 
+@dataclass(frozen=True)
+class PromptText:
+    """A prompt and the attached files in it: their names, and their texts as they stand in the prompt."""
+
+    text: str = ""
+    files: tuple[tuple[str, str], ...] = ()
+
+
 def read_prompt(
     words: Sequence[str],
     option: str | None,
@@ -22,7 +31,7 @@ def read_prompt(
     limit: Callable[[], ByteLimit],
     stdin: bool = True,
     may_be_empty: bool = False,
-) -> str:
+) -> PromptText:
     """The whole prompt: attached files, then piped text, a blank line, and the prompt.
 
     `-` among the words, or no words with a pipe on stdin, reads stdin; without `stdin` it is not read. `limit` is asked
@@ -39,14 +48,14 @@ def read_prompt(
     if stdin and (wants_stdin or not streams.stdin_is_terminal()):
         data = streams.read_stdin(optional=bool(given or files), most=lambda: limit().most_bytes())
         piped = _text(data, "stdin", limit)
-    attached = [f"{file}:\n{_file_text(file, limit).rstrip()}" for file in files]
-    parts = [*attached, piped.rstrip("\n") if given else piped, given]
+    attached = [(str(file), f"{file}:\n{_file_text(file, limit).rstrip()}") for file in files]
+    parts = [*(text for _, text in attached), piped.rstrip("\n") if given else piped, given]
     prompt = "\n\n".join(part for part in parts if part)
     if not prompt.strip() and not may_be_empty:
         raise UsageError("the prompt is empty", 'ask something: dslite complete "Why is the sky blue?"')
     if len(prompt) > _CHECKED_CHARACTERS:
         limit().check(len(prompt.encode("utf-8", "surrogatepass")))
-    return prompt
+    return PromptText(prompt, tuple(attached))
 
 
 def _file_text(file: Path, limit: Callable[[], ByteLimit]) -> str:

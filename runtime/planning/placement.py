@@ -34,13 +34,21 @@ def plan(machine: MachineSpec, config: ModelConfig, request: PlanRequest | None 
     return replace(asked, nearest=_nearest(machine, config, request))
 
 
+def pick_context(asked: int | None, config: ModelConfig) -> int:
+    """Tokens that the context holds. Raises UsageError."""
+    most = config.max_position_embeddings
+    if asked is None:
+        return min(DEFAULT_CONTEXT, most)
+    if not 1 <= asked <= most:
+        raise UsageError(f"--ctx-size is {asked}; it must be from 1 to {most} for this model")
+    return asked
+
+
 def _check(config: ModelConfig, request: PlanRequest) -> None:
     fewest, most = config.num_experts_per_tok, config.n_routed_experts
     if request.expert_slots is not None and not fewest <= request.expert_slots <= most:
         raise UsageError(f"--expert-slots is {request.expert_slots}; it must be from {fewest} to {most} for this model")
-    longest = config.max_position_embeddings
-    if request.context is not None and not 1 <= request.context <= longest:
-        raise UsageError(f"--ctx-size is {request.context}; it must be from 1 to {longest} for this model")
+    pick_context(request.context, config)
 
 
 def _nearest(machine: MachineSpec, config: ModelConfig, request: PlanRequest) -> DevicePlan | None:
@@ -87,7 +95,7 @@ class _Placer:
     def __init__(self, machine: MachineSpec, config: ModelConfig, request: PlanRequest, chunk: int) -> None:
         self.machine, self.config, self.request, self.chunk = machine, config, request, chunk
         self.size = Footprint(config, request.dtype, request.weights)
-        self.context = request.context or min(DEFAULT_CONTEXT, config.max_position_embeddings)
+        self.context = pick_context(request.context, config)
         self.kv = self.size.kv_per_token * self.context
         count = self.size.gpu_workspace if machine.device == "cuda" else self.size.workspace
         self.activations = count(chunk, self.context)
