@@ -47,7 +47,7 @@ def test_each_file_and_the_system_message_are_counted(dslite: Dslite) -> None:
         "one.txt",
         "-f",
         "two.txt",
-        input=b"piped",
+        stdin=b"piped",
     ).json
     one, two = found["files"]  # type: ignore[misc]
     assert (one["name"], two["name"]) == ("one.txt", "two.txt")
