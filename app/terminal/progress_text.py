@@ -4,10 +4,12 @@ from dslite.runtime.events import Compiling, LoadingEvent, Prefilling
 
 
 def loading_text(event: LoadingEvent) -> str:
-    """loading weights 37 % · 11.6 of 31.4 GB, then on a GPU: compiling kernels, 1 of 3"""
+    """starting the engine, loading weights 37 % · 11.6 of 31.4 GB, then on a GPU: compiling kernels, 1 of 3"""
     if isinstance(event, Compiling):
         return f"compiling kernels, {event.done} of {event.total}"
-    percent = 100 * event.done_bytes // max(event.total_bytes, 1)
+    if not event.total_bytes:  # no byte is read yet
+        return "starting the engine"
+    percent = 100 * event.done_bytes // event.total_bytes
     return f"loading weights {percent} % · {event.done_bytes / 1e9:.1f} of {event.total_bytes / 1e9:.1f} GB"
 
 

@@ -38,6 +38,8 @@ _ERRORS: dict[str, type[DsliteError]] = {
 
 def event_object(event: Event | LoadingEvent) -> dict[str, Any]:
     """An event as JSON: its fields, and its class as `event`."""
+    if isinstance(event, Token) and event.top is None:  # most of them; asdict copies in depth
+        return {"event": "Token", **vars(event)}
     return {"event": type(event).__name__, **asdict(event)}
 
 

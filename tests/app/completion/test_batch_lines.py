@@ -107,6 +107,7 @@ class Backend:
     name = key = "scripted"
     weights: str | None = "bfloat16"
     load_s = 0.0
+    process = None
     ENDS: ClassVar[Mapping[str, BaseException]] = {
         "type": TypeError("of a request"),
         "memory": MemoryError(),
