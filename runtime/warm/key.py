@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dslite.runtime.downloads.hub import ModelRef
+from dslite.runtime.downloads.layout import read_config
 from dslite.runtime.downloads.packed import locate_weights
 from dslite.runtime.engine_options import EngineOptions
+from dslite.runtime.errors import CheckpointError
 from dslite.runtime.paths import cache_dir, config_dir, data_dir
 from dslite.runtime.system.local_socket import user_id
 
@@ -31,7 +33,7 @@ class EngineKey:
 
     @classmethod
     def of(cls, ref: ModelRef, options: EngineOptions) -> "EngineKey":
-        """The key of a model that is on this machine. Raises ModelUnavailableError."""
+        """The key of a model that is on this machine. Raises ModelUnavailableError, CheckpointError."""
         given = {name: value for name, value in asdict(options).items() if name not in _LEFT_OUT}
         settings = {
             "protocol": PROTOCOL,
@@ -44,7 +46,12 @@ class EngineKey:
             "data_dir": str(data_dir().absolute()),
             "cache_dir": str(cache_dir().absolute()),
         }
-        return cls(settings, files_identity(locate_weights(ref, options.weights)))
+        folder = locate_weights(ref, options.weights)
+        try:
+            return cls(settings, files_identity(folder))
+        except OSError as error:
+            read_config(folder)  # says what is wrong where it is the folder
+            raise CheckpointError(f"{folder} cannot be read: {error.strerror}", "check its permissions") from None
 
     @property
     def name(self) -> str:

@@ -308,6 +308,18 @@ def test_an_error_of_the_model_is_reported_once(warm: Dslite, greeter: Path, tmp
     assert there.code == 3
 
 
+@pytest.mark.parametrize("what", ["nowhere", "empty", "file"])
+def test_a_model_that_is_not_there_is_the_same_error(warm: Dslite, tmp_path: Path, what: str) -> None:
+    keep_alive(warm, "10m")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    model = ("-m", str(tmp_path / what))
+    there, here = warm("complete", *model, "hi"), warm("complete", *model, "--no-warm", "hi")
+    assert (there.code, there.out, there.err) == (here.code, here.out, here.err)
+    assert there.code == 3
+    assert warm("engine", "start", *model).err == here.err
+
+
 def test_where_no_engine_can_be_started_the_command_computes(warm: Dslite) -> None:
     keep_alive(warm, "10m")
     folder = Path(warm.env["DSLITE_RUNTIME_DIR"])
