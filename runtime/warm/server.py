@@ -191,8 +191,9 @@ class WarmServer:
         while True:
             try:
                 accepted, _ = self._listener.accept()
-            except OSError:
-                return  # it was closed
+            except OSError:  # the listener was closed; else an engine that no client reaches is of no use
+                self.end()
+                return
             if peer_user(accepted) != user_id() or len(self._connections) >= MOST_CONNECTIONS:
                 _log.warning("a connection of another user, or one too many, was refused")
                 accepted.close()

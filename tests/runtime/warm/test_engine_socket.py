@@ -199,6 +199,11 @@ def test_the_engine_ends_after_idle_time_of_an_injected_clock(engine: RunningEng
     engine.thread.join()
 
 
+def test_an_engine_that_cannot_accept_any_more_ends(engine: RunningEngine) -> None:
+    engine.server._listener.shutdown(socket.SHUT_RDWR)
+    engine.thread.join()
+
+
 def test_stop_ends_the_engine(engine: RunningEngine) -> None:
     stopping = running_engines()
     channel, description = next(stopping)
