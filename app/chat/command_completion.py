@@ -1,5 +1,6 @@
-"""What can follow in a slash command that is being typed: commands, and values of their arguments."""
+"""What can follow in the input: slash commands, values of their arguments, and files behind @."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,20 @@ Value = tuple[str, str]  # and what it is
 Query = Callable[["SessionStore"], list[Value]]
 
 
+_AT = re.compile(r"(?:^|(?<=\s))@([^\s@]*)$")
+
+
 @dataclass(frozen=True)
 class CommandCandidate:
-    """`text` is the whole input once it is taken; `label` is what is shown, with `help` beside it."""
+    """`text` is the input up to the caret once it is taken; `label` is what is shown, with `help` beside it.
+
+    `attach` is the path of a file that is attached then.
+    """
 
     text: str
     label: str
     help: str = ""
+    attach: str = ""
 
 
 class CommandCompletion:
@@ -46,7 +54,9 @@ class CommandCompletion:
         self._values.clear()
 
     def candidates(self, text: str) -> list[CommandCandidate]:
-        """What may become of a text; nothing where it is no command."""
+        """What may become of the input up to the caret: of a command, or of a file's name behind @."""
+        if (at := _AT.search(text)) is not None:
+            return [*_files(text[: at.start()], at[1])]
         if not text.startswith("/") or "\n" in text:
             return []
         word, space, argument = text.partition(" ")
@@ -66,7 +76,7 @@ class CommandCompletion:
                 yield CommandCandidate(f"{word} " if command.hint else word, label, command.help)
 
     def _arguments(self, command: Command, word: str, typed: str) -> Iterator[CommandCandidate]:
-        if command.name == "save":
+        if command.name in ("save", "file"):
             yield from (CommandCandidate(f"{word} {path}", path) for path in paths(typed))
             return
         more = " " if command.name in ("set", "snippet") else ""
@@ -112,6 +122,15 @@ class CommandCompletion:
         if self._waits:
             future.exception()
         return self._values[name]
+
+
+def _files(before: str, typed: str) -> Iterator[CommandCandidate]:
+    """Files that a name behind @ may mean. One that is taken is attached; its name stays in the sentence."""
+    for path in paths(typed):
+        if path.endswith("/"):
+            yield CommandCandidate(f"{before}@{path}", path)
+        else:
+            yield CommandCandidate(before + path.rpartition("/")[2], path, attach=path)
 
 
 def paths(typed: str) -> list[str]:

@@ -32,6 +32,7 @@ class ChatCommands:
         self.handlers: dict[str, Handler] = {
             "regenerate": self.regenerate,
             "continue": lambda _: controller.continue_answer(),
+            "file": self.file,
             "revise": lambda _: controller.edit(),
             "branch": self.branch,
             "copy": self.copy,
@@ -58,6 +59,13 @@ class ChatCommands:
             self._controller.send(text)
         else:
             self.handlers[command[0].name](command[1])
+
+    def file(self, words: str) -> None:
+        attachments = self._controller.attachments
+        if words != "-":
+            attachments.attach(words)
+        elif not attachments.remove_last():
+            raise UsageError("no file is attached", "/file PATH attaches one")
 
     def regenerate(self, temperature: str) -> None:
         values = sampling.chosen(temperature=_number(temperature)) if temperature else {}

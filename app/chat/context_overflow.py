@@ -10,8 +10,9 @@ from dslite.app.chat.launch import WhenFull
 from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.reply import Reply
 from dslite.app.chat.reply_lifecycle import ReplyLifecycle
-from dslite.app.chat.state import ChatState
+from dslite.app.chat.state import ChatState, Draft
 from dslite.app.chat.status import WARN_AT
+from dslite.app.sessions.attachments import split_attachments
 from dslite.model.errors import DsliteError
 
 _AT_THE_LIMIT: dict[WhenFull, str] = {
@@ -98,10 +99,16 @@ class ContextOverflow:
             chat.view.notice(summary.NONE_CAME)
             return
         old, system = chat.tree, summary.system_message(chat.tree.system, text)
-        waiting = [*([reply.question.content] if reply.question is not None else []), *chat.queue]
+        waiting = [*([_draft(reply.question)] if reply.question is not None else []), *chat.queue]
         chat.queue.clear()
         chat.settings.system = system
         self._begin(MessageTree(model=old.model, profile=old.profile, system=system, title=old.title))
         saved = "; it is saved" if chat.writer.saving else ""
         chat.view.summary_used(text, f"this chat goes on from a summary of the one before{saved}")
         chat.queue += waiting
+
+
+def _draft(question: Node) -> Draft:
+    """A question as it was before it was asked."""
+    files, text = split_attachments(question.content, question.info)
+    return Draft(text, tuple(files))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dslite.app.chat import autosave, summary
 from dslite.app.chat import engine_worker as engine
+from dslite.app.chat.attachments import Attachments
 from dslite.app.chat.context_overflow import ContextOverflow
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch, WhenFull
@@ -19,10 +20,11 @@ from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.model_switch import ModelSwitch
 from dslite.app.chat.reply_lifecycle import ReplyLifecycle
 from dslite.app.chat.saved_chats import SavedChats
-from dslite.app.chat.state import ChatState
+from dslite.app.chat.state import ChatState, Draft
 from dslite.app.chat.status import ModelState, ReplyState
 from dslite.app.chat.view import ChatView
 from dslite.app.errors import SessionsError
+from dslite.app.sessions.attachments import split_attachments, with_attachments
 from dslite.app.sessions.ids import title_of
 from dslite.app.settings.profiles import get_profile
 from dslite.model.errors import DsliteError
@@ -39,6 +41,7 @@ class ChatController(ChatState):
     def __init__(self, launch: ChatLaunch, view: ChatView, worker: EngineWorker) -> None:
         super().__init__(launch, view, worker)
         self.saved = SavedChats(self)
+        self.attachments = Attachments(self, self.saved, launch.loader.remote_host)
         self.removed_profiles: list[tuple[str, str]] = []  # names and texts, for undo
         self._replies = ReplyLifecycle(
             self,
@@ -59,18 +62,23 @@ class ChatController(ChatState):
     # Messages.
 
     def send(self, text: str) -> None:
-        """Ask a question of the user now, or after the answer that is being generated."""
+        """Ask a question of the user, with the attached files: now, or after the answer that is being generated."""
+        self._send(Draft(text, tuple(self.attachments.take())))
+
+    def _send(self, draft: Draft) -> None:
         if self.reply is not None:
-            self.queue.append(text)
+            self.queue.append(draft)
             self.changed()
             return
+        text, info = with_attachments(draft.files, draft.text)
         edited = self.editing
         self.cancel_edit()
         if edited is not None and edited.role == "assistant":
             self._replace_answer(edited, text)
             return
-        self.tree.title = self.tree.title or title_of(text)
+        self.tree.title = self.tree.title or title_of(draft.shown)
         question = self.tree.add("user", text, parent=edited.parent if edited else self.tree.leaf)
+        question.info = info
         self.writer.append(self.tree, question)
         if edited is not None:
             self.view.show_conversation()
@@ -120,14 +128,17 @@ class ChatController(ChatState):
         node = node or (questions[-1] if questions else None)
         if node is None:
             raise UsageError("there is no message to edit yet")
+        files, text = split_attachments(node.content, node.info)
         self.editing = node
-        self.view.put_into_input(node.content)
+        self.attachments.put(files)
+        self.view.put_into_input(text)
         self.view.hint("editing: Enter makes a branch, Esc leaves it as it was")
 
     def cancel_edit(self) -> None:
         """Leave the message that is edited as it was."""
         if self.editing is not None:
             self.editing = None
+            self.attachments.clear()
             self.view.hint("")
 
     def show_branch(self, node: Node, step: int) -> Node | None:
@@ -154,6 +165,7 @@ class ChatController(ChatState):
         if tree is None:
             self.settings.system = summary.without(self.settings.system)
         self.tree = tree or self.new_tree()
+        self.attachments.clear()
         info = self.tree.leaf.info if self.tree.leaf else {}
         self.status.used = info.get("prompt_tokens", 0) + info.get("completion_tokens", 0)
         self.status.rates.clear()
@@ -250,7 +262,7 @@ class ChatController(ChatState):
         for event in self.worker.drain(timeout):
             self._on_engine_event(event)
             if self.reply is None and self.queue and not self._overflow.asks:
-                self.send(self.queue.pop(0))
+                self._send(self.queue.pop(0))
         if draw and (reply := self.reply) is not None:
             self._replies.show_text(reply)
             if not reply.is_summary:  # text and tokens are those of one moment only now

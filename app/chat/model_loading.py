@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dslite.app.settings.endpoint import RemoteModelRef
 from dslite.runtime.downloads.hub import ModelRef, parse_model
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dslite.runtime.chat.protocol import ChatBackend
     from dslite.runtime.chat.warm import WarmChatBackend
     from dslite.runtime.events import LoadingEvent
+    from dslite.runtime.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -27,10 +29,15 @@ class LoadedModel:
 
     backend: "ChatBackend"
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    count_tokens: Callable[[str], int] | None = None  # of a text, on any thread; None where it is not known
 
 
 class ModelLoader(Protocol):
     """Finds and loads models. All methods raise DsliteError."""
+
+    @property
+    def remote_host(self) -> str | None:
+        """The host that gets what is written; None where it stays on this machine."""
 
     def parse(self, name: str) -> ModelRef:
         """The model that a name of the user's means."""
@@ -55,6 +62,7 @@ class LocalModelLoader:
 
     engine_options: EngineOptions
     warm: WarmUse | None = None  # None: always this process
+    remote_host: ClassVar[str | None] = None
 
     def parse(self, name: str) -> ModelRef:
         return parse_model(name)
@@ -74,7 +82,12 @@ class LocalModelLoader:
         folder = locate_weights(ref, self.engine_options.weights)
         from dslite.app.settings.sampling import model_defaults
 
-        return LoadedModel(self._warm(ref, report) or self._load_here(ref, report), model_defaults(folder))
+        warm = self._warm(ref, report)
+        if warm is not None:
+            return LoadedModel(warm, model_defaults(folder), _counter(folder))
+        here = self._load_here(ref, report)
+        tokenizer = here.engine.tokenizer
+        return LoadedModel(here, model_defaults(folder), lambda text: len(tokenizer.encode(text)))
 
     def _load_here(self, ref: ModelRef, report: Callable[["LoadingEvent"], None]) -> "LocalChatBackend":
         from dslite.runtime.chat.local import LocalChatBackend
@@ -109,11 +122,27 @@ class LocalModelLoader:
         )
 
 
+def _counter(folder: Path) -> Callable[[str], int]:
+    """Counts tokens by the tokenizer of a folder, which is read at the first text."""
+
+    @cache
+    def tokenizer() -> "Tokenizer":
+        from dslite.runtime.text.tokenizer import Tokenizer
+
+        return Tokenizer.from_folder(folder)
+
+    return lambda text: len(tokenizer().encode(text))
+
+
 @dataclass(frozen=True)
 class RemoteModelLoader:
     """Uses the models of a server. Nothing is loaded: a model is a name in its requests."""
 
     served: RemoteModelRef
+
+    @property
+    def remote_host(self) -> str | None:
+        return None if self.served.endpoint.is_local else self.served.endpoint.host
 
     def parse(self, name: str) -> ModelRef:
         return ModelRef(name)

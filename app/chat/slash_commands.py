@@ -20,6 +20,7 @@ COMMANDS = (
     Command("help", ("/help", "/?"), "Show the keys and commands."),
     Command("regenerate", ("/regen",), "Answer again; the earlier answer stays as a branch.", "[TEMPERATURE]"),
     Command("continue", ("/continue",), "Go on with an answer that was cut."),
+    Command("file", ("/file",), "Attach a file, a folder or a pattern; - takes the last one away.", "PATH", True),
     Command("edit", ("/edit",), "Write in $EDITOR.", "[TEXT]"),
     Command("revise", ("/revise",), "Edit your last message; sending it makes a branch."),
     Command("branch", ("/branch",), "Show the N-th branch of the last message that has several.", "[N]"),

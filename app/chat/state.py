@@ -1,14 +1,29 @@
 """The state that the parts of a chat share. Only the front end's thread reads and writes it."""
 
+from dataclasses import dataclass
+
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch
 from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.reply import Reply
 from dslite.app.chat.status import ChatStatus, ReplyState
 from dslite.app.chat.view import ChatView
+from dslite.app.sessions.attachments import Attachment
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A message before it is part of the conversation: what was typed, and the attached files."""
+
+    text: str
+    files: tuple[Attachment, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        return self.text or ", ".join(file.name for file in self.files)
 
 
 class ChatState:
@@ -21,7 +36,8 @@ class ChatState:
         self.tree = self.new_tree()
         self.reply: Reply | None = None
         self.editing: Node | None = None  # the message whose text is in the input
-        self.queue: list[str] = []  # messages that wait for the end of the answer
+        self.queue: list[Draft] = []  # messages that wait for the end of the answer
+        self.attached: list[Attachment] = []  # files of the message that is being written
         self.absent: tuple[ModelRef, DsliteError] | None = None  # the model that is not on this machine
 
     def new_tree(self) -> MessageTree:
@@ -30,7 +46,7 @@ class ChatState:
     def changed(self) -> None:
         """Bring the status up to date and have the view draw it."""
         self.status.reply = self.reply.state if self.reply is not None else ReplyState.DONE
-        self.status.waiting = tuple(self.queue)
+        self.status.waiting = tuple(draft.shown for draft in self.queue)
         self.view.status_changed()
 
     def refuse_while_answering(self) -> None:
@@ -41,6 +57,8 @@ class ChatState:
     def return_queue(self) -> None:
         """Put messages that will not be sent back into the input, in front of the text that is there."""
         if self.queue:
-            texts = [*self.queue, self.view.input_text()]
+            texts = [*(draft.text for draft in self.queue), self.view.input_text()]
+            self.attached[:0] = [file for draft in self.queue for file in draft.files]
             self.queue.clear()
             self.view.put_into_input("\n".join(filter(None, texts)))
+            self.view.attachments_changed()

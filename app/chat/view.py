@@ -1,5 +1,6 @@
 """The interface between the controller of a chat and a front end: the full screen or the line mode."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from dslite.model.errors import DsliteError
@@ -64,6 +65,12 @@ class ChatView(Protocol):
 
     def put_into_input(self, text: str, caret: int | None = None) -> None:
         """Replace the input; the caret stands at an offset, or at the end."""
+
+    def attachments_changed(self) -> None:
+        """`controller.attached`, the files of the message that is being written, has changed."""
+
+    def confirm(self, question: str, then: Callable[[], None]) -> None:
+        """Ask the user; `then` is called where the answer is yes."""
 
     def input_text(self) -> str:
         """The text in the input."""

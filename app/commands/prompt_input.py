@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from dslite.app.terminal import streams
+from dslite.app.terminal.attached_file import file_block
 from dslite.runtime.downloads.hub import ModelRef, locate
 from dslite.runtime.errors import DsliteError, UsageError
 from dslite.runtime.text.prompt_limit import ByteLimit, longest_token_of
@@ -48,7 +49,7 @@ def read_prompt(
     if stdin and (wants_stdin or not streams.stdin_is_terminal()):
         data = streams.read_stdin(optional=bool(given or files), most=lambda: limit().most_bytes())
         piped = _text(data, "stdin", limit)
-    attached = [(str(file), f"{file}:\n{_file_text(file, limit).rstrip()}") for file in files]
+    attached = [(str(file), file_block(str(file), _file_text(file, limit))) for file in files]
     parts = [*(text for _, text in attached), piped.rstrip("\n") if given else piped, given]
     prompt = "\n\n".join(part for part in parts if part)
     if not prompt.strip() and not may_be_empty:

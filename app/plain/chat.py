@@ -4,6 +4,8 @@ For screen readers, simple terminals and pipes: nothing is drawn twice. The logi
 app/chat/controller.py; this is its view.
 """
 
+from collections.abc import Callable
+
 from dslite.app.chat.command_completion import CommandCompletion
 from dslite.app.chat.commands import ChatCommands, Handler
 from dslite.app.chat.controller import ChatController
@@ -16,6 +18,7 @@ from dslite.app.chat.slash_commands import COMMANDS
 from dslite.app.chat.status import ModelState, ReplyState
 from dslite.app.plain.line_input import LineInput
 from dslite.app.plain.word_wrap import WordWrap
+from dslite.app.sessions.attachments import split_attachments
 from dslite.app.settings.profiles import all_profiles
 from dslite.app.terminal import console
 from dslite.app.terminal.progress_text import loading_text, reading_text
@@ -100,7 +103,7 @@ class PlainChat:
     def _complete(self, line: str) -> list[str]:
         """What a line can become, for Tab."""
         found = self._completion.candidates(line)
-        return list(dict.fromkeys(candidate.text for candidate in found))
+        return list(dict.fromkeys(candidate.text for candidate in found if not candidate.attach))
 
     def take(self, text: str) -> None:
         """Run a message or a command to its end."""
@@ -154,7 +157,9 @@ class PlainChat:
 
     def _print_messages(self, nodes: list[Node]) -> None:
         for node in nodes:
-            self._output.write(f"{'You' if node.role == 'user' else 'Model'}: {console.visible(node.content)}\n\n")
+            files, text = split_attachments(node.content, node.info)
+            shown = "\n".join([*(f"[{file.label}]" for file in files), text])
+            self._output.write(f"{'You' if node.role == 'user' else 'Model'}: {console.visible(shown)}\n\n")
 
     def message_added(self, node: Node) -> None:
         pass  # the terminal shows it where it was typed
@@ -216,6 +221,16 @@ class PlainChat:
 
     def put_into_input(self, text: str, caret: int | None = None) -> None:
         self._source.prefill = text
+
+    def attachments_changed(self) -> None:
+        for file in self.controller.attachments.files:
+            print(f"[{console.visible(file.label)}]", flush=True)
+
+    def confirm(self, question: str, then: Callable[[], None]) -> None:
+        if self._source.interactive and self._source.choose(f"{console.visible(question)} (y/n) ") == "y":
+            then()
+        else:
+            self.notice("nothing was attached")
 
     def input_text(self) -> str:
         return self._source.prefill

@@ -12,6 +12,7 @@ wait up to five seconds for another dslite that writes, so a screen's thread sho
 file or the disk is a SessionsError.
 """
 
+import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 
 from dslite.app.errors import NoConversationError, SessionsError
 from dslite.app.sessions import search
+from dslite.app.sessions.attachments import split_attachments
 from dslite.app.sessions.database import Database
 from dslite.app.sessions.ids import clean, new_id, title_of
 from dslite.app.sessions.records import (
@@ -250,11 +252,12 @@ class SessionStore:
         """What the user wrote in any conversation, the newest first, each text once."""
         with self.database.reading() as db:
             rows = db.execute(
-                "SELECT m.content FROM messages m JOIN conversations c ON c.key = m.conversation"
+                "SELECT m.content, m.info FROM messages m JOIN conversations c ON c.key = m.conversation"
                 " WHERE m.role = 'user' AND c.deleted IS NULL ORDER BY m.id DESC LIMIT ?",
                 (limit,),
             ).fetchall()
-        return list(dict.fromkeys(row["content"] for row in rows))
+        texts = (split_attachments(row["content"], json.loads(row["info"]))[1] for row in rows)
+        return list(dict.fromkeys(filter(None, texts)))
 
     def _close_abandoned(self) -> None:
         """Finish the answers of processes that were killed, so that they can be found."""

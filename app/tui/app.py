@@ -332,6 +332,16 @@ class ChatApp(App[int]):
 
         self.push_screen(ContextOverflowDialog(event.error), chosen)
 
+    @on(messages.Confirm)
+    def _confirm(self, event: messages.Confirm) -> None:
+        from dslite.app.tui.screens.dialogs import ConfirmDialog
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.chat.commands.attempt(event.then)
+
+        self.push_screen(ConfirmDialog(event.question), answered)
+
     @on(messages.OfferModel)
     def _offer_model(self, event: messages.OfferModel) -> None:
         from dslite.app.tui.screens.first_run import FirstRunScreen

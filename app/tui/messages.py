@@ -1,5 +1,6 @@
 """What widgets and screens ask of the application. They post these messages; ChatApp handles them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from textual.message import Message
@@ -76,6 +77,14 @@ class AskOverflowChoice(Message):
     """The context is full."""
 
     error: DsliteError
+
+
+@dataclass
+class Confirm(Message):
+    """Ask whether something may be done; `then` does it."""
+
+    question: str
+    then: Callable[[], None]
 
 
 @dataclass

@@ -78,6 +78,7 @@ class Endpoint:
         self.url = url.rstrip("/") + ("/v1" if parts.path in ("", "/") else "")
         self.host = parts.netloc
         self._scheme, self._hostname = parts.scheme, parts.hostname
+        self.is_local = _is_loopback(parts.hostname)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def __repr__(self) -> str:

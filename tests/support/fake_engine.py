@@ -124,6 +124,7 @@ class FakeLoader:
     """Loads the fake: reports `loading`, waits for `hold`. `check` raises what `error` gives."""
 
     parse = staticmethod(parse_model)
+    remote_host: str | None = None
 
     def __init__(
         self,
@@ -144,4 +145,4 @@ class FakeLoader:
             report(event)
         if self._hold is not None:
             self._hold.wait()
-        return LoadedModel(self._backend)
+        return LoadedModel(self._backend, count_tokens=lambda text: len(pieces(text)))

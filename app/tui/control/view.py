@@ -34,11 +34,12 @@ class ScreenView:
         transcript: Transcript,
         prompt: Prompt,
         refresh_lines: Callable[[], None],
+        show_attachments: Callable[[], None],
         launch: ChatLaunch,
         worker: EngineWorker,
     ) -> None:
         self._screen, self._transcript, self._prompt = screen, transcript, prompt
-        self._refresh_lines = refresh_lines
+        self._refresh_lines, self._show_attachments = refresh_lines, show_attachments
         self._item: TranscriptItem | None = None  # of the answer that grows
         self._delayed: list[TranscriptItem] = []  # notices that wait for its end
         self._hint_timer: Timer | None = None
@@ -185,6 +186,12 @@ class ScreenView:
     def put_into_input(self, text: str, caret: int | None = None) -> None:
         self._prompt.put(text, caret)
         self._prompt.focus()
+
+    def attachments_changed(self) -> None:
+        self._show_attachments()
+
+    def confirm(self, question: str, then: Callable[[], None]) -> None:
+        self._screen.post_message(messages.Confirm(question, then))
 
     def input_text(self) -> str:
         return self._prompt.text

@@ -22,6 +22,7 @@ from dslite.app.tui.textual_fixes.drag import DragWithinScreen
 from dslite.app.tui.transcript.items import short_name
 from dslite.app.tui.transcript.sanitize import one_line
 from dslite.app.tui.transcript.transcript import Transcript
+from dslite.app.tui.widgets.attachment_line import AttachmentLine
 from dslite.app.tui.widgets.command_hints import CommandHints
 from dslite.app.tui.widgets.find_bar import FindBar
 from dslite.app.tui.widgets.inspector import Inspector
@@ -45,6 +46,7 @@ class ChatScreen(DragWithinScreen):
         self.title_line = TitleLine(id="title")
         self.transcript = self.drag_widget = Transcript(id="transcript")
         self.waiting = WaitingMessages(id="waiting")
+        self.attachment_line = AttachmentLine(id="attached")
         self.find_bar = FindBar(id="find")
         self.hints = CommandHints(lambda text: self._completion.candidates(text), id="hints")
         self.prompt = Prompt(id="prompt")
@@ -53,7 +55,9 @@ class ChatScreen(DragWithinScreen):
         self.inspector: Inspector | None = None
         self.lower_rule = LowerRule(classes="rule")
         self._title = ""
-        self.view = ScreenView(self, self.transcript, self.prompt, self.refresh_lines, launch, worker)
+        self.view = ScreenView(
+            self, self.transcript, self.prompt, self.refresh_lines, self.show_attachments, launch, worker
+        )
         self.controller = self.view.controller
         self.commands = ScreenCommands(
             self.controller, self.post_message, self.chosen_message, lambda: self.get_selected_text() or ""
@@ -67,6 +71,7 @@ class ChatScreen(DragWithinScreen):
             yield Rule(classes="rule", id="title-rule")
             yield self.transcript
             yield self.waiting
+            yield self.attachment_line
             yield self.find_bar
             yield self.hints
             yield self.lower_rule
@@ -128,14 +133,29 @@ class ChatScreen(DragWithinScreen):
     def _typed(self, event: Prompt.Changed) -> None:
         if event.text_area is not self.prompt:
             return
-        text = self.prompt.text
-        if not text.startswith("/"):
+        if not self.prompt.text.startswith("/"):
             self._completion.forget()
-        self.hints.show_for("" if self.prompt.earlier.is_shown else text)
+        self.hints.show_for("" if self.prompt.earlier.is_shown else self.prompt.before_caret)
+
+    @on(Prompt.Attach)
+    def _attach_files(self, event: Prompt.Attach) -> None:
+        for path in event.paths:
+            self.commands.attempt(partial(self.controller.attachments.attach, path))
+
+    @on(Prompt.RemoveAttachment)
+    def _remove_attachment(self) -> None:
+        self.controller.attachments.remove_last()
+
+    def show_attachments(self) -> None:
+        """The files of the message that is being written have changed."""
+        files, status = self.controller.attachments.files, self.controller.status
+        room = status.stats.context - status.used if status.stats and status.stats.context else None
+        self.attachment_line.show(files, room)
+        self.prompt.sends_empty = bool(files)
 
     def _values_came(self) -> None:
         """More values can be offered; called on another thread."""
-        self.call_later(partial(self.hints.show_for, self.prompt.text, anew=True))
+        self.call_later(partial(self.hints.show_for, self.prompt.before_caret, anew=True))
 
     @on(Prompt.Quit)
     def _quit(self) -> None:
@@ -257,7 +277,8 @@ class ChatScreen(DragWithinScreen):
             return
         elif self.find_bar.has_focus_within:
             self._close_find()
-        elif self.prompt.text:
+        elif self.prompt.text or self.controller.attachments.files:
+            self.controller.attachments.clear()
             self.controller.cancel_edit()
             self.prompt.put("")
         else:

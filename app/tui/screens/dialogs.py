@@ -59,6 +59,28 @@ class ContextOverflowDialog(ModalPanel[str | None]):
         self.dismiss(event.option_id)
 
 
+class ConfirmDialog(ModalPanel[bool | None]):
+    """Returns whether the answer to a question is yes; the first choice is no."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,n", "dismiss(False)", "No", show=False),
+        Binding("y", "dismiss(True)", "Yes", show=False),
+    ]
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel dialog"):
+            yield Static(Text(inert(self._question), "bold"))
+            yield OptionList(Option(Text("No (n)"), id="no"), Option(Text("Yes (y)"), id="yes"))
+
+    @on(OptionList.OptionSelected)
+    def _chosen(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(event.option_id == "yes")
+
+
 class LineDialog(ModalPanel[str | None]):
     """Returns one line of text, or None after Esc."""
 

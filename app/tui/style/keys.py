@@ -48,6 +48,8 @@ PROMPT_KEYS = (
     ("Shift+Enter, Ctrl+J, Alt+Enter", "New line"),
     ('""" … """', "A typed block: Enter is a new line in it"),
     ("Up / Down at the input's edge", "Earlier inputs"),
+    ("@ and a file's name, then Tab", "Attach it; so does dropping files on the terminal"),
+    ("Backspace on empty input", "Take the last attached file away"),
     ("Ctrl+_", "Undo typing; in a panel, the last removal"),
     ("Ctrl+D on empty input", "Quit"),
     ("PageUp / PageDown", "Scroll"),
@@ -57,7 +59,7 @@ MESSAGE_KEYS = (
     ("Up / Down", "The message above or below"),
     ("Left / Right on a message", "Walk its branches"),
     ("Ctrl+E on a message", "Edit it and branch from there"),
-    ("Enter on a message", "Show or hide what the model thought"),
+    ("Enter on a message", "Show or hide what the model thought, or a question's files"),
     ("Ctrl+R, Ctrl+Y on a message", "Answer it again, copy it"),
 )
 

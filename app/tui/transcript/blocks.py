@@ -49,6 +49,7 @@ class TranscriptItem:
     reasoning: str = ""
     reasoning_tokens: int = 0
     unfolded: bool = False  # the reasoning is shown, not only its length
+    folded: str = ""  # the other form of the text: whole where a part is shown, and the other way round
     blocks: list["RenderBlock"] = field(default_factory=list)
     splitter: Splitter | None = None
 

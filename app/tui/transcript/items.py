@@ -3,12 +3,15 @@
 from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.reply import finish_note
 from dslite.app.chat.settings import ChatSettings
+from dslite.app.sessions.attachments import split_attachments
 from dslite.app.tui.transcript.blocks import TranscriptItem
 from dslite.app.tui.transcript.sanitize import one_line
 from dslite.app.tui.widgets.status import where
 from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.downloads.hub import ModelRef
 
+_MOST_LINES = 40  # of a question that is shown whole
+_SHOWN_LINES = 8
 GREETING = 0  # key of the item that the first message replaces
 
 _THINGS_TO_TRY = (
@@ -27,18 +30,29 @@ def short_name(model: str) -> str:
 def item_of(tree: MessageTree, node: Node, model: str) -> TranscriptItem:
     """One message."""
     siblings = tree.siblings(node)
+    shown = _short(node) if node.role == "user" else node.content
     name = "You" if node.role == "user" else short_name(str(node.info.get("model") or model))
     return TranscriptItem(
         node.key,
         "user" if node.role == "user" else "assistant" if node.role == "assistant" else "system",
         name,
-        node.content,
+        shown,
+        folded=node.content if shown != node.content else "",
         branch=(siblings.index(node) + 1, len(siblings)),
         note=finish_note(node) if node.role == "assistant" and not node.growing else "",
         growing=node.growing,
         reasoning=node.reasoning,
         reasoning_tokens=node.reasoning_tokens,
     )
+
+
+def _short(node: Node) -> str:
+    """A question with its files as a line each, and with the first lines of a long text."""
+    files, text = split_attachments(node.content, node.info)
+    lines = text.split("\n")
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[:_SHOWN_LINES], f"▸ {len(lines):,} lines · Enter opens"]
+    return "\n".join([*(f"▸ {one_line(file.label)}" for file in files), *lines]).rstrip("\n")
 
 
 def items_of(tree: MessageTree, model: str) -> list[TranscriptItem]:

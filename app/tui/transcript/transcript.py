@@ -29,7 +29,7 @@ class Transcript(VirtualListView, can_focus=True):
         Binding("down", "choose(1)", "Message below", show=False),
         Binding("left", "walk(-1)", "Branch before", show=False),
         Binding("right", "walk(1)", "Branch after", show=False),
-        Binding("enter", "toggle_reasoning", "Show or hide the reasoning", show=False),
+        Binding("enter", "toggle_reasoning", "Show or hide the reasoning, or the text of files", show=False),
     ]
 
     @dataclass
@@ -238,6 +238,10 @@ class Transcript(VirtualListView, can_focus=True):
         if item.reasoning_tokens:
             item.unfolded = not item.unfolded
             self.redraw_item(item)
+        elif item.folded:
+            item.text, item.folded = item.folded, item.text
+            self.redraw_item(item)
+            self._search()
 
     def on_focus(self) -> None:
         """Choose the last message in view. Nothing scrolls: the focus may come from a press of the mouse."""

@@ -29,7 +29,7 @@ class CommandHints(Static):
         self.display = False
 
     def show_for(self, text: str, *, anew: bool = False) -> None:
-        """Show the candidates for the text of the input; nothing where there are none. `anew`: look again."""
+        """Show the candidates for the input up to the caret; nothing where there are none. `anew`: look again."""
         if text == self._text and not anew:
             return
         if text != self._text:
@@ -37,7 +37,7 @@ class CommandHints(Static):
         self._text = text
         if text != self._closed_for:
             self._closed_for = None
-        self._candidates = self._find(text) if text.startswith("/") and self._closed_for is None else ()
+        self._candidates = self._find(text) if self._closed_for is None else ()
         self._place = min(self._place, max(len(self._candidates) - 1, 0))
         self.display = bool(self._candidates)
         if self.display:
@@ -59,12 +59,14 @@ class CommandHints(Static):
         self._draw()
         return True
 
-    def taken(self) -> str | None:
-        """The whole input with the marked candidate; None where nothing is shown, or where it is there already."""
+    def taken(self) -> CommandCandidate | None:
+        """The marked candidate; None where nothing is shown, or where it is there already."""
         if not self._candidates:
             return None
-        text = self._candidates[self._place].text
-        return text if text.rstrip() != self._text.rstrip() or text.endswith(" ") > self._text.endswith(" ") else None
+        candidate = self._candidates[self._place]
+        same = candidate.text.rstrip() == self._text.rstrip()
+        adds_space = candidate.text.endswith(" ") and not self._text.endswith(" ")
+        return None if same and not adds_space and not candidate.attach else candidate
 
     def _draw(self) -> None:
         most = _MOST_SHOWN if self.screen.size.height > 20 else _FEW_SHOWN

@@ -11,7 +11,9 @@ from textual.keys import Keys
 from textual.message import Message
 from textual.widgets import TextArea
 
+from dslite.app.chat.command_completion import CommandCandidate
 from dslite.app.terminal.console import printable
+from dslite.app.terminal.dropped_files import dropped_files
 from dslite.app.terminal.graphemes import grapheme_after, grapheme_before
 from dslite.app.tui.textual_fixes.key_order import run_own_binding
 from dslite.app.tui.widgets.command_hints import CommandHints
@@ -89,6 +91,15 @@ class Prompt(TextArea):
 
         text: str
 
+    @dataclass
+    class Attach(Message):
+        """Attach files: a completion was taken, or they were dropped on the terminal."""
+
+        paths: tuple[str, ...]
+
+    class RemoveAttachment(Message):
+        """Backspace on empty input."""
+
     class Quit(Message):
         """Ctrl+D on empty input."""
 
@@ -114,6 +125,7 @@ class Prompt(TextArea):
         self.cursor_blink = False
         self.earlier = History()
         self.hints: CommandHints | None = None
+        self.sends_empty = False  # files are attached
         self._rejected = ""
 
     def put(self, text: str, caret: int | None = None) -> None:
@@ -152,20 +164,26 @@ class Prompt(TextArea):
 
     def _enter(self) -> None:
         if self.hints is not None and self.hints.chosen and (taken := self.hints.taken()) is not None:
-            self.put(taken)
-            if taken.endswith(" "):
-                return  # its argument is missing
+            self._take(taken)
+            if not taken.text.startswith("/") or taken.text.endswith((" ", "/")):
+                return  # its argument is missing, or it is no command
         text = self.text
         if is_open_block(text):
             self.insert("\n")
-        elif text.strip():
+        elif text.strip() or self.sends_empty:
             # Cleared here and now: keys of the next input may have arrived already.
             message = without_block(text).strip("\n")
-            self.earlier.add(message)
+            if message:
+                self.earlier.add(message)
             self.load_text("")
             self.post_message(self.Submitted(message))
 
     async def _on_paste(self, event: events.Paste) -> None:
+        if paths := dropped_files(event.text):
+            event.stop()
+            event.prevent_default()
+            self.post_message(self.Attach(tuple(paths)))
+            return
         # The class above inserts it, as Textual runs the handlers of all classes.
         event.text = printable(event.text.replace("\r\n", "\n").replace("\r", "\n"))
 
@@ -202,12 +220,23 @@ class Prompt(TextArea):
         """Complete the command that is being typed."""
         if self.hints is None:
             return False
-        self.hints.show_for(self.text)  # the last keys may have come with this one
+        self.hints.show_for(self.before_caret)  # the last keys may have come with this one
         taken = self.hints.taken()
         if taken is not None:
-            self.put(taken)
-            self.hints.show_for(self.text)
+            self._take(taken)
+            self.hints.show_for(self.before_caret)
         return taken is not None
+
+    def _take(self, taken: CommandCandidate) -> None:
+        behind = self.text[len(self.before_caret) :]
+        self.put(taken.text + behind, len(taken.text))
+        if taken.attach:
+            self.post_message(self.Attach((taken.attach,)))
+
+    @property
+    def before_caret(self) -> str:
+        """The text up to the caret."""
+        return self.get_text_range((0, 0), self.cursor_location)
 
     def _recall(self, direction: int) -> bool:
         text = self.earlier.step(direction, self.text)
@@ -217,6 +246,12 @@ class Prompt(TextArea):
         if direction > 0:
             self.move_cursor((0, len(self.document[0])))
         return True
+
+    def action_delete_left(self) -> None:
+        if self.text:
+            super().action_delete_left()
+        else:
+            self.post_message(self.RemoveAttachment())
 
     def action_page(self, direction: int) -> None:
         self.post_message(self.Scroll(direction))

@@ -1,5 +1,6 @@
 """What the line mode reads and prints: whole words, one message for one paste, the newest chat next to the prompt."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -154,4 +155,27 @@ def test_a_snippet_and_a_quote_work_without_a_screen(home: Path, capsys: pytest.
     assert chat.input_text() == "> one\n> two\n\n"
     chat.take("/p nothing")
     assert "there is no snippet 'nothing'" in capsys.readouterr().err
+    chat.close()
+
+
+def test_a_file_is_attached_without_a_screen_and_comes_back_folded(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "notes.txt").write_text("some notes")
+    chat = plain_chat(home, "answer")
+    chat.take(f"/file {home}/notes.txt")
+    assert re.search(r"\[notes\.txt · \d+ tokens\]", capsys.readouterr().out)
+    chat.take("what do they say?")
+    [question, _] = chat.controller.tree.path()
+    assert question.content == f"{home}/notes.txt:\nsome notes\n\nwhat do they say?"
+    while (identity := chat.controller.tree.id) is None:
+        chat.controller.tick(timeout=0.05)
+    chat.take("/new")
+    capsys.readouterr()
+    chat.take(f"/load {identity}")
+    shown = capsys.readouterr().out
+    assert "some notes" not in shown
+    assert re.search(r"You: \[notes\.txt · \d+ tokens\]\nwhat do they say\?", shown)
+    chat.take(f"/file {home}")  # a folder asks, and here nobody can answer
+    assert "nothing was attached" in capsys.readouterr().out
     chat.close()
