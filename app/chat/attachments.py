@@ -31,15 +31,19 @@ class Attachments:
     def attach(self, words: str) -> None:
         """Attach a file, or those of a folder or a pattern after a question. Raises UsageError."""
         paths = find_files(words)
-        files = [_read(path) for path in paths]
+        if paths == [expand_home(words)]:
+            self._add_allowed([_read(paths[0])])
+            return
+        files = [file for path in paths if (file := _read_text(path)) is not None]
+        if not files:
+            raise UsageError(f"{words} has no file of text", "attach files of text")
         total = sum(len(file.block) for file in files)
         if total > MOST_BYTES:
             raise UsageError(f"{words} has {size_text(total)}; the most is {size_text(MOST_BYTES)}", "name fewer files")
-        if paths != [expand_home(words)]:
-            question = f"Attach {len(files)} files with {size_text(total)}?"
-            self._chat.view.confirm(question, partial(self._add_allowed, files))
-        else:
-            self._add_allowed(files)
+        left_out = len(paths) - len(files)
+        others = f" {left_out} that are no text are left out." if left_out else ""
+        question = f"Attach {len(files)} files with {size_text(total)}?{others}"
+        self._chat.view.confirm(question, partial(self._add_allowed, files))
 
     def put(self, files: Sequence[Attachment]) -> None:
         """Attach files of a message that is edited; they are known already."""
@@ -98,6 +102,14 @@ class Attachments:
 
 def _counting(count: Callable[[str], int], file: Attachment) -> Callable[[object], int]:
     return lambda _: count(file.block)
+
+
+def _read_text(path: Path) -> Attachment | None:
+    """A file of a folder; None where it is no text."""
+    try:
+        return _read(path)
+    except UsageError:
+        return None
 
 
 def _read(path: Path) -> Attachment:

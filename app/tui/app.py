@@ -46,6 +46,7 @@ _QUIT_HINT = "Ctrl+C again quits; so do Ctrl+D and /quit"
 # Commands that need an argument: the palette writes their beginning into the input.
 _PREFILLED = (
     ("Save this chat", "/save ", "/save FILE · Markdown or JSON"),
+    ("Attach a file", "/file ", "/file PATH · or @ and Tab, or drop it"),
     ("Rename this chat", "/title ", "/title TEXT"),
     ("Model", "/model ", "/model M · use another model"),
     ("System message", "/system ", "/system TEXT"),

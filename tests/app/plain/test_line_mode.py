@@ -176,6 +176,8 @@ def test_a_file_is_attached_without_a_screen_and_comes_back_folded(
     shown = capsys.readouterr().out
     assert "some notes" not in shown
     assert re.search(r"You: \[notes\.txt · \d+ tokens\]\nwhat do they say\?", shown)
-    chat.take(f"/file {home}")  # a folder asks, and here nobody can answer
+    (home / "more").mkdir()
+    (home / "more" / "one.txt").write_text("one")
+    chat.take(f"/file {home}/more")  # a folder asks, and here nobody can answer
     assert "nothing was attached" in capsys.readouterr().out
     chat.close()

@@ -171,10 +171,12 @@ async def test_a_folder_asks_with_its_total_and_leaves_hidden_files_out(home: Pa
     (folder / ".git").mkdir(parents=True)
     for name in ("a.py", "b.py", ".env", ".git/config"):
         (folder / name).write_text(f"text of {name}")
+    (folder / "picture.png").write_bytes(b"\x89PNG\0")
     async with open_chat(home) as chat:
         await chat.ready()
         await chat.say(f"/file {folder}")
         await chat.until("Attach 2 files with")
+        await chat.until("1 that are no text are left out")
         await chat.press("n")
         await chat.until(lambda: len(chat.app.screen_stack) == 1)
         assert chat.controller.attachments.files == ()
