@@ -10,7 +10,7 @@ from dslite.app.chat.launch import WhenFull
 from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.reply import Reply
 from dslite.app.chat.reply_lifecycle import ReplyLifecycle
-from dslite.app.chat.state import ChatState, Draft
+from dslite.app.chat.state import ChatState, UnsentMessage
 from dslite.app.chat.status import WARN_AT
 from dslite.app.sessions.attachments import split_attachments
 from dslite.model.errors import DsliteError
@@ -108,7 +108,7 @@ class ContextOverflow:
         chat.queue += waiting
 
 
-def _draft(question: Node) -> Draft:
+def _draft(question: Node) -> UnsentMessage:
     """A question as it was before it was asked."""
     files, text = split_attachments(question.content, question.info)
-    return Draft(text, tuple(files))
+    return UnsentMessage(text, tuple(files))

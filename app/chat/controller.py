@@ -20,7 +20,7 @@ from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.model_switch import ModelSwitch
 from dslite.app.chat.reply_lifecycle import ReplyLifecycle
 from dslite.app.chat.saved_chats import SavedChats
-from dslite.app.chat.state import ChatState, Draft
+from dslite.app.chat.state import ChatState, UnsentMessage
 from dslite.app.chat.status import ModelState, ReplyState
 from dslite.app.chat.view import ChatView
 from dslite.app.errors import SessionsError
@@ -63,9 +63,9 @@ class ChatController(ChatState):
 
     def send(self, text: str) -> None:
         """Ask a question of the user, with the attached files: now, or after the answer that is being generated."""
-        self._send(Draft(text, tuple(self.attachments.take())))
+        self._send(UnsentMessage(text, tuple(self.attachments.take())))
 
-    def _send(self, draft: Draft) -> None:
+    def _send(self, draft: UnsentMessage) -> None:
         if self.reply is not None:
             self.queue.append(draft)
             self.changed()

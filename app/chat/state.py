@@ -15,7 +15,7 @@ from dslite.runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Draft:
+class UnsentMessage:
     """A message before it is part of the conversation: what was typed, and the attached files."""
 
     text: str
@@ -36,7 +36,7 @@ class ChatState:
         self.tree = self.new_tree()
         self.reply: Reply | None = None
         self.editing: Node | None = None  # the message whose text is in the input
-        self.queue: list[Draft] = []  # messages that wait for the end of the answer
+        self.queue: list[UnsentMessage] = []  # messages that wait for the end of the answer
         self.attached: list[Attachment] = []  # files of the message that is being written
         self.absent: tuple[ModelRef, DsliteError] | None = None  # the model that is not on this machine
 
