@@ -99,7 +99,7 @@ class ContextOverflow:
             chat.view.notice(summary.NONE_CAME)
             return
         old, system = chat.tree, summary.system_message(chat.tree.system, text)
-        waiting = [*([_draft(reply.question)] if reply.question is not None else []), *chat.queue]
+        waiting = [*([_unsent(reply.question)] if reply.question is not None else []), *chat.queue]
         chat.queue.clear()
         chat.settings.system = system
         self._begin(MessageTree(model=old.model, profile=old.profile, system=system, title=old.title))
@@ -108,7 +108,7 @@ class ContextOverflow:
         chat.queue += waiting
 
 
-def _draft(question: Node) -> UnsentMessage:
+def _unsent(question: Node) -> UnsentMessage:
     """A question as it was before it was asked."""
     files, text = split_attachments(question.content, question.info)
     return UnsentMessage(text, tuple(files))

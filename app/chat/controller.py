@@ -65,18 +65,18 @@ class ChatController(ChatState):
         """Ask a question of the user, with the attached files: now, or after the answer that is being generated."""
         self._send(UnsentMessage(text, tuple(self.attachments.take())))
 
-    def _send(self, draft: UnsentMessage) -> None:
+    def _send(self, message: UnsentMessage) -> None:
         if self.reply is not None:
-            self.queue.append(draft)
+            self.queue.append(message)
             self.changed()
             return
-        text, info = with_attachments(draft.files, draft.text)
+        text, info = with_attachments(message.files, message.text)
         edited = self.editing
         self.cancel_edit()
         if edited is not None and edited.role == "assistant":
             self._replace_answer(edited, text)
             return
-        self.tree.title = self.tree.title or title_of(draft.shown)
+        self.tree.title = self.tree.title or title_of(message.shown)
         question = self.tree.add("user", text, parent=edited.parent if edited else self.tree.leaf)
         question.info = info
         self.writer.append(self.tree, question)

@@ -46,7 +46,7 @@ class ChatState:
     def changed(self) -> None:
         """Bring the status up to date and have the view draw it."""
         self.status.reply = self.reply.state if self.reply is not None else ReplyState.DONE
-        self.status.waiting = tuple(draft.shown for draft in self.queue)
+        self.status.waiting = tuple(message.shown for message in self.queue)
         self.view.status_changed()
 
     def refuse_while_answering(self) -> None:
@@ -57,8 +57,8 @@ class ChatState:
     def return_queue(self) -> None:
         """Put messages that will not be sent back into the input, in front of the text that is there."""
         if self.queue:
-            texts = [*(draft.text for draft in self.queue), self.view.input_text()]
-            self.attached[:0] = [file for draft in self.queue for file in draft.files]
+            texts = [*(message.text for message in self.queue), self.view.input_text()]
+            self.attached[:0] = [file for message in self.queue for file in message.files]
             self.queue.clear()
             self.view.put_into_input("\n".join(filter(None, texts)))
             self.view.attachments_changed()
