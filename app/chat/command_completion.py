@@ -96,7 +96,7 @@ class CommandCompletion:
                 return self._read(name, lambda _: _models())
             case "set":
                 found = [(key, "") for key in (*KEYS, "system")]
-            case "profile":
+            case "profile" | "compare":
                 found = _profiles()
             case "snippet":
                 found = _snippets()

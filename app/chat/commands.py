@@ -35,6 +35,7 @@ class ChatCommands:
             "file": self.file,
             "revise": lambda _: controller.edit(),
             "branch": self.branch,
+            "compare": lambda words: controller.compare(words.split(), chosen()),
             "copy": self.copy,
             "quote": self.quote,
             "snippet": self.snippet,

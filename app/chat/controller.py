@@ -6,18 +6,20 @@ engine's thread (`EngineWorker`) and the writer's (`ConversationWriter`) get imm
 the controller extends by what the user can do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from dslite.app.chat import autosave, summary
 from dslite.app.chat import engine_worker as engine
 from dslite.app.chat.attachments import Attachments
+from dslite.app.chat.comparison import AnswerComparison, ComparedAnswer, compared
 from dslite.app.chat.context_overflow import ContextOverflow
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch, WhenFull
 from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.model_switch import ModelSwitch
+from dslite.app.chat.reply import Reply
 from dslite.app.chat.reply_lifecycle import ReplyLifecycle
 from dslite.app.chat.saved_chats import SavedChats
 from dslite.app.chat.state import ChatState, UnsentMessage
@@ -41,11 +43,12 @@ class ChatController(ChatState):
     def __init__(self, launch: ChatLaunch, view: ChatView, worker: EngineWorker) -> None:
         super().__init__(launch, view, worker)
         self.saved = SavedChats(self)
+        self._comparison: AnswerComparison | None = None  # the last one
         self.attachments = Attachments(self, self.saved, launch.loader.remote_host)
         self.removed_profiles: list[tuple[str, str]] = []  # names and texts, for undo
         self._replies = ReplyLifecycle(
             self,
-            on_finished=lambda reply: self._overflow.on_finished(reply),
+            on_finished=self._on_reply_finished,
             on_context_full=lambda error: self._overflow.on_full(error),
         )
         self._models = ModelSwitch(self, self._replies, launch.loader)
@@ -120,6 +123,33 @@ class ChatController(ChatState):
         self.tree.leaf = question
         self.view.show_conversation()
         self._replies.ask(question, changes={} if temperature is None else {"temperature": temperature})
+
+    def compare(self, words: Sequence[str], node: Node | None = None) -> None:
+        """Show two answers to a question beside each other; see `compared`. Raises UsageError, NotFoundError."""
+        self.refuse_while_answering()
+        node = node if node is not None and node.role == "assistant" else self.tree.last_answer()
+        sides = compared(self.tree, self.settings, words, node)
+        question, tree = self.tree.question_of(node), self.tree
+
+        def ask(side: ComparedAnswer) -> Node:
+            self.tree.leaf = question
+            self.view.show_conversation()
+            return self._replies.ask(question, changes=dict(side.changes), settings=side.settings).node
+
+        def show(node: Node) -> None:
+            if self.tree is tree and self.reply is None and node in tree.siblings(node):
+                tree.end_in(node)
+                self.writer.set_leaf(tree)
+                self.view.show_conversation()
+
+        self._comparison = AnswerComparison(sides, tree.leaf, ask, show)
+        self.view.show_comparison(self._comparison)
+        self._comparison.start()
+
+    def _on_reply_finished(self, reply: Reply) -> None:
+        self._overflow.on_finished(reply)
+        if self._comparison is not None:
+            self._comparison.on_finished(reply)
 
     def edit(self, node: Node | None = None) -> None:
         """Put a message, or the last question, into the input; sending it makes a branch. Raises UsageError."""

@@ -127,11 +127,11 @@ class MessageTree:
         while waiting:
             node = waiting.pop()
             if node.stored == stored:
-                self._end_in(node)
+                self.end_in(node)
                 return
             waiting += node.children
 
-    def _end_in(self, node: Node) -> None:
+    def end_in(self, node: Node) -> None:
         """Make the branch that goes through a message, and on to the newest answers, the active one."""
         while node.children:
             node = node.children[-1]
@@ -155,7 +155,7 @@ class MessageTree:
         place = siblings.index(node) + step
         if not 0 <= place < len(siblings):
             return False
-        self._end_in(siblings[place])
+        self.end_in(siblings[place])
         return True
 
     def question_of(self, node: Node) -> Node:
@@ -204,13 +204,17 @@ class MessageTree:
         )
         return ConversationSnapshot(self.key, self.id, self.title, self.model, self.profile, self.system, path)
 
-    def messages(self, end: Node | None, model: str) -> tuple["Message", ...]:
-        """The prompt for an answer to `end`. Answers of the same model are given as the token ids that it generated."""
+    def messages(self, end: Node | None, model: str, *, system: str | None = None) -> tuple["Message", ...]:
+        """The prompt for an answer to `end`. Answers of the same model are given as the token ids that it generated.
+
+        `system` takes the place of the conversation's system message; an empty one leaves it out.
+        """
         from dslite.runtime.text.message import Message  # imported late: the first paint does not need it
 
-        system = [Message("system", self.system)] if self.system else []
+        text = self.system if system is None else system
+        first = [Message("system", text)] if text else []
         answers = [
             Message(node.role, node.content, node.token_ids if node.info.get("model") == model else None)
             for node in self._read(end)
         ]
-        return (*system, *answers)
+        return (*first, *answers)

@@ -8,6 +8,7 @@ from typing import Any
 
 from dslite.app.chat.engine_worker import GenerationJob
 from dslite.app.chat.message_tree import Node
+from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.status import ReplyState
 from dslite.runtime.events import Done, Prefilling, Thinking, Timing, Token
 
@@ -63,6 +64,7 @@ class Reply:
     continues: bool = False
     trim: bool = False
     changes: dict[str, Any] = field(default_factory=dict)  # sampling values of this answer alone
+    settings: ChatSettings | None = None  # of this answer alone, in place of the chat's
     is_summary: bool = False
     question: Node | None = None
     job: GenerationJob | None = None  # None while it waits for a model

@@ -7,6 +7,7 @@ from dslite.app.chat import summary
 from dslite.app.chat.engine_worker import GenerationEvent, GenerationFailed, GenerationJob, PrefillStarted
 from dslite.app.chat.message_tree import Node
 from dslite.app.chat.reply import Reply
+from dslite.app.chat.settings import ChatSettings
 from dslite.app.chat.state import ChatState
 from dslite.app.chat.status import ModelState, ReplyState
 from dslite.model.errors import DsliteError
@@ -31,10 +32,20 @@ class ReplyLifecycle:
 
     # From a message to a job.
 
-    def ask(self, question: Node, *, trim: bool = False, changes: dict[str, Any] | None = None) -> None:
-        """Answer a question. `trim` leaves out turns that do not fit; `changes` are sampling values of this answer."""
+    def ask(
+        self,
+        question: Node,
+        *,
+        trim: bool = False,
+        changes: dict[str, Any] | None = None,
+        settings: ChatSettings | None = None,
+    ) -> Reply:
+        """Answer a question. `trim` leaves out turns that do not fit. For this answer alone, `settings` take the place
+        of the chat's, and `changes` are sampling values on top."""
         node = self._chat.tree.add("assistant", "", parent=question, growing=True)
-        self.start(Reply(node, question, trim=trim, changes=changes or {}))
+        reply = Reply(node, question, trim=trim, changes=changes or {}, settings=settings)
+        self.start(reply)
+        return reply
 
     def continue_answer(self, *, trim: bool = False) -> None:
         """Lengthen the last answer. Raises UsageError."""
@@ -73,7 +84,10 @@ class ReplyLifecycle:
             sampling = chat.settings.sampling(**summary.sampling(context))
             job = GenerationJob(summary.request(messages), sampling, trim=True)
         else:
-            sampling = chat.settings.sampling(**reply.changes)
+            settings = reply.settings or chat.settings
+            sampling = settings.sampling(**reply.changes)
+            if reply.settings is not None:
+                messages = chat.tree.messages(reply.end, chat.ref.key, system=settings.system_message or "")
             job = GenerationJob(messages, sampling, chat.tree.key, chat.tree.id, reply.continues, reply.trim)
         reply.job, reply.state = job, ReplyState.PREFILLING
         chat.status.prefilling, chat.status.thinking = None, 0

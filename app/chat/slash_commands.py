@@ -24,6 +24,9 @@ COMMANDS = (
     Command("edit", ("/edit",), "Write in $EDITOR.", "[TEXT]"),
     Command("revise", ("/revise",), "Edit your last message; sending it makes a branch."),
     Command("branch", ("/branch",), "Show the N-th branch of the last message that has several.", "[N]"),
+    Command(
+        "compare", ("/compare",), "Two branches side by side, or answers at two temperatures or profiles.", "[A B]"
+    ),
     Command("copy", ("/copy",), "Copy the answer, or its N-th code block.", "[N]"),
     Command("quote", ("/quote",), "Quote the selected text, or the answer, in the input."),
     Command("snippet", ("/p",), "Send a text of [snippets]; TEXT stands for {input}.", "[NAME TEXT]"),

@@ -7,6 +7,7 @@ from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 
 if TYPE_CHECKING:
+    from dslite.app.chat.comparison import AnswerComparison
     from dslite.app.chat.message_tree import Node
     from dslite.app.chat.reply import Reply
 
@@ -53,6 +54,9 @@ class ChatView(Protocol):
 
     def copy_text(self, text: str, what: str) -> None:
         """Put a text into the clipboard, and say that `what` was copied."""
+
+    def show_comparison(self, comparison: "AnswerComparison") -> None:
+        """Show two answers beside each other as they grow; have the user call its `choose` or `leave` at the end."""
 
     def show_chats(self) -> None:
         """List the saved chats, so that one can be opened."""

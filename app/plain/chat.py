@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from dslite.app.chat.command_completion import CommandCompletion
 from dslite.app.chat.commands import ChatCommands, Handler
+from dslite.app.chat.comparison import AnswerComparison
 from dslite.app.chat.controller import ChatController
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.find import excerpt, find_spans
@@ -31,6 +32,7 @@ _TICK_S = 0.05
 _CLOSE_S = 30.0  # the cache of a long conversation is written meanwhile
 _SHORT_LIST = 20
 _EXCERPT = 60  # characters of a found place
+_GO_ON_WITH = "Go on with 1 or 2? Enter leaves it as it was: "
 _OVERFLOW = "Forget the oldest turns (f), go on from a summary in a new chat (s), or stop (Enter)? "
 _OVERFLOW_CHOICES: dict[str, WhenFull] = {"f": "forget", "s": "summary"}
 
@@ -68,6 +70,7 @@ class PlainChat:
         self._progress = console.TerminalStatus()
         self._shown = self.controller.tree.key
         self._overflow: DsliteError | None = None
+        self._comparison: AnswerComparison | None = None
         self._exit_code: int | None = None
 
     # The loop.
@@ -116,6 +119,9 @@ class PlainChat:
         except DsliteError as error:
             self.error(error)
         self._wait()
+        if (comparison := self._comparison) is not None and self._exit_code is None:
+            self._comparison = None
+            self._choose_answer(comparison)
         while self._overflow is not None:
             full, self._overflow = self._overflow, None
             self.controller.choose_overflow(self._ask_overflow(full))
@@ -170,6 +176,8 @@ class PlainChat:
 
     def text_appended(self, reply: Reply, text: str) -> None:
         self._progress.clear()
+        if self._comparison is not None:
+            return  # printed with the other answer
         self._output.write(console.visible(text))
 
     def reasoning_appended(self, reply: Reply) -> None:
@@ -260,6 +268,19 @@ class PlainChat:
         self.error(error)
         if self.controller.status.model is ModelState.NONE:
             console.warn("no model is loaded: /model demo takes the one that ships with dslite")
+
+    def show_comparison(self, comparison: AnswerComparison) -> None:
+        self._comparison = comparison  # `take` shows it once both are whole
+
+    def _choose_answer(self, comparison: AnswerComparison) -> None:
+        """Print two answers, and ask with which one to go on."""
+        for number, side in enumerate(comparison.sides, 1):
+            self._output.write(f"[{number}] {console.visible(side.heading)}\n{console.visible(side.text)}\n\n")
+        answer = self._source.choose(_GO_ON_WITH) if self._source.interactive else ""
+        if answer in ("1", "2"):
+            comparison.choose(int(answer) - 1)
+        else:
+            comparison.leave()
 
     def show_chats(self) -> None:
         self.controller.saved.lookup(lambda store: store.conversations(limit=_SHORT_LIST), self._list_chats)

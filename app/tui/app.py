@@ -65,6 +65,7 @@ _COMMANDS = (
     ("Show what is set", "show", "/show"),
     ("Quote the answer or the selected text", "quote", "/quote"),
     ("Edit your last message", "revise", "/revise"),
+    ("Compare two answers", "compare", "/compare · /compare 0.2 0.9 · /compare PROFILE PROFILE"),
 )
 
 
@@ -332,6 +333,18 @@ class ChatApp(App[int]):
                 self.controller.choose_overflow(choice)
 
         self.push_screen(ContextOverflowDialog(event.error), chosen)
+
+    @on(messages.ShowComparison)
+    def _show_comparison(self, event: messages.ShowComparison) -> None:
+        from dslite.app.tui.screens.compare import CompareScreen
+
+        def chosen(place: int | None) -> None:
+            if place is None:
+                event.comparison.leave()
+            else:
+                event.comparison.choose(place)
+
+        self.push_screen(CompareScreen(self.controller, event.comparison), chosen)
 
     @on(messages.Confirm)
     def _confirm(self, event: messages.Confirm) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from textual.message import Message
 
+from dslite.app.chat.comparison import AnswerComparison
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 
@@ -77,6 +78,13 @@ class AskOverflowChoice(Message):
     """The context is full."""
 
     error: DsliteError
+
+
+@dataclass
+class ShowComparison(Message):
+    """Two answers are to be shown beside each other."""
+
+    comparison: AnswerComparison
 
 
 @dataclass

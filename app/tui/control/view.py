@@ -6,6 +6,7 @@ from typing import Any
 from textual.screen import Screen
 from textual.timer import Timer
 
+from dslite.app.chat.comparison import AnswerComparison
 from dslite.app.chat.controller import ChatController
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch
@@ -173,6 +174,9 @@ class ScreenView:
 
     def copy_text(self, text: str, what: str) -> None:
         self._screen.post_message(messages.CopyText(text, what))
+
+    def show_comparison(self, comparison: AnswerComparison) -> None:
+        self._screen.post_message(messages.ShowComparison(comparison))
 
     def show_chats(self) -> None:
         self._screen.post_message(messages.ShowSessions())

@@ -181,3 +181,16 @@ def test_a_file_is_attached_without_a_screen_and_comes_back_folded(
     chat.take(f"/file {home}/more")  # a folder asks, and here nobody can answer
     assert "nothing was attached" in capsys.readouterr().out
     chat.close()
+
+
+def test_two_answers_are_printed_one_below_the_other(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = plain_chat(home, "an answer")
+    chat.take("what is it?")
+    capsys.readouterr()
+    chat.take("/compare 0.2 0.9")
+    assert capsys.readouterr().out == "[1] temperature 0.2\nan answer\n\n[2] temperature 0.9\nan answer\n\n"
+    tree = chat.controller.tree
+    assert tree.leaf is not None
+    assert tree.siblings(tree.leaf).index(tree.leaf) == 0  # nobody was asked: as it was
+    assert len(tree.siblings(tree.leaf)) == 3
+    chat.close()
