@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dslite.app.chat import autosave, summary
 from dslite.app.chat import engine_worker as engine
 from dslite.app.chat.attachments import Attachments
+from dslite.app.chat.auto_title import AutoTitle
 from dslite.app.chat.comparison import AnswerComparison, ComparedAnswer, compared
 from dslite.app.chat.context_overflow import ContextOverflow
 from dslite.app.chat.engine_worker import EngineWorker
@@ -44,6 +45,7 @@ class ChatController(ChatState):
         super().__init__(launch, view, worker)
         self.saved = SavedChats(self)
         self._comparison: AnswerComparison | None = None  # the last one
+        self._titles = AutoTitle(self, launch.config.auto_title)
         self.attachments = Attachments(self, self.saved, launch.loader.remote_host)
         self.removed_profiles: list[tuple[str, str]] = []  # names and texts, for undo
         self._replies = ReplyLifecycle(
@@ -60,7 +62,12 @@ class ChatController(ChatState):
     def busy(self) -> bool:
         """Whether events will come without the user: of loading, of a reply, of a query to the store."""
         loading = self.status.model in (ModelState.STARTING, ModelState.LOADING)
-        return loading or self.saved.pending > 0 or (self.reply is not None and self.reply.state != ReplyState.QUEUED)
+        return (
+            loading
+            or self.saved.pending > 0
+            or self._titles.running
+            or (self.reply is not None and self.reply.state != ReplyState.QUEUED)
+        )
 
     # Messages.
 
@@ -69,6 +76,7 @@ class ChatController(ChatState):
         self._send(UnsentMessage(text, tuple(self.attachments.take())))
 
     def _send(self, message: UnsentMessage) -> None:
+        self._titles.cancel()
         if self.reply is not None:
             self.queue.append(message)
             self.changed()
@@ -150,6 +158,8 @@ class ChatController(ChatState):
         self._overflow.on_finished(reply)
         if self._comparison is not None:
             self._comparison.on_finished(reply)
+        if not reply.is_summary:
+            self._titles.on_finished(reply)
 
     def edit(self, node: Node | None = None) -> None:
         """Put a message, or the last question, into the input; sending it makes a branch. Raises UsageError."""
@@ -316,6 +326,7 @@ class ChatController(ChatState):
         match event:
             case engine.GenerationEvent() | engine.GenerationFailed() | engine.PrefillStarted():
                 self._replies.take(event)
+                self._titles.take(event)
             case engine.LoadingStarted():
                 self._models.on_loading(None)
             case Loading() | Compiling():

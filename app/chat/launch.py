@@ -26,6 +26,7 @@ class ChatConfig:
     mouse: bool = True
     keymap: Mapping[str, str] = field(default_factory=dict)
     when_full: WhenFull = "ask"
+    auto_title: bool | None = None  # a title by the model; None: where a GPU of this machine computes
     bell: bool = True  # ring when a long answer ends while the terminal has no focus
 
     @classmethod
@@ -36,6 +37,7 @@ class ChatConfig:
             chat.get("mouse", True),
             dict(config.table("keys")),
             chat.get("when_full", "ask"),
+            chat.get("auto_title"),
             chat.get("bell", True),
         )
 
