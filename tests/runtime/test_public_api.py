@@ -7,7 +7,7 @@ import pytest
 
 import dslite.runtime
 from dslite.runtime import (
-    ChatSession,
+    Chat,
     Completion,
     DsliteError,
     EngineOptions,
@@ -31,11 +31,17 @@ def engine() -> Engine:
 
 def test_the_exported_names_are_these() -> None:
     assert sorted(dslite.runtime.__all__) == [
-        "ChatSession",
+        "AsyncAnswer",
+        "Chat",
         "Completion",
+        "Done",
         "DsliteError",
         "EngineOptions",
+        "Message",
         "SamplingParams",
+        "Token",
+        "agenerate",
+        "astream",
         "generate",
         "generate_batch",
         "open_engine",
@@ -115,7 +121,7 @@ def test_an_echo_without_generation_scores_a_text(engine: Engine) -> None:
 
 
 def test_a_chat_keeps_its_history_and_reads_only_what_is_new(engine: Engine) -> None:
-    chat = ChatSession(engine, system="Be brief.", params=GREEDY)
+    chat = Chat(engine, system="Be brief.", params=GREEDY)
     first = chat.send("How do I save a profile?")
     second = chat.send("And then?")
     assert [message.role for message in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
@@ -124,7 +130,7 @@ def test_a_chat_keeps_its_history_and_reads_only_what_is_new(engine: Engine) -> 
 
 
 def test_a_question_that_does_not_fit_leaves_the_history_as_it_was(engine: Engine) -> None:
-    chat = ChatSession(engine, params=GREEDY)
+    chat = Chat(engine, params=GREEDY)
     chat.send("How do I save a profile?")
     before = list(chat.messages)
     with pytest.raises(ContextFullError):
@@ -149,3 +155,37 @@ def test_an_empty_prompt_is_only_the_begin_of_sentence(engine: Engine) -> None:
 def test_options_out_of_range_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="--ctx-size"):
         open_engine("demo", EngineOptions(ctx_size=10**9))
+
+
+SCHEMA = {"type": "object", "properties": {"year": {"type": "integer", "maximum": 9999}}, "required": ["year"]}
+
+
+def test_a_schema_gives_a_parsed_object(engine: Engine) -> None:
+    params = SamplingParams(temperature=0, max_tokens=60)
+    chat = Chat(engine, params=params)
+    for answer in (chat.send("When?", json_schema=SCHEMA), generate(engine, "When?", params, json_schema=SCHEMA)):
+        assert isinstance(answer.json()["year"], int)
+    assert "year" not in chat.send("How do I save a profile?").text  # for one turn alone
+    assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
+
+
+def test_the_json_of_an_answer_that_was_cut_says_so(engine: Engine) -> None:
+    cut = generate(engine, "When?", SamplingParams(temperature=0, max_tokens=2), json_schema=SCHEMA)
+    with pytest.raises(DsliteError, match="cut \\(length\\)"):
+        cut.json()
+    with pytest.raises(DsliteError, match="not JSON"):
+        generate(engine, "How do I", GREEDY).json()
+
+
+def test_a_regex_and_a_grammar_shape_an_answer(engine: Engine) -> None:
+    assert Chat(engine).send("Is water wet?", SamplingParams(regex="(yes|no)")).text in ("yes", "no")
+    assert generate(engine, "1", SamplingParams(grammar='start: "a" | "b"')).text in ("a", "b")
+
+
+def test_a_chat_goes_on_with_given_messages(engine: Engine) -> None:
+    first = Chat(engine, system="Be brief.", params=GREEDY)
+    first.send("How do I save a profile?")
+    second = Chat(engine, messages=first.messages, params=GREEDY)
+    assert second.send("And then?").cached_tokens > 0
+    assert second.messages[:3] == first.messages
+    assert second.messages[4].content == first.send("And then?").text
