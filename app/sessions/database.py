@@ -78,6 +78,10 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX messages_growing ON messages (updated) WHERE growing",
         "CREATE INDEX messages_of_user ON messages (id) WHERE role = 'user'",
     ),
+    (
+        "ALTER TABLE conversations ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX conversations_pinned ON conversations (updated, id) WHERE pinned AND deleted IS NULL",
+    ),
 )
 VERSION = len(MIGRATIONS)
 _WAIT_S = 5.0  # for another dslite that is writing

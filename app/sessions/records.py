@@ -27,6 +27,11 @@ class Conversation:
     created: float
     updated: float
     messages: int  # of all branches
+    pinned: bool = False  # it stands above the others in a list
+
+    @classmethod
+    def of_row(cls, row: sqlite3.Row) -> "Conversation":
+        return cls(**{**dict(row), "pinned": bool(row["pinned"])})
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class StoredMessage:
 
 
 CONVERSATIONS = (
-    "SELECT c.id, c.title, c.model, c.profile, c.system, c.leaf, c.created, c.updated,"
+    "SELECT c.id, c.title, c.model, c.profile, c.system, c.leaf, c.created, c.updated, c.pinned,"
     " (SELECT count(*) FROM messages m WHERE m.conversation = c.key) AS messages FROM conversations c"
 )
 MESSAGES = (

@@ -91,7 +91,7 @@ class SessionStore:
             row = db.execute(f"{CONVERSATIONS} WHERE c.id = ? AND c.deleted IS NULL", (conversation_id,)).fetchone()
         if row is None:
             raise NoConversationError(f"there is no conversation {conversation_id}", "see dslite session list")
-        return Conversation(**row)
+        return Conversation.of_row(row)
 
     def find(self, prefix: str, *, deleted: bool = False) -> Conversation:
         """The one conversation whose id begins so. Raises NoConversationError when there is none or more than one."""
@@ -104,15 +104,20 @@ class SessionStore:
                 "more than one conversation has an id that begins" if rows else "no conversation has an id that begins"
             )
             raise NoConversationError(f"{what} with {prefix!r}", "see dslite session list")
-        return Conversation(**rows[0])
+        return Conversation.of_row(rows[0])
 
     def latest(self) -> Conversation | None:
         """The conversation that was changed last."""
         return next(iter(self.conversations(limit=1)), None)
 
-    def conversations(self, *, limit: int | None = 50, before: Conversation | None = None) -> list[Conversation]:
-        """Conversations, the last changed first; `before` is the last one of the page before."""
+    def conversations(
+        self, *, limit: int | None = 50, before: Conversation | None = None, pinned: bool | None = None
+    ) -> list[Conversation]:
+        """Conversations, the last changed first; `before` is the last one of the page before. `pinned`: those that are,
+        or that are not."""
         where, values = "WHERE c.deleted IS NULL", []
+        if pinned is not None:
+            where += " AND c.pinned" if pinned else " AND NOT c.pinned"
         if before is not None:
             where += " AND (c.updated, c.id) < (?, ?)"
             values = [before.updated, before.id]
@@ -121,7 +126,7 @@ class SessionStore:
                 f"{CONVERSATIONS} {where} ORDER BY c.updated DESC, c.id DESC LIMIT ?",
                 [*values, -1 if limit is None else limit],
             ).fetchall()
-        return [Conversation(**row) for row in rows]
+        return [Conversation.of_row(row) for row in rows]
 
     def search(self, text: str, *, limit: int = 50) -> list[Hit]:
         """Conversations with a message or a title that holds every word of `text`, the newest message first."""
@@ -134,6 +139,10 @@ class SessionStore:
     def configure(self, conversation_id: str, *, model: str, profile: str | None, system: str | None) -> None:
         """Keep what later answers of a conversation are to be made with."""
         self._change(conversation_id, model=model, profile=profile, system=system and clean(system))
+
+    def pin(self, conversation_id: str, *, pinned: bool) -> None:
+        """Put a conversation above the others in lists, or back among them."""
+        self._change(conversation_id, pinned=pinned)
 
     def delete(self, conversation_id: str) -> None:
         """Take a conversation out of every list. `restore` brings it back for a week; then the next opening ends it."""
