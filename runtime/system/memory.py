@@ -103,12 +103,15 @@ def _peak_of_psutil() -> int:
         return 0
 
 
-def anonymous_map(nbytes: int) -> mmap.mmap:
-    """Private memory in whole pages, in huge ones where the system has them. Untouched pages cost nothing."""
+def anonymous_map(nbytes: int, *, huge: bool = True) -> mmap.mmap:
+    """Private memory in whole pages, `huge` ones where the system has them. Untouched pages cost nothing.
+
+    Raises OSError where there is not so much.
+    """
     private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
     # Shared memory, which is what Python maps by default, gets no huge pages.
     memory = mmap.mmap(-1, max(nbytes, 1), flags=private) if private else mmap.mmap(-1, max(nbytes, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel that was built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

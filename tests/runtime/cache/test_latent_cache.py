@@ -106,6 +106,23 @@ def test_a_whole_context_costs_no_memory_before_it_is_used() -> None:
     assert anonymous_bytes() - before < 64 * 2**20
 
 
+def test_what_caches_have_touched_goes_back_to_the_system_with_them() -> None:
+    """Also while a later one lives: an allocator's heap would keep what lies below it."""
+
+    def filled() -> LatentKVCache:
+        cache = LatentKVCache(CONFIG, 20_000, dtype=torch.float32)
+        cache.reserve(20_000).fill_(1.0)
+        return cache
+
+    size = filled().nbytes
+    assert 2**21 < size < 2**25  # a size that glibc takes from the heap once such a block was freed
+    before = anonymous_bytes()
+    caches = [filled() for _ in range(20)]
+    assert anonymous_bytes() - before > 19 * size
+    del caches[:-1]
+    assert anonymous_bytes() - before < 3 * size
+
+
 def growing(max_tokens: int = 5000) -> LatentKVCache:
     """As on a device: with buffers for what it holds."""
     return LatentKVCache(CONFIG, max_tokens, dtype=torch.float32, grows=True)
