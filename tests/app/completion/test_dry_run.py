@@ -36,6 +36,16 @@ def test_the_prompts_tokens_are_those_that_the_answer_reports(dslite: Dslite, ar
     assert set(dry.json) == {"system_tokens", "files", "prompt_tokens", "context", "room"}
 
 
+def test_a_profile_and_stdin_count_as_in_the_answer(dslite: Dslite) -> None:
+    assert dslite("profile", "add", "brief", "--system", "Answer in one short sentence.").code == 0
+    args = ["--profile", "brief", "-p", "What do they say?"]
+    dry = dslite(*DRY, *args, stdin=b"piped notes\n" * 20)
+    answer = dslite("complete", "-m", "demo", "-o", "json", "-n", "1", "--no-save", *args, stdin=b"piped notes\n" * 20)
+    assert dry.json["prompt_tokens"] == answer.json["prompt_tokens"]
+    assert dry.json["system_tokens"] == 6
+    assert dslite(*DRY, *args).json["prompt_tokens"] < dry.json["prompt_tokens"]  # type: ignore[operator]
+
+
 def test_each_file_and_the_system_message_are_counted(dslite: Dslite) -> None:
     (dslite.folder / "one.txt").write_text("word " * 100)
     (dslite.folder / "two.txt").write_text("word " * 200)
