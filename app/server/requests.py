@@ -16,7 +16,7 @@ from dslite.app.server.messages import parse_messages
 from dslite.app.server.request_fields import COMPLETION_TOKENS, chat_fields, completion_fields
 from dslite.app.server.structured_output import read_constraint
 from dslite.app.server.tools import ForcedCall, forced_call
-from dslite.runtime.constraints.constraint import with_instruction
+from dslite.runtime.constraints.constraint import Constraint, with_instruction
 from dslite.runtime.engine.engine import Engine
 from dslite.runtime.engine.request import Request
 from dslite.runtime.engine.sampling_params import SamplingParams
@@ -115,7 +115,7 @@ def call_request(
             "a call is an answer of its own: leave out continue_final_message and add_generation_prompt", "tool_choice"
         )
     engine = served.engine
-    params = call.constrain(request.params, lambda constraint: engine.constraints.check(constraint))
+    params = call.constrain(request.params, lambda constraint: engine.constraints.check(constraint, space=True))
     told = call.instruct(messages)
     served.check_length([message.content for message in told])
     ids = call.prompt_ids(told, served.template, engine.eos_token_ids)
@@ -130,7 +130,7 @@ def parse_completion(raw: dict[str, Any], served: ServedModel, limits: Limits) -
     served_name(values, served)
     if values.get("best_of", values.get("n", 1)) != values.get("n", 1):
         raise invalid("best_of must be n: every answer that is computed is returned", "best_of")
-    params = sampling_params(values, served, values.get("max_tokens", COMPLETION_TOKENS))
+    params = sampling_params(values, served, values.get("max_tokens", COMPLETION_TOKENS), space=False)
     logprobs, echo = values.get("logprobs"), values.get("echo", False)
     prompts = [Request(ids, params, logprobs, echo) for ids in _prompts(values, served, params, limits)]
     return parsed_request(values, served, limits, prompts, spaces=0)
@@ -197,9 +197,21 @@ def served_name(values: Mapping[str, Any], served: ServedModel) -> str:
 
 
 def sampling_params(
-    values: Mapping[str, Any], served: ServedModel, max_tokens: int | None, format_name: str = "response_format"
+    values: Mapping[str, Any],
+    served: ServedModel,
+    max_tokens: int | None,
+    format_name: str = "response_format",
+    *,
+    space: bool = True,
 ) -> SamplingParams:
-    """Sampling values over the model's own defaults. `format_name` is what the route calls response_format."""
+    """Sampling values over the model's own defaults. `format_name` is what the route calls response_format.
+
+    `space`: answers begin with a space, as behind a chat template. A shape is compiled for such an answer.
+    """
+
+    def check(constraint: Constraint) -> None:
+        served.engine.constraints.check(constraint, space=space)
+
     asked: dict[str, Any] = {name: min(values[name], _MANY) for name in _SAMPLING if name in values}
     if asked.get("top_p") == 0:
         asked["top_p"] = 1e-9  # the likeliest token alone
@@ -217,7 +229,7 @@ def sampling_params(
         **{
             **served.defaults,
             **asked,
-            **read_constraint(values, lambda constraint: served.engine.constraints.check(constraint), format_name),
+            **read_constraint(values, check, format_name),
         },
         stop=tuple(values.get("stop", ())),
         stop_token_ids=tuple(stop_tokens),

@@ -80,9 +80,17 @@ class ConstraintCompiler:
         text = self._tokenizer.library_json()
         return LLTokenizer(text, n_vocab=self._tokenizer.vocab_size, eos_token=self._end_tokens)
 
-    def check(self, constraint: Constraint) -> None:
-        """Raise UsageError, with the library's text, for a shape that it cannot enforce."""
-        self._template(constraint, space=True)  # as an answer behind a chat template needs it next
+    @property
+    def kept(self) -> int:
+        """How many compiled grammars are kept."""
+        return len(self._compiled)
+
+    def check(self, constraint: Constraint, *, space: bool) -> None:
+        """Raise UsageError, with the library's text, for a shape that it cannot enforce.
+
+        `space` as the answer's matcher will need it: it then finds the grammar compiled.
+        """
+        self._template(constraint, space=space)
 
     def matcher(self, constraint: Constraint, *, space: bool, begun: str = "") -> AnswerMatcher:
         """A matcher at the beginning of an answer, or behind what of it is there already.

@@ -11,7 +11,9 @@ import pytest
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 from support.schemas import bounded_schema
-from support.serving import Server
+from support.serving import Server, serving_here
+
+from dslite.runtime.engine.engine import Engine
 
 ASKED = [{"role": "user", "content": "How do I save a profile?"}]
 
@@ -235,3 +237,12 @@ def test_responses_take_a_schema_and_parse_it(demo_server: Server) -> None:
     assert answer.text is not None
     assert answer.text.format is not None
     assert answer.text.format.type == "json_schema"
+
+
+@pytest.mark.parametrize("path", ["/completions", "/chat/completions"])
+def test_a_schema_is_compiled_once_for_an_answer(demo_engine: Engine, path: str) -> None:
+    demo_engine.forget()
+    with serving_here(demo_engine) as server:
+        for _ in range(2):
+            assert text(server, path, regex="(yes|no)") in ("yes", "no")
+    assert demo_engine.constraints.kept == 1
