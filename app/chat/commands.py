@@ -36,6 +36,7 @@ class ChatCommands:
             "revise": lambda _: controller.edit(),
             "branch": self.branch,
             "compare": lambda words: controller.compare(words.split(), chosen()),
+            "tokens": lambda _: controller.score(chosen()),
             "copy": self.copy,
             "quote": self.quote,
             "snippet": self.snippet,

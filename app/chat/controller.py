@@ -25,6 +25,7 @@ from dslite.app.chat.reply_lifecycle import ReplyLifecycle
 from dslite.app.chat.saved_chats import SavedChats
 from dslite.app.chat.state import ChatState, UnsentMessage
 from dslite.app.chat.status import ModelState, ReplyState
+from dslite.app.chat.token_scores import ScoredAnswer
 from dslite.app.chat.view import ChatView
 from dslite.app.errors import SessionsError
 from dslite.app.sessions.attachments import split_attachments, with_attachments
@@ -32,10 +33,13 @@ from dslite.app.sessions.ids import title_of
 from dslite.app.settings.profiles import get_profile
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
-from dslite.runtime.events import Compiling, Loading
+from dslite.runtime.events import Candidate, Compiling, Loading
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore
+
+
+_CANDIDATES = 5
 
 
 class ChatController(ChatState):
@@ -45,6 +49,7 @@ class ChatController(ChatState):
         super().__init__(launch, view, worker)
         self.saved = SavedChats(self)
         self._comparison: AnswerComparison | None = None  # the last one
+        self._scoring: tuple[Node, engine.ScoreJob] | None = None
         self._titles = AutoTitle(self, launch.config.auto_title)
         self.attachments = Attachments(self, self.saved, launch.loader.remote_host)
         self.removed_profiles: list[tuple[str, str]] = []  # names and texts, for undo
@@ -64,6 +69,7 @@ class ChatController(ChatState):
         loading = self.status.model in (ModelState.STARTING, ModelState.LOADING)
         return (
             loading
+            or self._scoring is not None
             or self.saved.pending > 0
             or self._titles.running
             or (self.reply is not None and self.reply.state != ReplyState.QUEUED)
@@ -160,6 +166,39 @@ class ChatController(ChatState):
             self._comparison.on_finished(reply)
         if not reply.is_summary:
             self._titles.on_finished(reply)
+
+    def score(self, node: Node | None = None) -> None:
+        """Find how likely each token of an answer was; `view.show_scores` gets them. Raises UsageError."""
+        self.refuse_while_answering()
+        node = node if node is not None and node.role == "assistant" else self.tree.last_answer()
+        if self.status.model is not ModelState.READY:
+            raise UsageError("no model is loaded", "/model NAME opens one")
+        self._scoring = node, engine.ScoreJob(self.tree.messages(node, self.ref.key), _CANDIDATES)
+        self.worker.score(self._scoring[1])
+        self.view.hint("computing the probabilities …")
+
+    def _on_scored(self, event: engine.TokensScored) -> None:
+        if self._scoring is None or self._scoring[1] is not event.job:
+            return
+        node, self._scoring = self._scoring[0], None
+        self.view.hint("")
+        if event.error is not None:
+            self.view.error(event.error)
+        elif not event.tokens:
+            self.view.notice("probabilities need the model in this process: they are not known here")
+        else:
+            self.view.show_scores(ScoredAnswer(node, event.tokens))
+
+    def branch_at(self, answer: ScoredAnswer, place: int, candidate: Candidate) -> None:
+        """Go on from another token in an answer, as a branch. Raises UsageError."""
+        self.refuse_while_answering()
+        text, ids = answer.with_candidate(place, candidate)
+        node = self.tree.add("assistant", text, parent=answer.node.parent)
+        node.finish_reason, node.token_ids = "interrupted", ids
+        node.info = {"model": self.ref.key, "edited": True}
+        self.writer.append(self.tree, node)
+        self.view.show_conversation()
+        self._replies.continue_answer()
 
     def edit(self, node: Node | None = None) -> None:
         """Put a message, or the last question, into the input; sending it makes a branch. Raises UsageError."""
@@ -333,6 +372,8 @@ class ChatController(ChatState):
                 self._models.on_loading(event)
             case engine.ModelReady(ref, stats):
                 self._models.on_ready(ref, stats)
+            case engine.TokensScored():
+                self._on_scored(event)
             case engine.StatsUpdated(stats):
                 self.status.stats = stats
             case engine.ModelUnavailable(ref, error, absent, kept):

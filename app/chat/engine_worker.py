@@ -19,7 +19,7 @@ from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ModelUnavailableError
-from dslite.runtime.events import ChatEvent, Done, LoadingEvent
+from dslite.runtime.events import ChatEvent, Done, LoadingEvent, Token
 
 if TYPE_CHECKING:
     from dslite.runtime.text.message import Message
@@ -43,6 +43,15 @@ class GenerationJob:
     conversation_id: str | None = None
     continue_final_message: bool = False
     trim: bool = False
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreJob:
+    """Find the log-probabilities of the last message's tokens."""
+
+    messages: tuple["Message", ...]
+    top: int
     cancel: threading.Event = field(default_factory=threading.Event)
 
 
@@ -110,6 +119,15 @@ class GenerationFailed:
 
 
 @dataclass(frozen=True)
+class TokensScored:
+    """The end of a ScoreJob. `tokens` is None where the backend cannot tell them, or where there was an error."""
+
+    job: ScoreJob
+    tokens: tuple[Token, ...] | None = None
+    error: DsliteError | None = None
+
+
+@dataclass(frozen=True)
 class StatsUpdated:
     """Sizes and counters, now and then."""
 
@@ -125,8 +143,9 @@ WorkerEvent = (
     | GenerationEvent
     | GenerationFailed
     | StatsUpdated
+    | TokensScored
 )
-_Job = ModelRef | GenerationJob | ConversationSaved | ResetStats | None
+_Job = ModelRef | GenerationJob | ScoreJob | ConversationSaved | ResetStats | None
 
 
 class EngineWorker:
@@ -139,7 +158,7 @@ class EngineWorker:
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._events: queue.Queue[WorkerEvent] = queue.Queue(_MAX_EVENTS)
         self._closing = threading.Event()
-        self._current: GenerationJob | None = None
+        self._current: GenerationJob | ScoreJob | None = None
         # Of the thread:
         self._loaded: LoadedModel | None = None
         self._unsaved: GenerationJob | None = None  # the last one, while its cache is not on disk
@@ -154,6 +173,9 @@ class EngineWorker:
         self._jobs.put(ref)
 
     def generate(self, job: GenerationJob) -> None:
+        self._jobs.put(job)
+
+    def score(self, job: ScoreJob) -> None:
         self._jobs.put(job)
 
     def conversation_saved(self, conversation: int, identity: str) -> None:
@@ -195,6 +217,10 @@ class EngineWorker:
                 self._ids[job.conversation] = job.id
             elif self._closing.is_set():
                 continue
+            elif isinstance(job, ScoreJob):
+                self._current = job
+                self._emit(self._score(job))
+                self._current = None
             elif isinstance(job, GenerationJob):
                 self._current = job
                 self._generate(job)
@@ -263,6 +289,13 @@ class EngineWorker:
             self._reply(job, self._loaded)
         except Exception as error:  # of any kind: the front end waits for an event
             self._emit(GenerationFailed(job, error if isinstance(error, DsliteError) else unexpected_error(error)))
+
+    def _score(self, job: ScoreJob) -> TokensScored:
+        try:
+            tokens = None if self._loaded is None else self._loaded.backend.score(job.messages, job.top, job.cancel)
+            return TokensScored(job, None if tokens is None else tuple(tokens))
+        except Exception as error:  # of any kind: the front end waits for an event
+            return TokensScored(job, error=error if isinstance(error, DsliteError) else unexpected_error(error))
 
     def _reply(self, job: GenerationJob, loaded: LoadedModel) -> None:
         backend, more = loaded.backend, job.continue_final_message

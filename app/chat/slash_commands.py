@@ -27,6 +27,7 @@ COMMANDS = (
     Command(
         "compare", ("/compare",), "Two branches side by side, or answers at two temperatures or profiles.", "[A B]"
     ),
+    Command("tokens", ("/tokens",), "How likely each token of the answer was; go on from another one."),
     Command("copy", ("/copy",), "Copy the answer, or its N-th code block.", "[N]"),
     Command("quote", ("/quote",), "Quote the selected text, or the answer, in the input."),
     Command("snippet", ("/p",), "Send a text of [snippets]; TEXT stands for {input}.", "[NAME TEXT]"),

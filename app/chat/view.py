@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dslite.app.chat.comparison import AnswerComparison
     from dslite.app.chat.message_tree import Node
     from dslite.app.chat.reply import Reply
+    from dslite.app.chat.token_scores import ScoredAnswer
 
 
 class ChatView(Protocol):
@@ -57,6 +58,9 @@ class ChatView(Protocol):
 
     def show_comparison(self, comparison: "AnswerComparison") -> None:
         """Show two answers beside each other as they grow; have the user call its `choose` or `leave` at the end."""
+
+    def show_scores(self, answer: "ScoredAnswer") -> None:
+        """Show how likely the tokens of an answer were; the user may call `controller.branch_at`."""
 
     def show_chats(self) -> None:
         """List the saved chats, so that one can be opened."""

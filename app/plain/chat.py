@@ -4,6 +4,7 @@ For screen readers, simple terminals and pipes: nothing is drawn twice. The logi
 app/chat/controller.py; this is its view.
 """
 
+import math
 from collections.abc import Callable
 
 from dslite.app.chat.command_completion import CommandCompletion
@@ -17,6 +18,7 @@ from dslite.app.chat.message_tree import Node
 from dslite.app.chat.reply import Reply, finish_note
 from dslite.app.chat.slash_commands import COMMANDS
 from dslite.app.chat.status import ModelState, ReplyState
+from dslite.app.chat.token_scores import ScoredAnswer, candidates
 from dslite.app.plain.line_input import LineInput
 from dslite.app.plain.word_wrap import WordWrap
 from dslite.app.sessions.attachments import split_attachments
@@ -281,6 +283,11 @@ class PlainChat:
             comparison.choose(int(answer) - 1)
         else:
             comparison.leave()
+
+    def show_scores(self, answer: ScoredAnswer) -> None:
+        for place, token in enumerate(answer.tokens):
+            others = "  ".join(f"{math.exp(each.logprob):.0%} {each.text!r}" for each in candidates(token))
+            self.notice(f"{answer.probability(place):4.0%} {token.text!r}   {others}")
 
     def show_chats(self) -> None:
         self.controller.saved.lookup(lambda store: store.conversations(limit=_SHORT_LIST), self._list_chats)

@@ -35,6 +35,7 @@ from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER
 from dslite.app.tui.textual_fixes.memory import free_closed_widgets
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
+from dslite.runtime.events import Candidate
 from dslite.runtime.system import system_name
 from dslite.runtime.system.signals import can_suspend, stop_signals
 
@@ -345,6 +346,16 @@ class ChatApp(App[int]):
                 event.comparison.choose(place)
 
         self.push_screen(CompareScreen(self.controller, event.comparison), chosen)
+
+    @on(messages.ShowScores)
+    def _show_scores(self, event: messages.ShowScores) -> None:
+        from dslite.app.tui.screens.token_view import TokenView
+
+        def chosen(choice: tuple[int, Candidate] | None) -> None:
+            if choice is not None:
+                self.chat.commands.attempt(lambda: self.controller.branch_at(event.answer, *choice))
+
+        self.push_screen(TokenView(event.answer), chosen)
 
     @on(messages.Confirm)
     def _confirm(self, event: messages.Confirm) -> None:

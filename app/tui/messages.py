@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from textual.message import Message
 
 from dslite.app.chat.comparison import AnswerComparison
+from dslite.app.chat.token_scores import ScoredAnswer
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 
@@ -85,6 +86,13 @@ class ShowComparison(Message):
     """Two answers are to be shown beside each other."""
 
     comparison: AnswerComparison
+
+
+@dataclass
+class ShowScores(Message):
+    """The probabilities of an answer's tokens are known."""
+
+    answer: ScoredAnswer
 
 
 @dataclass

@@ -89,6 +89,15 @@ class LocalChatBackend(ChatBackend):
         ids, spaces = self._prompt(messages, continue_final_message)
         return Request(ids, params, spaces=spaces, begun=begun)
 
+    def score(self, messages: Sequence[Message], top: int, cancel: Flag) -> list[Token] | None:
+        """The tokens of the last message with their log-probabilities; see ChatBackend."""
+        self._limit.check(_texts(messages))
+        ids = self.prompt_ids(messages, continue_final_message=True)
+        count = len(ids) - len(self.prompt_ids(messages[:-1]))
+        request = Request(ids, SamplingParams(temperature=0.0, max_tokens=0), logprobs=top, echo=True)
+        tokens = [event for event in self.engine.generate(request, cancel) if isinstance(event, Token)]
+        return tokens[len(tokens) - count :]
+
     def restore_cache(self, key: str, messages: Sequence[Message], *, continue_final_message: bool = False) -> None:
         """Read the conversation's rows from disk, once; later replies find them in the cache."""
         if key != self._restored_key:

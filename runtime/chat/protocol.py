@@ -6,7 +6,7 @@ from threading import Event as Flag
 from typing import TYPE_CHECKING, Protocol
 
 from dslite.runtime.engine.sampling_params import SamplingParams
-from dslite.runtime.events import ChatEvent, Prefilling
+from dslite.runtime.events import ChatEvent, Prefilling, Token
 
 if TYPE_CHECKING:
     from dslite.runtime.text.message import Message
@@ -66,6 +66,13 @@ class ChatBackend(Protocol):
 
     def save_cache(self, key: str) -> None:
         """Write the cache that the last reply left as the conversation's."""
+        return None
+
+    def score(self, messages: Sequence["Message"], top: int, cancel: Flag) -> list[Token] | None:
+        """The tokens of the last message, an answer, each with its log-probability and the `top` most likely ones.
+
+        None where this backend cannot tell them; else it costs one prefill. Raises ContextFullError.
+        """
         return None
 
     def close(self) -> None:

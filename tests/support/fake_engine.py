@@ -1,5 +1,6 @@
 """A model that is not one: it emits given text at a set rate. Free of torch."""
 
+import math
 import re
 import threading
 import time
@@ -10,7 +11,7 @@ from dslite.app.chat.model_loading import LoadedModel
 from dslite.runtime.chat.protocol import ChatBackend, ModelStats
 from dslite.runtime.downloads.hub import ModelRef, parse_model
 from dslite.runtime.errors import ContextFullError
-from dslite.runtime.events import ChatEvent, Done, Event, LoadingEvent, Prefilling, Timing, Token
+from dslite.runtime.events import Candidate, ChatEvent, Done, Event, LoadingEvent, Prefilling, Timing, Token
 
 PIECE = re.compile(r"\s*\S{1,4}|\s+")
 
@@ -33,6 +34,7 @@ class FakeBackend(ChatBackend):
         context: int = 32_768,
         facts: Mapping[str, Any] | None = None,
         prefill: Sequence[Prefilling] = (),
+        scores: bool = True,
     ) -> None:
         self._text = text
         self._rate = rate
@@ -40,6 +42,7 @@ class FakeBackend(ChatBackend):
         self._context = context
         self._facts = dict(facts or {})
         self._prefill = prefill
+        self._scores = scores
         self.asked: list[list[Any]] = []
         self.params: list[Any] = []
         self.emitted = 0
@@ -98,6 +101,18 @@ class FakeBackend(ChatBackend):
             if delay > 0 and cancel.wait(delay):
                 return False
         return not cancel.is_set()
+
+    def score(self, messages: Sequence[Any], top: int, cancel: threading.Event) -> list[Token] | None:
+        """Every fifth token is unlikely, and ` other` was likelier."""
+        if not self._scores:
+            return None
+        tokens = []
+        for place, piece in enumerate(pieces(messages[-1].content)):
+            own = Candidate(place, piece, math.log(0.1 if place % 5 == 2 else 0.95))
+            other = Candidate(1000, " other", math.log(0.8 if place % 5 == 2 else 0.04))
+            best = sorted((own, other), key=lambda each: -each.logprob)
+            tokens.append(Token(place, piece, piece, own.logprob, tuple(best[:top]), in_prompt=True))
+        return tokens
 
     def trim_to_fit(self, messages: Sequence[Any], *, continue_final_message: bool = False) -> list[Any]:
         kept = list(messages)

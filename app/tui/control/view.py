@@ -13,6 +13,7 @@ from dslite.app.chat.launch import ChatLaunch
 from dslite.app.chat.markdown_blocks import Block, code_blocks
 from dslite.app.chat.message_tree import Node
 from dslite.app.chat.reply import NOTES, Reply, finish_note
+from dslite.app.chat.token_scores import ScoredAnswer
 from dslite.app.terminal.console import error_text
 from dslite.app.tui import messages
 from dslite.app.tui.transcript.blocks import TranscriptItem
@@ -177,6 +178,9 @@ class ScreenView:
 
     def show_comparison(self, comparison: AnswerComparison) -> None:
         self._screen.post_message(messages.ShowComparison(comparison))
+
+    def show_scores(self, answer: ScoredAnswer) -> None:
+        self._screen.post_message(messages.ShowScores(answer))
 
     def show_chats(self) -> None:
         self._screen.post_message(messages.ShowSessions())

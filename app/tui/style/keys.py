@@ -33,6 +33,7 @@ KEYS = (
     Key("help", "f1", "command('help')", "Help"),
     Key("palette", "ctrl+p", "app.command_palette", "Command palette", in_palette=False),
     Key("inspect", "f2", "command('inspect')", "Inspector: experts, cache, speed, memory"),
+    Key("tokens", "f6", "command('tokens')", "How likely each token of the answer was"),
     Key("earlier", "ctrl+up,alt+up", "choose_question(-1)", "Choose the question before", in_palette=False),
     Key("later", "ctrl+down,alt+down", "choose_question(1)", "Choose the next question", in_palette=False),
     Key("top", "ctrl+home", "scroll_to_start", "To the top of the chat"),

@@ -168,5 +168,6 @@ async def test_the_palette_has_every_command(home: Path) -> None:
         titles = {command.title for command in chat.app.get_system_commands(chat.app.screen)}
         assert {"Show what is set", "Find in this chat", "Make a profile of what is set"} <= titles
         by_key = {"help", "regenerate", "edit", "copy", "new", "load", "inspect", "theme", "mouse", "quit", "find"}
+        by_key |= {"tokens"}
         for command in COMMANDS:
             assert command.name in by_key or any(word in helps for word in command.words), command.name

@@ -9,7 +9,7 @@ from support.tokenizers import EOS_ID
 
 from dslite.runtime.cache.disk_cache import LatentDiskCache
 from dslite.runtime.chat.local import LocalChatBackend
-from dslite.runtime.engine.engine import Engine
+from dslite.runtime.engine.engine import Engine, Request
 from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import ContextFullError
 from dslite.runtime.events import Done, Token
@@ -187,3 +187,30 @@ def test_a_conversation_goes_on_from_disk_in_another_process(tmp_path: Path) -> 
     done = run(after, second)
     assert done.cached_tokens >= answer.prompt_tokens + len(answer.token_ids) - 1
     assert done.token_ids == run(before, second).token_ids
+
+
+def test_the_scores_of_an_answer_are_those_with_which_it_was_drawn(engine: Engine) -> None:
+    session = LocalChatBackend(engine, "tiny")
+    question = [Message("system", "of the"), Message("user", "the inner")]
+    request = Request(session.prompt_ids(question), GREEDY, logprobs=5)
+    drawn = [event for event in engine.generate(request) if isinstance(event, Token)]
+    done = run(session, question)
+    answer = [*question, Message("assistant", done.text, done.token_ids)]
+    scored = session.score(answer, 5, threading.Event())
+    assert scored is not None
+    assert [token.id for token in scored] == [token.id for token in drawn]
+    for one, other in zip(scored, drawn, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert one.top is not None
+        assert other.top is not None
+        assert [each.id for each in one.top] == [each.id for each in other.top]
+    later = [*answer, Message("user", "the")]
+    assert run(session, later).cached_tokens >= done.prompt_tokens + len(done.token_ids) - 1
+
+
+def test_an_answer_without_ids_is_scored_by_its_text(engine: Engine) -> None:
+    session = LocalChatBackend(engine, "tiny")
+    scored = session.score([Message("user", "the inner"), Message("assistant", "of the")], 2, threading.Event())
+    assert scored is not None
+    assert "".join(token.text for token in scored) == " of the"
+    assert all(token.logprob is not None and token.logprob < 0 for token in scored)
