@@ -55,13 +55,6 @@ class ToggleInspector(Message):
     """Show or hide the inspector."""
 
 
-@dataclass
-class OpenFind(Message):
-    """Find a text in the conversation; an empty one is asked for."""
-
-    text: str = ""
-
-
 class ShowHelp(Message):
     """F1."""
 

@@ -23,12 +23,14 @@ class ScreenCommands(ChatCommands):
         post: Callable[[Message], Any],
         chosen: Callable[[], Node | None],
         selected: Callable[[], str],
+        find: Handler,
     ) -> None:
+        """`find` opens the search at once: the keys that come with Ctrl+F are meant for it."""
         self._post = post
         own: dict[str, Handler] = {
             "help": lambda _: post(messages.ShowHelp()),
             "edit": lambda text: post(messages.EditInEditor(text)),
-            "find": lambda text: post(messages.OpenFind(text)),
+            "find": find,
             "inspect": lambda _: post(messages.ToggleInspector()),
             "theme": self._theme,
             "mouse": lambda _: post(messages.ToggleMouse()),

@@ -60,7 +60,11 @@ class ChatScreen(DragWithinScreen):
         )
         self.controller = self.view.controller
         self.commands = ScreenCommands(
-            self.controller, self.post_message, self.chosen_message, lambda: self.get_selected_text() or ""
+            self.controller,
+            self.post_message,
+            self.chosen_message,
+            lambda: self.get_selected_text() or "",
+            self.open_find,
         )
 
         self._completion = CommandCompletion(self.controller, self._values_came)
@@ -208,9 +212,9 @@ class ChatScreen(DragWithinScreen):
 
     # Finding a text.
 
-    @on(messages.OpenFind)
-    def _open_find(self, event: messages.OpenFind) -> None:
-        self.find_bar.open(event.text)
+    def open_find(self, text: str) -> None:
+        """Look for a text in the conversation; an empty one is asked for."""
+        self.find_bar.open(text)
         self._find(FindBar.Changed(self.find_bar.text))
 
     def find_hit(self, words: str, key: int | None) -> None:

@@ -61,7 +61,7 @@ class FindBar(Horizontal):
             with self._field.prevent(Input.Changed):
                 self._field.value = one_line(text)
         if focus:
-            self._field.focus()
+            self.screen.set_focus(self._field)  # at once, not after the keys that came with Ctrl+F
             self._field.select_all()
 
     def show(self, count: str) -> None:

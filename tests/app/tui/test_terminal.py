@@ -254,3 +254,51 @@ main()
     with Terminal([sys.executable, "-c", code], environment=places) as terminal:
         assert terminal.end() == 0
     assert (home / "imported").read_text() == ""
+
+
+@pytest.mark.parametrize("size", [(110, 36), (80, 24)], ids=str)
+def test_a_newcomers_hour_with_the_demo_model(home: Path, size: tuple[int, int]) -> None:
+    """Attach a file, ask, find, go on from another token, compare, pin, quit, come back."""
+    (home / "notes.txt").write_text("some notes about profiles")
+    with dslite("chat", "-m", "demo", "-t", "0", home=home, size=size) as terminal:
+        terminal.wait("ready")
+        terminal.type(f"/file {home}/notes.txt\r")
+        terminal.wait("+ notes.txt · ")
+        terminal.type("How do I save a profile?\r")
+        terminal.wait(lambda: len(saved_answers(home / "data")) == 1 and "▸ notes.txt · " in terminal.text)
+        terminal.wait(lambda: saved_answers(home / "data")[0][1] == "stop")
+        terminal.type("\x06profile")  # Ctrl+F
+        terminal.wait("1 of ")
+        terminal.press("enter")
+        terminal.wait("2 of ")
+        terminal.press("escape")
+        terminal.wait(lambda: "find " not in terminal.text)
+        terminal.type("/tokens\r")
+        terminal.wait("Token 1 of")
+        terminal.press("right")
+        terminal.wait("Token 2 of")
+        terminal.press("down")
+        terminal.press("enter")
+        terminal.wait("◂ 2 of 2 ▸")
+        terminal.wait(lambda: [reason for _, reason in saved_answers(home / "data")] == ["stop", "stop"])
+        terminal.wait("tok/s last")
+        terminal.type("/compare\r")
+        terminal.wait("Enter goes on with it")
+        terminal.press("left")
+        terminal.press("enter")
+        terminal.wait("◂ 1 of 2 ▸")
+        terminal.type("\x0f")  # Ctrl+O
+        terminal.wait("search in titles")
+        terminal.wait("3 messages" if size[1] > 20 else "How do I save")
+        terminal.type("\x13")  # Ctrl+S
+        terminal.wait("Pinned")
+        terminal.press("escape")
+        terminal.wait(lambda: "search in titles" not in terminal.text)
+        terminal.press("ctrl+d")
+        assert terminal.end() == 0
+        assert b"is saved: dslite chat -c goes on" in terminal.raw
+    with dslite("chat", "-c", home=home, size=size) as terminal:
+        terminal.wait("◂ 1 of 2 ▸")
+        terminal.wait("▸ notes.txt · ")
+        terminal.press("ctrl+d")
+        assert terminal.end() == 0
