@@ -76,7 +76,7 @@ class CommandCompletion:
                 yield CommandCandidate(f"{word} " if command.hint else word, label, command.help)
 
     def _arguments(self, command: Command, word: str, typed: str) -> Iterator[CommandCandidate]:
-        if command.name in ("save", "file"):
+        if command.name in ("save", "file", "import"):
             yield from (CommandCandidate(f"{word} {path}", path) for path in paths(typed))
             return
         more = " " if command.name in ("set", "snippet") else ""

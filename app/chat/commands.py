@@ -43,6 +43,7 @@ class ChatCommands:
             "new": lambda _: controller.begin(),
             "load": self.load,
             "save": self.save,
+            "import": self.import_chats,
             "title": controller.rename,
             "show": lambda _: controller.view.notice(overview(controller)),
             "set": self.set,
@@ -140,6 +141,19 @@ class ChatCommands:
         from dslite.app.chat.export import export  # imported late: SQLite comes with it
 
         self._controller.view.notice(f"saved as {export(self._controller.tree, expand_home(name))}")
+
+    def import_chats(self, name: str) -> None:
+        from dslite.app.sessions.importer import ImportResult, import_path  # imported late: SQLite comes with it
+
+        path, view = expand_home(name), self._controller.view
+
+        def imported(result: ImportResult) -> None:
+            count = len(result.imported)
+            view.notice(f"imported {count} chat{'s' * (count != 1)}: Ctrl+O or /load opens one")
+            for fault in result.skipped:
+                view.notice(f"not imported: {fault}", warning=True)
+
+        self._controller.saved.lookup(lambda store: import_path(store, path), imported)
 
     def set(self, argument: str) -> None:
         controller = self._controller

@@ -35,6 +35,7 @@ COMMANDS = (
     Command("find", ("/find",), "Find in this chat.", "[TEXT]"),
     Command("load", ("/load",), "Open a saved chat.", "[ID]"),
     Command("save", ("/save",), "Export this chat as Markdown or JSON.", "FILE", needs_argument=True),
+    Command("import", ("/import",), "Import chats: dslite's export, or ChatGPT's archive.", "FILE", True),
     Command("title", ("/title",), "Rename this chat.", "TEXT", needs_argument=True),
     Command("show", ("/show",), "Show what is set: model, profile, system message, sampling."),
     Command("set", ("/set",), "Change a value, such as /set temperature 0.7; alone, show them.", "[KEY VALUE]"),

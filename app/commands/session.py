@@ -12,8 +12,7 @@ from dslite.runtime.engine_options import check_whole
 from dslite.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from dslite.app.sessions.importer import ImportResult
-    from dslite.app.sessions.store import Conversation, SessionStore
+    from dslite.app.sessions.store import Conversation
 
 app = typer.Typer(help="List, read, search, rename, export, import and remove conversations.", no_args_is_help=True)
 
@@ -104,7 +103,7 @@ def import_files(
 
     What is not sound is named and left out; where nothing is left, that is an error.
     """
-    from dslite.app.sessions.importer import MAX_BYTES, import_file
+    from dslite.app.sessions.importer import MAX_BYTES, import_file, import_path
     from dslite.app.sessions.store import SessionStore
     from dslite.app.terminal import console, streams
     from dslite.app.terminal.tables import print_table
@@ -116,7 +115,7 @@ def import_files(
             if file == "-":
                 result = import_file(store, streams.read_stdin(most=lambda: MAX_BYTES), "stdin")
             else:
-                result = _imported(store, file)
+                result = import_path(store, file)
             rows += [(conversation.id, conversation.title) for conversation in result.imported]
             skipped += len(result.skipped)
             for fault in result.skipped:
@@ -124,18 +123,6 @@ def import_files(
     if skipped and not rows:
         raise UsageError("nothing was imported", "import an export of dslite session export -o json, or ChatGPT's")
     print_table(("ID", "TITLE"), rows)
-
-
-def _imported(store: "SessionStore", file: str) -> "ImportResult":
-    """Import a file. Raises UsageError where it cannot be read."""
-    from dslite.app.sessions.importer import import_file
-
-    try:
-        with open(file, "rb") as stream:
-            return import_file(store, stream, file)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"the file {file} cannot be read: {reason}", "check its path and permissions") from None
 
 
 def remove(

@@ -8,6 +8,7 @@ in a deeper call must not reach Python's limit.
 import codecs
 import io
 import json
+import os
 import re
 import sqlite3
 import time
@@ -103,6 +104,16 @@ def import_file(store: SessionStore, data: bytes | BinaryIO, name: str = "the fi
             except UsageError as error:
                 skipped.append(error.message)
     return ImportResult([store.get(identity) for identity in imported], skipped)
+
+
+def import_path(store: SessionStore, path: "str | os.PathLike[str]") -> ImportResult:
+    """Import a file by its path. Raises UsageError where it cannot be read, too."""
+    try:
+        with open(path, "rb") as stream:
+            return import_file(store, stream, str(path))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"the file {path} cannot be read: {reason}", "check its path and permissions") from None
 
 
 def _read_bounded(head: bytes, stream: BinaryIO, most: int, name: str) -> bytes:

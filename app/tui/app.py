@@ -47,6 +47,7 @@ _QUIT_HINT = "Ctrl+C again quits; so do Ctrl+D and /quit"
 # Commands that need an argument: the palette writes their beginning into the input.
 _PREFILLED = (
     ("Save this chat", "/save ", "/save FILE · Markdown or JSON"),
+    ("Import chats", "/import ", "/import FILE · dslite's export, or ChatGPT's archive"),
     ("Attach a file", "/file ", "/file PATH · or @ and Tab, or drop it"),
     ("Rename this chat", "/title ", "/title TEXT"),
     ("Model", "/model ", "/model M · use another model"),

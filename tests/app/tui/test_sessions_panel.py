@@ -130,3 +130,17 @@ async def test_a_hundred_chats_are_reached_page_by_page_below_the_pinned_ones(ho
             await chat.pilot.pause()
         await chat.until(lambda: len(rows(chat)) == 122)
         assert len(set(rows(chat))) == 122
+
+
+@drive
+async def test_chats_are_imported_from_inside(home: Path) -> None:
+    async with open_chat(home, size=(110, 36)) as chat:
+        await chat.ask("about whales")
+        await chat.say(f"/save {home}/whales.json")
+        await chat.until("saved as")
+        await chat.say(f"/import {home}/whales.json")
+        await chat.until("imported 1 chat: Ctrl+O")
+        await chat.say(f"/import {home}/nothing.json")
+        await chat.until("nothing.json cannot be read")
+        await chat.press("ctrl+o")
+        await chat.until(lambda: rows(chat) == ["Today", "about whales", "about whales"])
