@@ -6,18 +6,16 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from textual import constants, events, on
-from textual.app import App, SuspendNotSupported, SystemCommand
+from textual.app import SuspendNotSupported, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
 from textual.filter import LineFilter
 from textual.screen import Screen
 
-from dslite.app.chat.controller import ChatController
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch
 from dslite.app.chat.message_tree import MessageTree
@@ -26,6 +24,7 @@ from dslite.app.terminal.console import visible
 from dslite.app.terminal.log_file import log_error
 from dslite.app.tui import messages
 from dslite.app.tui.control.view import HINT_S
+from dslite.app.tui.panels import PanelApp
 from dslite.app.tui.screens.chat import LOW, ChatScreen
 from dslite.app.tui.style import keys
 from dslite.app.tui.style.no_color import NoColorFilter
@@ -35,7 +34,6 @@ from dslite.app.tui.textual_fixes.frame_rate import BESIDE_A_CPU, BESIDE_ANOTHER
 from dslite.app.tui.textual_fixes.memory import free_closed_widgets
 from dslite.model.errors import DsliteError
 from dslite.runtime.errors import UsageError
-from dslite.runtime.events import Candidate
 from dslite.runtime.system import system_name
 from dslite.runtime.system.signals import can_suspend, stop_signals
 
@@ -44,34 +42,9 @@ _TICK_S = 1 / 12
 _ESCAPE_DELAY_S = 0.025  # as vim and tmux users set it: Textual's 100 ms would be all the time that Esc may take
 _LONG_S = 10.0  # an answer that takes longer may be waited for elsewhere
 _QUIT_HINT = "Ctrl+C again quits; so do Ctrl+D and /quit"
-# Commands that need an argument: the palette writes their beginning into the input.
-_PREFILLED = (
-    ("Save this chat", "/save ", "/save FILE · Markdown or JSON"),
-    ("Import chats", "/import ", "/import FILE · dslite's export, or ChatGPT's archive"),
-    ("Attach a file", "/file ", "/file PATH · or @ and Tab, or drop it"),
-    ("Rename this chat", "/title ", "/title TEXT"),
-    ("Model", "/model ", "/model M · use another model"),
-    ("System message", "/system ", "/system TEXT"),
-    ("Temperature", "/set temperature ", "/set temperature X · 0 is greedy"),
-    ("Use a profile", "/profile ", "/profile NAME"),
-    ("Make a profile of what is set", "/save-profile ", "/save-profile NAME"),
-    ("Answer again at another temperature", "/regen ", "/regen TEMPERATURE"),
-    ("Send a snippet", "/p ", "/p NAME TEXT · from [snippets] in config.toml"),
-    ("Change a sampling value", "/set ", "/set KEY VALUE"),
-    ("Show a branch", "/branch ", "/branch N"),
-)
-
-# Commands without a key.
-_COMMANDS = (
-    ("Continue the answer", "continue", "/continue"),
-    ("Show what is set", "show", "/show"),
-    ("Quote the answer or the selected text", "quote", "/quote"),
-    ("Edit your last message", "revise", "/revise"),
-    ("Compare two answers", "compare", "/compare · /compare 0.2 0.9 · /compare PROFILE PROFILE"),
-)
 
 
-class ChatApp(App[int]):
+class ChatApp(PanelApp):
     """`dslite chat`. What `run` returns is the exit code."""
 
     CSS_PATH = str(Path(__file__).parents[2] / "assets" / "dslite.tcss")
@@ -100,10 +73,6 @@ class ChatApp(App[int]):
     def get_default_screen(self) -> Screen[None]:
         self.chat = ChatScreen(self.launch, self.worker)
         return self.chat
-
-    @property
-    def controller(self) -> ChatController:
-        return self.chat.controller
 
     def on_mount(self) -> None:
         loop = asyncio.get_running_loop()
@@ -286,118 +255,23 @@ class ChatApp(App[int]):
         self.chat.title_line.refresh()
         self.chat.refresh_lines()
 
-    # Panels.
-
-    @on(messages.ToggleInspector)
-    def _toggle_inspector(self) -> None:
-        self.chat.toggle_inspector()
-
-    @on(messages.ShowHelp)
-    def _show_help(self) -> None:
-        from dslite.app.tui.screens.help import HelpScreen
-
-        self.push_screen(HelpScreen(self.launch.config.keymap))
-
-    @on(messages.ShowSessions)
-    def _show_sessions(self) -> None:
-        from dslite.app.tui.screens.sessions import SessionChoice, SessionsPanel
-
-        def opened(choice: SessionChoice | None) -> None:
-            if choice is not None:
-                self.controller.load(lambda _: choice.id, message=choice.message, then=partial(found, choice))
-
-        def found(choice: SessionChoice) -> None:
-            if choice.words:
-                self.chat.find_hit(choice.words, self.controller.tree.key_of(choice.message))
-
-        self.push_screen(SessionsPanel(self.controller), opened)
-
-    @on(messages.ShowProfiles)
-    def _show_profiles(self) -> None:
-        from dslite.app.tui.screens.profiles import ProfilesScreen
-
-        def chosen(name: str | None) -> None:
-            if name:
-                self.chat.commands.run("profile", name)
-
-        controller = self.controller
-        self.push_screen(ProfilesScreen(controller.settings.profile.name, controller.removed_profiles), chosen)
-
-    @on(messages.AskOverflowChoice)
-    def _ask_overflow_choice(self, event: messages.AskOverflowChoice) -> None:
-        from dslite.app.tui.screens.dialogs import ContextOverflowDialog
-
-        def chosen(choice: Any) -> None:
-            if choice == "edit":
-                self.controller.choose_overflow(None)
-                self.chat.commands.attempt(self.controller.edit)
-            else:
-                self.controller.choose_overflow(choice)
-
-        self.push_screen(ContextOverflowDialog(event.error), chosen)
-
-    @on(messages.ShowComparison)
-    def _show_comparison(self, event: messages.ShowComparison) -> None:
-        from dslite.app.tui.screens.compare import CompareScreen
-
-        def chosen(place: int | None) -> None:
-            if place is None:
-                event.comparison.leave()
-            else:
-                event.comparison.choose(place)
-
-        self.push_screen(CompareScreen(self.controller, event.comparison), chosen)
-
-    @on(messages.ShowScores)
-    def _show_scores(self, event: messages.ShowScores) -> None:
-        from dslite.app.tui.screens.token_view import TokenView
-
-        def chosen(choice: tuple[int, Candidate] | None) -> None:
-            if choice is not None:
-                self.chat.commands.attempt(lambda: self.controller.branch_at(event.answer, *choice))
-
-        self.push_screen(TokenView(event.answer), chosen)
-
-    @on(messages.Confirm)
-    def _confirm(self, event: messages.Confirm) -> None:
-        from dslite.app.tui.screens.dialogs import ConfirmDialog
-
-        def answered(yes: bool | None) -> None:
-            if yes:
-                self.chat.commands.attempt(event.then)
-
-        self.push_screen(ConfirmDialog(event.question), answered)
-
-    @on(messages.OfferModel)
-    def _offer_model(self, event: messages.OfferModel) -> None:
-        from dslite.app.tui.screens.first_run import FirstRunScreen
-
-        def chosen(model: str | None) -> None:
-            if model:
-                self.chat.commands.run("model", model)
-            else:
-                ways = f"/model {event.ref.name} shows the choices again, /model demo takes the demo model"
-                self.chat.view.error(DsliteError(event.error.message, ways))
-
-        if not isinstance(self.screen, FirstRunScreen):
-            self.push_screen(FirstRunScreen(event.ref, event.error, self.launch.first_run), chosen)
-
     # The palette.
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Everything that a key or a command does."""
         if not isinstance(screen, ChatScreen):
             return
+        run = self._later
         for key in keys.KEYS:
             if key.in_palette:
                 title = key.help.split(";")[0].split(":")[0]
-                yield SystemCommand(title, f"{keys.label(key.keys)} · {key.help}", self._later(key.action))
-        for title, text, help in _PREFILLED:
+                yield SystemCommand(title, f"{keys.label(key.keys)} · {key.help}", run(key.action))
+        for title, text, help in keys.PREFILLED_COMMANDS:
             yield SystemCommand(title, help, lambda text=text: screen.view.put_into_input(text))
         for name in (theme.name for theme in THEMES):
             yield SystemCommand(f"Theme {name}", "Change the colours", lambda name=name: self._theme(name))
-        for title, name, help in _COMMANDS:
-            yield SystemCommand(title, help, self._later(f"command('{name}')"))
+        for title, name, help in keys.KEYLESS_COMMANDS:
+            yield SystemCommand(title, help, run(f"command('{name}')"))
         yield SystemCommand("Quit", "Ctrl+D · /quit", lambda: self.leave(0))
 
     def _theme(self, name: str) -> None:

@@ -64,6 +64,32 @@ MESSAGE_KEYS = (
     ("Ctrl+R, Ctrl+Y on a message", "Answer it again, copy it"),
 )
 
+# For the palette. Commands that need an argument: it writes their beginning into the input.
+PREFILLED_COMMANDS = (
+    ("Save this chat", "/save ", "/save FILE · Markdown or JSON"),
+    ("Import chats", "/import ", "/import FILE · dslite's export, or ChatGPT's archive"),
+    ("Attach a file", "/file ", "/file PATH · or @ and Tab, or drop it"),
+    ("Rename this chat", "/title ", "/title TEXT"),
+    ("Model", "/model ", "/model M · use another model"),
+    ("System message", "/system ", "/system TEXT"),
+    ("Temperature", "/set temperature ", "/set temperature X · 0 is greedy"),
+    ("Use a profile", "/profile ", "/profile NAME"),
+    ("Make a profile of what is set", "/save-profile ", "/save-profile NAME"),
+    ("Answer again at another temperature", "/regen ", "/regen TEMPERATURE"),
+    ("Send a snippet", "/p ", "/p NAME TEXT · from [snippets] in config.toml"),
+    ("Change a sampling value", "/set ", "/set KEY VALUE"),
+    ("Show a branch", "/branch ", "/branch N"),
+)
+
+# Commands without a key.
+KEYLESS_COMMANDS = (
+    ("Continue the answer", "continue", "/continue"),
+    ("Show what is set", "show", "/show"),
+    ("Quote the answer or the selected text", "quote", "/quote"),
+    ("Edit your last message", "revise", "/revise"),
+    ("Compare two answers", "compare", "/compare · /compare 0.2 0.9 · /compare PROFILE PROFILE"),
+)
+
 
 def bindings() -> "list[Binding]":
     """Bindings of the chat's screen. Those that work everywhere come before the keys of the input."""
