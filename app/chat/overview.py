@@ -7,12 +7,12 @@ from dslite.app.chat.state import ChatState
 from dslite.app.settings.sampling import LISTS
 from dslite.runtime.chat.protocol import ModelStats
 
-_NAME_WIDTH = 12
+_NAME_WIDTH = 11
 
 
 def overview(chat: ChatState) -> str:
     """A line for each fact; a system message of several lines keeps them."""
-    return "\n".join(f"{name:<{_NAME_WIDTH}}{value}".rstrip() for name, value in _facts(chat))
+    return "\n".join(f"{name:<{_NAME_WIDTH}} {value}".rstrip() for name, value in _facts(chat))
 
 
 def _facts(chat: ChatState) -> Iterator[tuple[str, str]]:

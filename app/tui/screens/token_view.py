@@ -111,14 +111,14 @@ class TokenView(ModalPanel[tuple[int, Candidate] | None]):
     def _draw_candidates(self, palette: Palette) -> None:
         token = self._answer.tokens[self._place]
         count = len(self._answer.tokens)
-        head = Text(f"Token {self._place + 1:,} of {count:,}", "bold", end="")
+        head = Text.assemble((f"Token {self._place + 1:,} of {count:,}", "bold"), end="")
         head.append(f"   {self._answer.probability(self._place):.1%} ", palette.muted)
         head.append(repr(inert(token.text)), palette.muted)
         self.query_one("#tokens-head", Static).update(head)
         rows = []
         for number, each in enumerate(candidates(token)):
             here = number == self._candidate
-            line = Text("› " if here else "  ", palette.chosen, end="")
+            line = Text.assemble(("› " if here else "  ", palette.chosen), end="")
             line.append(f"{math.exp(each.logprob):6.1%}  ", "bold" if here else "")
             line.append(repr(inert(each.text)) if each.text else f"token {each.id}", "bold" if here else "")
             line.append("   written" if each.id == token.id else "", palette.muted)

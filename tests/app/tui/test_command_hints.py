@@ -117,7 +117,9 @@ async def test_show_lists_what_is_set_and_where_it_comes_from(home: Path) -> Non
     async with open_chat(home) as chat:
         await chat.say("/profile cold")
         await chat.say("/set temperature 0.7")
+        await chat.say("/set repetition_penalty 1.1")
         await chat.say("/show")
+        await chat.until("repetition_penalty 1.1 (flag or /set)")
         await chat.until("temperature 0.7 (flag or /set)")
         await chat.until("top_p 0.5 (profile cold)")
         await chat.until("system Be cold.")
@@ -125,7 +127,10 @@ async def test_show_lists_what_is_set_and_where_it_comes_from(home: Path) -> Non
         await chat.say("/save-profile colder")
         await chat.until("saved as profile colder")
         profile = get_profile("colder")
-        assert (profile.system, dict(profile.sampling)) == ("Be cold.", {"temperature": 0.7, "top_p": 0.5})
+        assert (profile.system, dict(profile.sampling)) == (
+            "Be cold.",
+            {"temperature": 0.7, "top_p": 0.5, "repetition_penalty": 1.1},
+        )
         assert chat.controller.settings.chosen == {}
         await chat.ask("hello")
         assert chat.backend.params[-1].temperature == 0.7
