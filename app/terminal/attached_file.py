@@ -53,8 +53,7 @@ def find_files(words: str) -> list[Path]:
     if path.is_dir():
         found = sorted(_of_folder(path))
     elif any(character in words for character in _PATTERN) and not path.exists():
-        names = glob.iglob(str(path), recursive=True, include_hidden=False)
-        found = sorted(Path(name) for name in names if _counts(Path(name)))
+        found = sorted(_of_pattern(path))
     else:
         return [path]
     if not found:
@@ -70,6 +69,15 @@ def _of_folder(folder: Path) -> Iterator[Path]:
         for name in names:
             if not name.startswith(".") and _counts(Path(place, name)):
                 yield Path(place, name)
+
+
+def _of_pattern(pattern: Path) -> Iterator[Path]:
+    """Files that match. A pattern follows links to folders: what lies outside of its fixed part is left out."""
+    fixed = next(place for place in pattern.parents if not any(character in str(place) for character in _PATTERN))
+    inside = fixed.resolve()
+    for name in glob.iglob(str(pattern), recursive=True, include_hidden=False):
+        if _counts(Path(name)) and Path(name).resolve().is_relative_to(inside):
+            yield Path(name)
 
 
 def _counts(path: Path) -> bool:

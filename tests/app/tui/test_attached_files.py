@@ -9,6 +9,7 @@ from support.fake_engine import FakeBackend, FakeLoader, pieces
 from textual.events import Paste
 
 from dslite.app.sessions.store import SessionStore
+from dslite.app.terminal.attached_file import find_files
 
 
 def label(path: Path) -> str:
@@ -186,6 +187,32 @@ async def test_a_folder_asks_with_its_total_and_leaves_hidden_files_out(home: Pa
         await chat.until(lambda: [file.name for file in chat.controller.attachments.files] == ["a.py", "b.py"])
         await chat.say("/file -")
         await chat.until(lambda: [file.name for file in chat.controller.attachments.files] == ["a.py"])
+
+
+@pytest.mark.parametrize("pattern", ["*/*.txt", "**/*.txt"])
+def test_a_pattern_leaves_out_what_lies_behind_a_link_to_another_folder(tmp_path: Path, pattern: str) -> None:
+    for name in ("elsewhere/secret.txt", "src/sub/plan.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "src" / "link").symlink_to(tmp_path / "elsewhere")
+    assert find_files(f"{tmp_path}/src/{pattern}") == [tmp_path / "src" / "sub" / "plan.txt"]
+
+
+@drive
+async def test_a_file_that_vanishes_after_its_completion_is_shown_is_not_attached(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = home / "plan.md"
+    path.write_text("the plan")
+    monkeypatch.chdir(home)
+    async with open_chat(home, size=(120, 40)) as chat:
+        await chat.ready()
+        await chat.write("sum up @pl")
+        await chat.until("plan.md")
+        path.unlink()
+        await chat.press("down", "enter")
+        await chat.until("cannot be read")
+        assert chat.controller.attachments.files == ()
 
 
 @drive
