@@ -8,6 +8,7 @@ import glob
 import os
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from dslite.app.terminal.streams import decode
@@ -51,15 +52,17 @@ def find_files(words: str) -> list[Path]:
     """The file that a user names, or those of a folder or a pattern, at most MOST_FILES. Raises UsageError."""
     path = expand_home(words)
     if path.is_dir():
-        found = sorted(_of_folder(path))
+        found = sorted(islice(_of_folder(path), MOST_FILES + 1))  # no further: it may be all of a disk
     elif any(character in words for character in _PATTERN) and not path.exists():
-        found = sorted(_of_pattern(path))
+        found = sorted(islice(_of_pattern(path), MOST_FILES + 1))
     else:
         return [path]
     if not found:
         raise UsageError(f"{words} has no file to attach", "hidden files and links elsewhere are left out")
     if len(found) > MOST_FILES:
-        raise UsageError(f"{words} has {len(found):,} files; the most are {MOST_FILES}", "name fewer of them")
+        raise UsageError(f"{words} has more than {MOST_FILES} files", "name fewer of them")
+    if (total := sum(file.stat().st_size for file in found)) > MOST_BYTES:
+        raise UsageError(f"{words} has {size_text(total)}; the most is {size_text(MOST_BYTES)}", "name fewer files")
     return found
 
 

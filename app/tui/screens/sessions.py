@@ -170,6 +170,7 @@ class SessionsPanel(ModalPanel[SessionChoice | None]):
     @on(Input.Changed)
     def _search(self) -> None:
         self._list.highlighted = None
+        self._marked.clear()  # Ctrl+D deletes nothing that is not on screen
         self._opens_first = False
         self._load()
 

@@ -138,6 +138,12 @@ def hostile(home: Path) -> list[tuple[str, str]]:
     (home / "secret").write_text("secret")
     (home / "below" / "link").symlink_to(home / "secret")
     (home / "esc\x1b[31m").mkdir()
+    (home / "many").mkdir()
+    for number in range(501):
+        (home / "many" / str(number)).touch()
+    (home / "heavy").mkdir()
+    for number in range(3):
+        (home / "heavy" / str(number)).write_bytes(b"a" * 7_000_000)
     return [
         (f"{home}/pipe", "no regular file"),
         ("/dev/zero", "no regular file"),
@@ -148,6 +154,8 @@ def hostile(home: Path) -> list[tuple[str, str]]:
         (f"{home}/wide", "UTF-16"),
         (f"{home}/below/link", "in another folder"),
         (f"{home}/below", "no file to attach"),
+        (f"{home}/many", "has more than 500 files"),
+        (f"{home}/heavy", "the most is"),
         (f"{home}/gone", "cannot be read"),
         (f"{home}/*.none", "no file to attach"),
         (f"{home}/esc\x1b[31m/x", "no file to attach"),

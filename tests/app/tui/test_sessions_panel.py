@@ -144,3 +144,18 @@ async def test_chats_are_imported_from_inside(home: Path) -> None:
         await chat.until("nothing.json cannot be read")
         await chat.press("ctrl+o")
         await chat.until(lambda: rows(chat) == ["Today", "about whales", "about whales"])
+
+
+@drive
+async def test_a_search_unmarks_what_it_hides(home: Path) -> None:
+    await saved_chats(home, "whales", "sparrows", "cods")
+    async with open_chat(home, size=(110, 36)) as chat:
+        await chat.press("ctrl+o")
+        await chat.until(lambda: len(rows(chat)) == 4)
+        await chat.press("ctrl+@", "down", "ctrl+@")
+        await chat.write("whales")
+        await chat.until(lambda: rows(chat)[-1].startswith("whales") and len(rows(chat)) == 1)
+        await chat.press("down", "ctrl+d")
+        await chat.until("nothing found")
+        await chat.press("ctrl+u")
+        await chat.until(lambda: rows(chat) == ["Today", "cods", "sparrows"])
