@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dslite.app.chat.slash_commands import COMMANDS, Command
 from dslite.app.chat.state import ChatState
+from dslite.app.settings.known_values import known_models, known_profiles
 from dslite.app.settings.sampling import KEYS
 from dslite.model.errors import DsliteError
 from dslite.runtime.system.folders import expand_home
@@ -21,14 +23,12 @@ _MOST_CHATS = 200
 _MOST_FILES = 100
 Value = tuple[str, str]  # and what it is
 Query = Callable[["SessionStore"], list[Value]]
-
-
 _AT = re.compile(r"(?:^|(?<=\s))@([^\s@]*)$")
 
 
 @dataclass(frozen=True)
 class CommandCandidate:
-    """`text` is the input up to the caret once it is taken; `label` is what is shown, with `help` beside it.
+    """`text` is the line up to the caret once it is taken; `label` is what is shown, with `help` beside it.
 
     `attach` is the path of a file that is attached then.
     """
@@ -53,11 +53,11 @@ class CommandCompletion:
         """Read values anew the next time: chats, profiles and models come and go."""
         self._values.clear()
 
-    def candidates(self, text: str) -> list[CommandCandidate]:
-        """What may become of the input up to the caret: of a command, or of a file's name behind @."""
+    def candidates(self, text: str, *, is_alone: bool = True) -> list[CommandCandidate]:
+        """What may become of a line up to the caret: of a file's name behind @, or of a command, which `is_alone`."""
         if (at := _AT.search(text)) is not None:
             return [*_files(text[: at.start()], at[1])]
-        if not text.startswith("/") or "\n" in text:
+        if not text.startswith("/") or not is_alone:
             return []
         word, space, argument = text.partition(" ")
         if not space:
@@ -93,7 +93,7 @@ class CommandCompletion:
             case "load":
                 return self._read(name, _chats)
             case "model":
-                return self._read(name, lambda _: _models())
+                return self._read(name, lambda _: [*known_models()])
             case "set":
                 found = [(key, "") for key in (*KEYS, "system")]
             case "profile" | "compare":
@@ -143,27 +143,16 @@ def paths(typed: str) -> list[str]:
         return []
     names = (entry.name + "/" * entry.is_dir() for entry in entries if entry.name.isprintable())
     found = (name for name in names if name.startswith(start) and (start.startswith(".") or not name.startswith(".")))
-    return [shown + name for name, _ in zip(found, range(_MOST_FILES), strict=False)]
+    return [shown + name for name in islice(found, _MOST_FILES)]
 
 
 def _chats(store: "SessionStore") -> list[Value]:
     return [(chat.id, chat.title or "untitled") for chat in store.conversations(limit=_MOST_CHATS)]
 
 
-def _models() -> list[Value]:
-    from dslite.runtime.downloads.hub import DEMO, SHORT_NAMES
-    from dslite.runtime.downloads.inventory import stored_models
-
-    names = {**SHORT_NAMES, DEMO: "the small model that ships"}
-    here = {model.name: "on this machine" for model in stored_models() if model.name not in names}
-    return [*names.items(), *here.items()]
-
-
 def _profiles() -> list[Value]:
-    from dslite.app.settings.profiles import all_profiles
-
     try:
-        return [(profile.name, profile.description) for profile in all_profiles().values()]
+        return [*known_profiles()]
     except DsliteError:  # the command itself will say what is wrong
         return []
 

@@ -17,23 +17,20 @@ def devices(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """Short names and the models in the Hugging Face cache."""
-    from dslite.runtime.downloads.hub import DEMO, SHORT_NAMES
-    from dslite.runtime.downloads.inventory import stored_models
+    from dslite.app.settings.known_values import known_models
 
-    names = [*SHORT_NAMES, DEMO]
+    names: list[str] = []
     with suppress(Exception):  # a cache that cannot be read must not print into the user's command line
-        names += [model.name for model in stored_models()]
-    return values(*dict.fromkeys(names))(incomplete)
+        names.extend(name for name, _ in known_models())
+    return values(*names)(incomplete)
 
 
 def profiles(incomplete: str) -> list[tuple[str, str]]:
     """Names of profiles, with their descriptions."""
     with suppress(Exception):
-        from dslite.app.settings.config_file import read_config
-        from dslite.app.settings.profiles import all_profiles
+        from dslite.app.settings.known_values import known_profiles
 
-        found = all_profiles(read_config()).values()
-        return [(each.name, each.description or "") for each in found if each.name.startswith(incomplete)]
+        return [(name, description) for name, description in known_profiles() if name.startswith(incomplete)]
     return []
 
 

@@ -107,7 +107,7 @@ class PlainChat:
 
     def _complete(self, line: str) -> list[str]:
         """What a line can become, for Tab."""
-        found = self._completion.candidates(line)
+        found = self._completion.candidates(line, is_alone="\n" not in line)
         return list(dict.fromkeys(candidate.text for candidate in found if not candidate.attach))
 
     def take(self, text: str) -> None:

@@ -9,7 +9,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Rule, Static
 
-from dslite.app.chat.command_completion import CommandCompletion
+from dslite.app.chat.command_completion import CommandCandidate, CommandCompletion
 from dslite.app.chat.engine_worker import EngineWorker
 from dslite.app.chat.launch import ChatLaunch
 from dslite.app.chat.message_tree import Node
@@ -48,7 +48,7 @@ class ChatScreen(DragWithinScreen):
         self.waiting = WaitingMessages(id="waiting")
         self.attachment_line = AttachmentLine(id="attached")
         self.find_bar = FindBar(id="find")
-        self.hints = CommandHints(lambda text: self._completion.candidates(text), id="hints")
+        self.hints = CommandHints(self._candidates, id="hints")
         self.prompt = Prompt(id="prompt")
         self.prompt.hints = self.hints
         self.status_line = StatusLine(id="status")
@@ -137,7 +137,7 @@ class ChatScreen(DragWithinScreen):
     def _typed(self, event: Prompt.Changed) -> None:
         if event.text_area is not self.prompt:
             return
-        if not self.prompt.text.startswith("/"):
+        if not self.prompt.document[0].startswith("/"):
             self._completion.forget()
         self.hints.show_for("" if self.prompt.earlier.is_shown else self.prompt.before_caret)
 
@@ -156,6 +156,10 @@ class ChatScreen(DragWithinScreen):
         room = status.stats.context - status.used if status.stats and status.stats.context else None
         self.attachment_line.show(files, room)
         self.prompt.sends_empty = bool(files)
+
+    def _candidates(self, line: str) -> list[CommandCandidate]:
+        """What the line up to the caret may become. A command is alone: of several lines it is a message."""
+        return self._completion.candidates(line, is_alone=self.prompt.document.line_count == 1)
 
     def _values_came(self) -> None:
         """More values can be offered; called on another thread."""
@@ -219,10 +223,9 @@ class ChatScreen(DragWithinScreen):
 
     def find_hit(self, words: str, key: int | None) -> None:
         """Mark what a search has found in a conversation, and show its place in a message."""
-        texts = [words, *words.split()]  # all in one place, or each by itself
+        texts = [words, *words.split(), words]  # all in one place, or each by itself, or not at all
         text = next((text for text in texts if self.transcript.find(text, key)), words)
         self.find_bar.open(text, focus=False)  # keys go to the input of the chat that was opened
-        self.transcript.find(text, key)
         self._show_count()
 
     @on(FindBar.Changed)

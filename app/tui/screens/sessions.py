@@ -63,11 +63,9 @@ class SessionsPanel(ModalPanel[SessionChoice | None]):
         super().__init__()
         self._controller = controller
         self._last: Conversation | None = None  # of the pages that are shown
-        self._titles: dict[str, str] = {}
-        self._rows: dict[str, Conversation | Hit] = {}
+        self._rows: dict[str, Conversation | Hit] = {}  # that are shown, by their ids
         self._marked: dict[str, None] = {}  # ids of chats to delete, in the order in which they were marked
         self._group = ""  # under which the last chat stands
-        self._found: dict[str, SessionChoice] = {}  # of the search whose result is shown
         self._query_number = 0  # of the newest query; results of older ones are dropped
         self._shown_number = 0  # of the query whose result is shown
         self._opens_first = False  # Enter was pressed before the result of the search came
@@ -107,7 +105,6 @@ class SessionsPanel(ModalPanel[SessionChoice | None]):
         def show(found: "Sequence[Conversation] | Sequence[Hit]") -> None:
             if number == self._query_number and self.query(OptionList):
                 self._shown_number = number
-                self._found = {row.id: _choice(row, words) for row in found}
                 self._show(found, searching=bool(words.strip()))
                 if self._opens_first:
                     self._open()
@@ -123,6 +120,7 @@ class SessionsPanel(ModalPanel[SessionChoice | None]):
         self._group = ""
         self._last = found[-1] if found and isinstance(found[-1], Conversation) and not searching else None
         self._add(found)
+        self._marked = {identity: None for identity in self._marked if identity in self._rows}  # what is shown
         if not found:
             none = "nothing found" if searching else "no chat is saved yet"
             self._list.add_option(Option(Text(none, "dim"), disabled=True))
@@ -131,7 +129,7 @@ class SessionsPanel(ModalPanel[SessionChoice | None]):
 
     def _add(self, found: "Sequence[Conversation] | Sequence[Hit]") -> None:
         for row in found:
-            self._titles[row.id], self._rows[row.id] = row.title, row
+            self._rows[row.id] = row
             group = "" if self._is_low else _group(row)
             if group != self._group:
                 self._group = group
@@ -170,7 +168,6 @@ class SessionsPanel(ModalPanel[SessionChoice | None]):
     @on(Input.Changed)
     def _search(self) -> None:
         self._list.highlighted = None
-        self._marked.clear()  # Ctrl+D deletes nothing that is not on screen
         self._opens_first = False
         self._load()
 
@@ -181,7 +178,7 @@ class SessionsPanel(ModalPanel[SessionChoice | None]):
     def _open(self) -> None:
         self._opens_first = self._shown_number != self._query_number
         if self._chosen and not self._opens_first:
-            self.dismiss(self._found.get(self._chosen, SessionChoice(self._chosen)))
+            self.dismiss(_choice(self._rows[self._chosen], self.query_one(Input).value))
 
     def action_move(self, step: int) -> None:
         ids = list(self._rows)
@@ -197,7 +194,7 @@ class SessionsPanel(ModalPanel[SessionChoice | None]):
             if title and title.strip():
                 self._controller.saved.rename(identity, title.strip(), self._reload)
 
-        self.app.push_screen(LineDialog("Title", self._titles.get(identity, "")), renamed)
+        self.app.push_screen(LineDialog("Title", self._rows[identity].title), renamed)
 
     def action_pin(self) -> None:
         """Put the chat above the others, or back among them."""
@@ -223,7 +220,7 @@ class SessionsPanel(ModalPanel[SessionChoice | None]):
         identities = list(self._marked) or [identity for identity in [self._chosen] if identity is not None]
         if not identities:
             return
-        titles = [one_line(self._titles[identity], 40) for identity in identities]
+        titles = [one_line(self._rows[identity].title, 40) for identity in identities]
         self._marked.clear()
         left = len(identities)
 

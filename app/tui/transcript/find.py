@@ -83,12 +83,12 @@ class Find:
         matches = [match for match in self.matches if match.item is block.item]
         if not matches or block.kind not in ("plain", "block"):
             return {}
-        lines = enumerate(renderer.source_offsets(block))
-        return {number: found for number, offsets in lines if (found := [*self._of_line(offsets, matches)])}
-
-    def _of_line(self, offsets: Sequence[int], matches: Sequence[Match]) -> Iterator[LineMark]:
-        """Runs of neighbouring characters that belong to one match each."""
         starts = [match.start for match in matches]
+        lines = enumerate(renderer.source_offsets(block))
+        return {number: found for number, offsets in lines if (found := [*self._of_line(offsets, matches, starts)])}
+
+    def _of_line(self, offsets: Sequence[int], matches: Sequence[Match], starts: Sequence[int]) -> Iterator[LineMark]:
+        """Runs of neighbouring characters that belong to one match each. `starts` are those of the matches."""
         start, last = 0, None
         for place, offset in enumerate([*offsets, -1]):
             before = bisect_left(starts, offset + 1) - 1

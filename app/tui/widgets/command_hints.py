@@ -29,7 +29,7 @@ class CommandHints(Static):
         self.display = False
 
     def show_for(self, text: str, *, anew: bool = False) -> None:
-        """Show the candidates for the input up to the caret; nothing where there are none. `anew`: look again."""
+        """Show the candidates for the line up to the caret; nothing where there are none. `anew`: look again."""
         if text == self._text and not anew:
             return
         if text != self._text:

@@ -228,15 +228,16 @@ class Prompt(TextArea):
         return taken is not None
 
     def _take(self, taken: CommandCandidate) -> None:
-        behind = self.text[len(self.before_caret) :]
-        self.put(taken.text + behind, len(taken.text))
+        row, column = self.cursor_location
+        self.replace(printable(taken.text), (row, 0), (row, column), maintain_selection_offset=False)
         if taken.attach:
             self.post_message(self.Attach((taken.attach,)))
 
     @property
     def before_caret(self) -> str:
-        """The text up to the caret."""
-        return self.get_text_range((0, 0), self.cursor_location)
+        """The line up to the caret: all of a long text would be read with every key."""
+        row, column = self.cursor_location
+        return self.document[row][:column]
 
     def _recall(self, direction: int) -> bool:
         text = self.earlier.step(direction, self.text)
