@@ -26,8 +26,10 @@ class NoConversationError(NotFoundError, SessionsError):
     """No conversation has that id, or more than one begins so."""
 
 
-def unexpected_error(error: Exception) -> DsliteError:
-    """An error that no code expected, as one that can be shown; its traceback goes to the log."""
+def shown_error(error: Exception) -> DsliteError:
+    """An error of any kind as one that can be shown; the traceback of one that no code expected goes to the log."""
+    if isinstance(error, DsliteError):
+        return error
     from dslite.app.terminal.log_file import log_error
 
     log_error(error)

@@ -10,8 +10,9 @@ from types import MappingProxyType
 from dslite.app.chat.engine_worker import GenerationEvent, GenerationFailed, GenerationJob, PrefillStarted
 from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.reply import Reply
-from dslite.app.chat.state import ChatState
+from dslite.app.chat.state import ChatState, UnsentMessage
 from dslite.app.sessions.ids import title_of
+from dslite.app.settings.sampling import CONSTRAINTS
 from dslite.runtime.events import Done, Token
 
 _QUESTION = "Write a title for this conversation: at most six words, in its language, and nothing else."
@@ -42,7 +43,7 @@ class AutoTitle:
         from dslite.runtime.text.message import Message
 
         messages = (*chat.tree.messages(reply.node, chat.ref.key), Message("user", _QUESTION))
-        sampling = {**dict.fromkeys(("json_schema", "regex", "grammar")), **_SAMPLING}
+        sampling = {**dict.fromkeys(CONSTRAINTS), **_SAMPLING}
         # As a job of the conversation: its cache is what the next turn goes on from.
         self._job = GenerationJob(messages, MappingProxyType(sampling), chat.tree.key, chat.tree.id)
         self._tree, self._text = chat.tree, ""
@@ -89,12 +90,8 @@ class AutoTitle:
 
 def _first_title(tree: MessageTree) -> str:
     """The title that a chat has from its first question."""
-    from dslite.app.sessions.attachments import split_attachments
-
-    if not (path := tree.path()):
-        return ""
-    files, text = split_attachments(path[0].content, path[0].info)
-    return title_of(text or ", ".join(file.name for file in files))
+    path = tree.path()
+    return title_of(UnsentMessage.of(path[0]).shown) if path else ""
 
 
 def _cleaned(text: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from dslite.app.chat.message_tree import ConversationSnapshot, MessageTree, Node
-from dslite.app.errors import SessionsError, unexpected_error
+from dslite.app.errors import SessionsError, shown_error
 from dslite.model.errors import DsliteError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class ConversationWriter:
             try:
                 save(self._open())
             except Exception as error:  # of any kind: the thread must go on
-                fault = error if isinstance(error, DsliteError) else unexpected_error(error)
+                fault = shown_error(error)
                 if self._fault is None:
                     self._events.put(SavingFailed(fault))
                 self._fault = fault

@@ -12,7 +12,6 @@ from dslite.app.chat.reply import Reply
 from dslite.app.chat.reply_lifecycle import ReplyLifecycle
 from dslite.app.chat.state import ChatState, UnsentMessage
 from dslite.app.chat.status import WARN_AT
-from dslite.app.sessions.attachments import split_attachments
 from dslite.model.errors import DsliteError
 
 _AT_THE_LIMIT: dict[WhenFull, str] = {
@@ -99,16 +98,10 @@ class ContextOverflow:
             chat.view.notice(summary.NONE_CAME)
             return
         old, system = chat.tree, summary.system_message(chat.tree.system, text)
-        waiting = [*([_unsent(reply.question)] if reply.question is not None else []), *chat.queue]
+        waiting = [*([UnsentMessage.of(reply.question)] if reply.question is not None else []), *chat.queue]
         chat.queue.clear()
         chat.settings.system = system
         self._begin(MessageTree(model=old.model, profile=old.profile, system=system, title=old.title))
         saved = "; it is saved" if chat.writer.saving else ""
         chat.view.summary_used(text, f"this chat goes on from a summary of the one before{saved}")
         chat.queue += waiting
-
-
-def _unsent(question: Node) -> UnsentMessage:
-    """A question as it was before it was asked."""
-    files, text = split_attachments(question.content, question.info)
-    return UnsentMessage(text, tuple(files))

@@ -28,7 +28,7 @@ from dslite.app.chat.status import ModelState, ReplyState
 from dslite.app.chat.token_scores import ScoredAnswer
 from dslite.app.chat.view import ChatView
 from dslite.app.errors import SessionsError
-from dslite.app.sessions.attachments import split_attachments, with_attachments
+from dslite.app.sessions.attachments import with_attachments
 from dslite.app.sessions.ids import title_of
 from dslite.app.settings.profiles import get_profile
 from dslite.model.errors import DsliteError
@@ -103,10 +103,13 @@ class ChatController(ChatState):
             self.view.message_added(question)
         self._replies.ask(question)
 
-    def _replace_answer(self, node: Node, text: str) -> None:
-        """Add an answer that the user has rewritten as a branch; `continue_answer` goes on from it."""
+    def _replace_answer(self, node: Node, text: str, ids: tuple[int, ...] | None = None) -> None:
+        """Add an answer that the user has rewritten as a branch; `continue_answer` goes on from it.
+
+        `ids` are its tokens, where they are known.
+        """
         answer = self.tree.add("assistant", text, parent=node.parent)
-        answer.finish_reason = "interrupted"
+        answer.finish_reason, answer.token_ids = "interrupted", ids
         answer.info = {"model": self.ref.key, "edited": True}
         self.writer.append(self.tree, answer)
         self.view.show_conversation()
@@ -141,7 +144,7 @@ class ChatController(ChatState):
     def compare(self, words: Sequence[str], node: Node | None = None) -> None:
         """Show two answers to a question beside each other; see `compared`. Raises UsageError, NotFoundError."""
         self.refuse_while_answering()
-        node = node if node is not None and node.role == "assistant" else self.tree.last_answer()
+        node = self._answer(node)
         sides = compared(self.tree, self.settings, words, node)
         question, tree = self.tree.question_of(node), self.tree
 
@@ -160,6 +163,10 @@ class ChatController(ChatState):
         self.view.show_comparison(self._comparison)
         self._comparison.start()
 
+    def _answer(self, node: Node | None) -> Node:
+        """A message where it is an answer, else the last answer. Raises UsageError."""
+        return node if node is not None and node.role == "assistant" else self.tree.last_answer()
+
     def _on_reply_finished(self, reply: Reply) -> None:
         self._overflow.on_finished(reply)
         if self._comparison is not None:
@@ -170,7 +177,7 @@ class ChatController(ChatState):
     def score(self, node: Node | None = None) -> None:
         """Find how likely each token of an answer was; `view.show_scores` gets them. Raises UsageError."""
         self.refuse_while_answering()
-        node = node if node is not None and node.role == "assistant" else self.tree.last_answer()
+        node = self._answer(node)
         if self.status.model is not ModelState.READY:
             raise UsageError("no model is loaded", "/model NAME opens one")
         self._scoring = node, engine.ScoreJob(self.tree.messages(node, self.ref.key), _CANDIDATES)
@@ -192,12 +199,7 @@ class ChatController(ChatState):
     def branch_at(self, answer: ScoredAnswer, place: int, candidate: Candidate) -> None:
         """Go on from another token in an answer, as a branch. Raises UsageError."""
         self.refuse_while_answering()
-        text, ids = answer.with_candidate(place, candidate)
-        node = self.tree.add("assistant", text, parent=answer.node.parent)
-        node.finish_reason, node.token_ids = "interrupted", ids
-        node.info = {"model": self.ref.key, "edited": True}
-        self.writer.append(self.tree, node)
-        self.view.show_conversation()
+        self._replace_answer(answer.node, *answer.with_candidate(place, candidate))
         self._replies.continue_answer()
 
     def edit(self, node: Node | None = None) -> None:
@@ -207,10 +209,10 @@ class ChatController(ChatState):
         node = node or (questions[-1] if questions else None)
         if node is None:
             raise UsageError("there is no message to edit yet")
-        files, text = split_attachments(node.content, node.info)
+        message = UnsentMessage.of(node)
         self.editing = node
-        self.attachments.put(files)
-        self.view.put_into_input(text)
+        self.attachments.put(message.files)
+        self.view.put_into_input(message.text)
         self.view.hint("editing: Enter makes a branch, Esc leaves it as it was")
 
     def cancel_edit(self) -> None:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dslite.app.chat.model_loading import LoadedModel, ModelLoader
-from dslite.app.errors import unexpected_error
+from dslite.app.errors import shown_error
 from dslite.model.errors import DsliteError
 from dslite.runtime.chat.protocol import ModelStats
 from dslite.runtime.downloads.hub import ModelRef
@@ -274,7 +274,7 @@ class EngineWorker:
             self._emit(ModelReady(ref, self._loaded.backend.stats()))
         except Exception as error:  # of any kind: the front end waits for an event
             absent = isinstance(error, ModelUnavailableError) and ref.repo_id is not None
-            shown = error if isinstance(error, DsliteError) else unexpected_error(error)
+            shown = shown_error(error)
             self._emit(ModelUnavailable(ref, shown, absent, kept=self._loaded is not None))
 
     def _reset_stats(self) -> None:
@@ -288,14 +288,14 @@ class EngineWorker:
                 raise ModelUnavailableError("no model is loaded", "choose one with /model")
             self._reply(job, self._loaded)
         except Exception as error:  # of any kind: the front end waits for an event
-            self._emit(GenerationFailed(job, error if isinstance(error, DsliteError) else unexpected_error(error)))
+            self._emit(GenerationFailed(job, shown_error(error)))
 
     def _score(self, job: ScoreJob) -> TokensScored:
         try:
             tokens = None if self._loaded is None else self._loaded.backend.score(job.messages, job.top, job.cancel)
             return TokensScored(job, None if tokens is None else tuple(tokens))
         except Exception as error:  # of any kind: the front end waits for an event
-            return TokensScored(job, error=error if isinstance(error, DsliteError) else unexpected_error(error))
+            return TokensScored(job, error=shown_error(error))
 
     def _reply(self, job: GenerationJob, loaded: LoadedModel) -> None:
         backend, more = loaded.backend, job.continue_final_message

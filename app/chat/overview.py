@@ -22,7 +22,7 @@ def _facts(chat: ChatState) -> Iterator[tuple[str, str]]:
         yield "context", f"{chat.status.used:,} of {stats.context:,} tokens"
     yield "profile", settings.profile.name + (" (changed here)" if differs(settings) else "")
     message = settings.system_message
-    yield "system", (message or "none") + _changed(settings.system is not None and message != settings.profile.system)
+    yield "system", (message or "none") + ("   (changed here)" if _system_differs(settings) else "")
     values = settings.sampling()
     for key, value in values.items():
         yield key, _text(key, value) + f"   {_origin(settings, key)}"
@@ -34,16 +34,17 @@ def _facts(chat: ChatState) -> Iterator[tuple[str, str]]:
 
 def differs(settings: ChatSettings) -> bool:
     """Whether flags or commands have changed what the profile says."""
-    own = settings.system is not None and settings.system_message != (settings.profile.system or None)
-    return own or any(settings.profile.sampling.get(key) != value for key, value in settings.chosen.items())
+    return _system_differs(settings) or any(
+        settings.profile.sampling.get(key) != value for key, value in settings.chosen.items()
+    )
+
+
+def _system_differs(settings: ChatSettings) -> bool:
+    return settings.system is not None and settings.system_message != (settings.profile.system or None)
 
 
 def _model_facts(stats: ModelStats | None) -> list[str]:
     return [] if stats is None else [*filter(None, [stats.weights or "", stats.device])]
-
-
-def _changed(yes: bool) -> str:
-    return "   (changed here)" if yes else ""
 
 
 def _text(key: str, value: object) -> str:

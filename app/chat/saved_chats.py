@@ -7,8 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from dslite.app.chat.state import ChatState
-from dslite.app.errors import unexpected_error
-from dslite.model.errors import DsliteError
+from dslite.app.errors import shown_error
 
 if TYPE_CHECKING:
     from dslite.app.sessions.store import SessionStore
@@ -36,7 +35,7 @@ class SavedChats:
         if error is None:
             then(done.result())
         else:
-            self._chat.view.error(error if isinstance(error, DsliteError) else unexpected_error(error))  # type: ignore[arg-type]
+            self._chat.view.error(shown_error(error))  # type: ignore[arg-type]
 
     def deliver(self) -> None:
         """Hand out the results that have come."""

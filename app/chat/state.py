@@ -8,7 +8,7 @@ from dslite.app.chat.message_tree import MessageTree, Node
 from dslite.app.chat.reply import Reply
 from dslite.app.chat.status import ChatStatus, ReplyState
 from dslite.app.chat.view import ChatView
-from dslite.app.sessions.attachments import Attachment
+from dslite.app.sessions.attachments import Attachment, split_attachments
 from dslite.model.errors import DsliteError
 from dslite.runtime.downloads.hub import ModelRef
 from dslite.runtime.errors import UsageError
@@ -20,6 +20,12 @@ class UnsentMessage:
 
     text: str
     files: tuple[Attachment, ...] = ()
+
+    @classmethod
+    def of(cls, question: Node) -> "UnsentMessage":
+        """A question as it was before it was asked."""
+        files, text = split_attachments(question.content, question.info)
+        return cls(text, tuple(files))
 
     @property
     def shown(self) -> str:
