@@ -37,16 +37,22 @@ def test_no_word_is_broken_at_the_margin(text: str, printed: str, capsys: pytest
     assert capsys.readouterr().out == printed
 
 
-def test_a_pasted_text_of_several_lines_is_one_message(tmp_path: Path) -> None:
+def line_mode(home: Path) -> "pexpect.spawn[str]":
+    """The line mode with the demo model on a terminal, at its prompt."""
     child = pexpect.spawn(
         str(Path(sys.executable).parent / "dslite"),
         ["chat", "--plain", "-m", "demo", "-n", "3"],
-        env={"PATH": "/usr/bin:/bin", "TERM": "xterm", **path_variables(tmp_path)},
+        env={"PATH": "/usr/bin:/bin", "TERM": "xterm", **path_variables(home)},
         encoding="utf-8",
         timeout=60,
     )
     child.expect("Ctrl\\+D ends")
     child.expect("> $")
+    return child
+
+
+def test_a_pasted_text_of_several_lines_is_one_message(tmp_path: Path) -> None:
+    child = line_mode(tmp_path)
     child.send("\x1b[200~first line\rsecond line\x1b[201~\r")
     child.expect("/continue goes on")
     child.expect("> $")
@@ -126,15 +132,7 @@ def test_find_names_each_place_with_what_stands_around_it(home: Path, capsys: py
 
 
 def test_tab_completes_commands_and_their_values(tmp_path: Path) -> None:
-    child = pexpect.spawn(
-        str(Path(sys.executable).parent / "dslite"),
-        ["chat", "--plain", "-m", "demo", "-n", "3"],
-        env={"PATH": "/usr/bin:/bin", "TERM": "xterm", **path_variables(tmp_path)},
-        encoding="utf-8",
-        timeout=60,
-    )
-    child.expect("Ctrl\\+D ends")
-    child.expect("> $")
+    child = line_mode(tmp_path)
     child.send("/se\ttempe\t0.25\r")
     child.expect("temperature is 0.25")
     child.expect("> $")
