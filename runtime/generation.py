@@ -78,7 +78,7 @@ def generate(
     the prompt's tokens first; with `max_tokens=0` it scores a text without generating.
     Raises UsageError, ContextFullError, NumericsError.
     """
-    return _collected(stream(engine, prompt, params, json_schema=json_schema, logprobs=logprobs, echo=echo))
+    return _summed([*stream(engine, prompt, params, json_schema=json_schema, logprobs=logprobs, echo=echo)])
 
 
 def stream(
@@ -92,8 +92,7 @@ def stream(
 ) -> Iterator[Token | Done]:
     """The same as it comes: a Token each, one Done at the end. The text is what their `delta`s make together."""
     wait_for_async(engine)
-    request = Request(_prompt_ids(engine, prompt), _shaped(params, json_schema), logprobs, echo)
-    events = engine.generate(request)
+    events = engine.generate(_request(engine, prompt, params, json_schema, logprobs, echo=echo))
     return (event for event in events if not isinstance(event, Prefilling))
 
 
@@ -126,8 +125,7 @@ def astream(
     """
 
     def start(cancel: Flag) -> Iterator[ChatEvent]:
-        request = Request(_prompt_ids(engine, prompt), _shaped(params, json_schema), logprobs, echo)
-        return engine.generate(request, cancel)
+        return engine.generate(_request(engine, prompt, params, json_schema, logprobs, echo=echo), cancel)
 
     return AsyncAnswer(engine, start)
 
@@ -185,7 +183,7 @@ class Chat:
 
         Raises UsageError, ContextFullError; the history is then as before.
         """
-        return _collected(self.stream(text, params, json_schema=json_schema))
+        return _summed([*self.stream(text, params, json_schema=json_schema)])
 
     def stream(
         self, text: str, params: SamplingParams | None = None, *, json_schema: Schema | None = None
@@ -234,12 +232,20 @@ def _shaped(params: SamplingParams, json_schema: Schema | None) -> SamplingParam
     return params if json_schema is None else replace(params, json_schema=schema_text(json_schema))
 
 
+def _request(
+    engine: Engine,
+    prompt: str,
+    params: SamplingParams,
+    json_schema: Schema | None,
+    logprobs: int | None,
+    *,
+    echo: bool,
+) -> Request:
+    return Request(_prompt_ids(engine, prompt), _shaped(params, json_schema), logprobs, echo)
+
+
 def _prompt_ids(engine: Engine, prompt: str) -> list[int]:
     return [engine.model.config.bos_token_id, *engine.tokenizer.encode(prompt)]
-
-
-def _collected(events: Iterator[Token | Done]) -> Completion:
-    return _summed(list(events))
 
 
 def _summed(events: Sequence[Token | Done]) -> Completion:

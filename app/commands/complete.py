@@ -70,6 +70,7 @@ def complete(
 
     Piped text goes before the prompt; --no-stdin or </dev/null where there is none.
     """
+    from dslite.app.completion.autosave import ConversationSaver
     from dslite.app.completion.protocol import CompletionOptions
     from dslite.app.settings.precedence import save_flags, settle
 
@@ -110,14 +111,12 @@ def complete(
                 tells_constraint=not no_schema_prompt,
             )
             if dry_run:
-                before = [] if store is None or earlier is None else store.path(earlier.leaf)
-                messages = [message.to_message(named.key) for message in before]
-                raise typer.Exit(_dry_run(named, options, prompts, prompt, messages, as_json=target.format != "text"))
+                before = ConversationSaver(store, earlier, saves=False, model=named.key, settings=settings).messages
+                raise typer.Exit(_dry_run(named, options, prompts, prompt, before, as_json=target.format != "text"))
             ref = served.ref if served else ensure_model(named, offline=engine.offline, weights=options.weights)
             if served is None:
                 ensure_packed(ref, options, yes=engine.yes)
 
-            from dslite.app.completion.autosave import ConversationSaver
             from dslite.app.completion.batch import complete_batch
             from dslite.app.completion.single import complete_one
 

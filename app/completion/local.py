@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +162,7 @@ class LocalCompletion:
 
         Those are taken as they are, not drawn, so that the text goes on where it broke off; they are not repeated.
         """
-        given = [token.id for token in came if not token.in_prompt and token.id is not None]
-        again = self.stream(replace(request, given=given), cancel)
+        again = self.stream(request.after(came), cancel)
         for place, event in enumerate(again):
             if place >= len(came) or isinstance(event, Done):
                 yield event

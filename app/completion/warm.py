@@ -5,7 +5,7 @@ Imports nothing that computes: torch and tokenizers are the engine's, until it i
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +21,7 @@ from dslite.runtime.engine_options import EngineOptions
 from dslite.runtime.errors import ModelUnavailableError, UsageError
 from dslite.runtime.events import Done, Event, LoadingEvent, Prefilling, Token
 from dslite.runtime.text.message import Message
-from dslite.runtime.warm.client import EngineLostError, EngineRefusedError, WarmClient, find_engine
+from dslite.runtime.warm.client import EngineLostError, EngineRefusedError, WarmClient, find_engine, interrupted_end
 from dslite.runtime.warm.key import EngineKey
 from dslite.runtime.warm.launcher import obtain_engine
 from dslite.runtime.warm.messages import message_objects, parse_params
@@ -132,7 +132,7 @@ class WarmCompletion:
                 return
             except EngineLostError as error:
                 if cancel.is_set():
-                    yield _interrupted(request, came)
+                    yield interrupted_end(came, request.prompt_tokens)
                     return
                 local = self._fall_back(error)
                 if self._resumed is not None:
@@ -233,13 +233,6 @@ def _made(reply: Mapping[str, Any]) -> tuple[SamplingParams, int]:
 
 def _made_here(request: "Request") -> tuple[SamplingParams, int]:
     return request.params, len(request.prompt_ids)
-
-
-def _interrupted(request: WarmRequest, came: Sequence[Token]) -> Done:
-    """The end of an answer that was stopped, and whose engine is gone."""
-    made = [token for token in came if not token.in_prompt]
-    ids = tuple(token.id for token in made if token.id is not None)
-    return Done("interrupted", "".join(token.delta for token in made), ids, request.prompt_tokens, 0)
 
 
 def _shown(events: Iterator[Event]) -> Iterator[Token | Done]:

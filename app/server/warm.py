@@ -51,8 +51,7 @@ class WarmPlace:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
-        self._server.close()
+        self._close()
 
     def open(self, engine: Engine, worker: Worker) -> None:
         """Answer from now on, until the server ends or `dslite engine stop` ends this alone."""
@@ -62,5 +61,8 @@ class WarmPlace:
 
     def _close_when_stopped(self) -> None:
         self._server.wait()
+        self._close()
+
+    def _close(self) -> None:
         self._socket.close()
         self._server.close()

@@ -5,7 +5,6 @@ whole. LocalChatBackend is the ChatBackend whose model runs in this process.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from threading import Event as Flag
 
 from dslite.runtime.chat.protocol import ChatBackend, ModelStats
@@ -62,9 +61,8 @@ class LocalChatBackend(ChatBackend):
         came: Sequence[Token] = (),
     ) -> Iterator[ChatEvent]:
         """The events of a request. Tokens that `came` from a process that ended are taken as they are, not repeated."""
-        given = [token.id for token in came if token.id is not None]
         # Raises here, not when the first event is taken.
-        events = self.engine.generate(replace(request, given=given), cancel, on_prefill)
+        events = self.engine.generate(request.after(came), cancel, on_prefill)
         return self._stripped(events, AnswerSpacing(request.spaces), len(came))
 
     def _stripped(self, events: Iterator[Event], spacing: AnswerSpacing, known: int) -> Iterator[ChatEvent]:

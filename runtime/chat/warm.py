@@ -14,7 +14,7 @@ from dslite.runtime.engine.sampling_params import SamplingParams
 from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import ChatEvent, Done, Notice, Prefilling, Token
 from dslite.runtime.text.message import Message
-from dslite.runtime.warm.client import EngineLostError, EngineRefusedError, WarmClient
+from dslite.runtime.warm.client import EngineLostError, EngineRefusedError, WarmClient, interrupted_end
 from dslite.runtime.warm.messages import message_objects
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ class WarmChatBackend(ChatBackend):
         finally:
             self._answering = False
         if cancel.is_set():
-            ids = tuple(token.id for token in came if token.id is not None)
-            yield Done("interrupted", "".join(token.delta for token in came), ids, prompt_tokens, 0)
+            yield interrupted_end(came, prompt_tokens)
             return
         yield from here(came)
 

@@ -1,9 +1,10 @@
 """What is asked of the engine. Imports no torch: a command whose model runs in another process makes requests too."""
 
 from collections import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dslite.runtime.engine.sampling_params import SamplingParams
+from dslite.runtime.events import Token
 
 
 @dataclass(frozen=True)
@@ -22,3 +23,8 @@ class Request:
     spaces: int = 0
     begun: str = ""
     given: abc.Sequence[int] = ()
+
+    def after(self, came: abc.Sequence[Token]) -> "Request":
+        """The same, whose answer begins with tokens that another process has made."""
+        given = [token.id for token in came if not token.in_prompt and token.id is not None]
+        return replace(self, given=given)

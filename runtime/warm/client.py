@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from threading import Event as Flag
@@ -98,6 +98,13 @@ class WarmClient:
                 _raise_errors(message)
                 return message
             heard = time.monotonic()
+
+
+def interrupted_end(came: Sequence[Token], prompt_tokens: int) -> Done:
+    """The end of an answer that was stopped, and whose engine is gone, from the tokens that came."""
+    made = [token for token in came if not token.in_prompt]
+    ids = tuple(token.id for token in made if token.id is not None)
+    return Done("interrupted", "".join(token.delta for token in made), ids, prompt_tokens, 0)
 
 
 def _raise_errors(message: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dslite.runtime.warm.idle import IdleTimer
     from dslite.runtime.warm.key import EngineKey
 
-_BEAT_S = 2.0  # between signs of life while nothing else is sent
+BEAT_S = 2.0  # between signs of life while nothing else is sent
 _BEAT = {"beat": True}
 
 _log = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ class Connection:
     def _write(self) -> None:
         while True:
             try:
-                message = self._outbox.get(timeout=_BEAT_S)
+                message = self._outbox.get(timeout=BEAT_S)
             except queue.Empty:
                 if not self._handling and self._active is None:
                     continue

@@ -17,7 +17,7 @@ from dslite.runtime.errors import DsliteError
 from dslite.runtime.events import LoadingEvent
 from dslite.runtime.system.local_socket import hold_lock, peer_user, user_id
 from dslite.runtime.warm.address import make_folder, socket_file
-from dslite.runtime.warm.connection import Connection, LoadedEngine
+from dslite.runtime.warm.connection import BEAT_S, Connection, LoadedEngine
 from dslite.runtime.warm.frames import Channel
 from dslite.runtime.warm.idle import IdleTimer
 from dslite.runtime.warm.key import EngineKey
@@ -25,7 +25,6 @@ from dslite.runtime.warm.messages import event_object
 
 MOST_CONNECTIONS = 256
 _BACKLOG = 256
-_BEAT_S = 2.0
 _LAST_WORDS_S = 2.0
 
 _log = logging.getLogger(__name__)
@@ -158,7 +157,7 @@ class WarmServer:
             channel.send(shown)
             with self._changed:
                 if self._state.loading is shown and not self._is_over():
-                    self._changed.wait(_BEAT_S)
+                    self._changed.wait(BEAT_S)
 
     @property
     def loaded(self) -> LoadedEngine | None:
